@@ -1,0 +1,35 @@
+package build
+
+import (
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// Key names a target, see [translate.Key].
+type Key = translate.Key
+
+// Value is what was built for a Key. It is immutable and shared by all
+// streams that hold it.
+type Value struct {
+	// Version is the hash of the bytes, or for a certificate what identifies
+	// it. Two values with equal versions are the same to a proxy.
+	Version string
+	// Body is the resource, marshalled once; nil for a target that is no
+	// resource of a proxy (findings).
+	Body *anypb.Any
+	// Clusters are the names of the clusters that the resource refers to and a
+	// proxy must have been sent first.
+	Clusters []string
+	Findings []mesh.Finding
+	// At is the revision of the mesh that the value was last found current for
+	// when it was built.
+	At mesh.Revision
+}
+
+// Subscriber is told which of its targets have a new value. Changed is called
+// without locks held by the builder's own goroutine, and must not block.
+type Subscriber interface {
+	Changed(keys []Key)
+}

@@ -1,0 +1,73 @@
+package mesh
+
+// Kind is a kind of entity.
+type Kind uint8
+
+// The kinds of entities. There is one Config and one TrustBundle, under the
+// empty Name.
+const (
+	KindConfig Kind = iota + 1
+	KindTrust
+	KindService
+	KindSlice
+	KindWorkload
+	KindPolicy
+	KindSplit
+)
+
+// Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy or
+// *Split. Once put into a Change it must not be modified.
+type Entity interface {
+	kind() Kind
+	id() Name
+}
+
+func (*Config) kind() Kind      { return KindConfig }
+func (*TrustBundle) kind() Kind { return KindTrust }
+func (*Service) kind() Kind     { return KindService }
+func (*Slice) kind() Kind       { return KindSlice }
+func (*Workload) kind() Kind    { return KindWorkload }
+func (*Policy) kind() Kind      { return KindPolicy }
+func (*Split) kind() Kind       { return KindSplit }
+
+func (*Config) id() Name      { return Name{} }
+func (*TrustBundle) id() Name { return Name{} }
+func (s *Service) id() Name   { return s.Name }
+func (s *Slice) id() Name     { return s.Name }
+func (w *Workload) id() Name  { return w.Name }
+func (p *Policy) id() Name    { return p.Meta.Name }
+func (s *Split) id() Name     { return s.Meta.Name }
+
+// Change says what an entity is now, or that it is no more.
+type Change struct {
+	kind   Kind
+	name   Name
+	entity Entity // nil: deleted
+}
+
+// Put is the change to the given state.
+func Put(e Entity) Change { return Change{kind: e.kind(), name: e.id(), entity: e} }
+
+// Delete is the change to nothing.
+func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
+
+// Applier takes changes, in order. It does not block on anything slower than
+// a lock, and may keep the entities.
+type Applier interface {
+	Apply(changes ...Change)
+}
+
+// Finding is something to tell the owner of an object: it becomes the
+// condition Type of the object with status False (or True where OK is set).
+type Finding struct {
+	Kind    Kind
+	Object  Name
+	Type    string // condition type: Accepted, ResolvedRefs
+	OK      bool
+	Reason  string // CamelCase
+	Message string // a sentence that says what to do
+}
+
+// Revision counts the snapshots that were made: each has a higher one than the
+// one before.
+type Revision uint64

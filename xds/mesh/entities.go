@@ -1,0 +1,350 @@
+package mesh
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Name is the name of a namespaced object.
+type Name struct {
+	Namespace string
+	Name      string
+}
+
+// String returns "namespace/name".
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Protocol is what is spoken on a port, as far as the cluster's objects say.
+type Protocol uint8
+
+const (
+	// Detect means that nothing was declared: proxies look at the first bytes.
+	Detect Protocol = iota
+	// HTTP is HTTP/1.x.
+	HTTP
+	// HTTP2 is HTTP/2, in the clear with prior knowledge where there is no TLS.
+	HTTP2
+	// GRPC is gRPC over HTTP/2.
+	GRPC
+	// TCP is any byte stream, one where the server may speak first included.
+	TCP
+	// TLS is TLS by the application itself; proxies pass it through.
+	TLS
+	// UDP is not carried by the mesh.
+	UDP
+)
+
+// IsHTTP reports whether the protocol is a declared form of HTTP.
+func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 || p == GRPC }
+
+// Opaque reports whether the port is declared and is not HTTP, so that no
+// proxy may wait for first bytes from the client.
+func (p Protocol) Opaque() bool { return p == TCP || p == TLS }
+
+// Config is what holds for the whole mesh: MeshConfig with its defaults
+// filled in, and what Kubernetes itself tells about the cluster.
+type Config struct {
+	TrustDomain   string
+	RootNamespace string // where mesh-wide policies live: Tulle's own namespace
+	MTLS          MTLSMode
+	Egress        EgressMode
+	// CertificateLifetime bounds how long a connection between proxies may
+	// live, since Envoy checks a certificate only when one opens. 0: unknown.
+	CertificateLifetime time.Duration
+	// ServiceRanges and PodRanges are the cluster's address ranges, sorted and
+	// without duplicates. Traffic to any other address is external.
+	ServiceRanges []netip.Prefix
+	PodRanges     []netip.Prefix
+	// AccessLog is the JSON access log's form: key to Envoy format operator.
+	// nil is the default form, empty turns the log off.
+	AccessLog map[string]string
+}
+
+// EgressMode says what happens to traffic that leaves the cluster.
+type EgressMode uint8
+
+const (
+	// AllowAny passes it on as it is.
+	AllowAny EgressMode = iota
+	// RegistryOnly refuses it.
+	RegistryOnly
+)
+
+// MTLSMode says what a workload accepts. Unset means: look one level up.
+type MTLSMode uint8
+
+// The modes, from the least strict to the strictest, which is the order that
+// decides between two policies that are equally specific.
+const (
+	MTLSUnset MTLSMode = iota
+	MTLSDisabled
+	MTLSPermissive
+	MTLSStrict
+)
+
+// TrustBundle is the set of root certificates that proxies trust, in PEM.
+type TrustBundle struct {
+	PEM []byte
+}
+
+// Service is a Kubernetes Service.
+type Service struct {
+	Name
+	// Addresses are its cluster IPs; none for a headless service.
+	Addresses []netip.Addr
+	Ports     []ServicePort
+	// Selector picks its pods; nil for a service whose endpoints somebody else
+	// manages.
+	Selector map[string]string
+}
+
+// Headless reports whether the service has no address of its own, so that
+// clients call its pods' addresses.
+func (s *Service) Headless() bool { return len(s.Addresses) == 0 }
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	Name     string
+	Port     uint16
+	Protocol Protocol
+	// Target is the container port: a number, or the name of one.
+	Target     uint16
+	TargetName string
+}
+
+// Port returns the port with the given number.
+func (s *Service) Port(number uint16) (ServicePort, bool) {
+	for _, p := range s.Ports {
+		if p.Port == number {
+			return p, true
+		}
+	}
+	return ServicePort{}, false
+}
+
+// Slice is one EndpointSlice: a part of a service's endpoints.
+type Slice struct {
+	Name
+	Service   string // in the slice's namespace
+	Ports     []SlicePort
+	Endpoints []Endpoint
+}
+
+// SlicePort maps a service port's name to the port that endpoints listen on.
+type SlicePort struct {
+	Name string
+	Port uint16
+}
+
+// Endpoint is one address behind a service.
+type Endpoint struct {
+	Address netip.Addr
+	// Workload is the name of the pod behind it, in the slice's namespace;
+	// empty where there is none.
+	Workload string
+	// Ready is what the slice says; an endpoint whose workload is terminating
+	// is not used whatever it says.
+	Ready bool
+	Zone  string
+}
+
+// Workload is a pod. A pod that has ended, or has no address yet, is known all
+// the same (its stream is authenticated by UID); Terminal and Addresses tell.
+type Workload struct {
+	Name
+	UID            string
+	ServiceAccount string
+	Labels         map[string]string
+	Addresses      []netip.Addr
+	Meshed         bool // it runs our sidecar
+	Terminating    bool // it has a deletion timestamp
+	Terminal       bool // its phase is Succeeded or Failed
+	Ports          []ContainerPort
+	Probes         []Probe
+}
+
+// ContainerPort is a declared TCP port of a workload's containers.
+type ContainerPort struct {
+	Name string
+	Port uint16
+}
+
+// Probe is an application's HTTP probe that the sidecar answers on port 15020
+// by asking the application itself.
+type Probe struct {
+	Path   string // the path on 15020, as the kubelet asks for it
+	Port   uint16 // the application's
+	Target string // the path (and query) at the application
+	HTTPS  bool
+}
+
+// Meta is what policies need of their object.
+type Meta struct {
+	Name
+	Generation int64
+	Created    time.Time
+}
+
+// Policy is a MeshPolicy.
+type Policy struct {
+	Meta
+	// Selector picks workloads; nil picks all of the namespace, or in the root
+	// namespace all of the mesh.
+	Selector      *Selector
+	Targets       []Target // for Traffic
+	MTLS          *MTLS
+	Authorization *Authorization
+	Traffic       *Traffic
+	// Invalid is set when the object cannot be understood, and says why. A
+	// security section of an invalid policy denies everything it selects.
+	Invalid string
+}
+
+// Selector picks workloads by label. It is a label selector's matchLabels.
+type Selector struct {
+	MatchLabels map[string]string
+}
+
+// Matches reports whether the labels have all that the selector asks for. A
+// nil selector matches everything.
+func (s *Selector) Matches(labels map[string]string) bool {
+	if s == nil {
+		return true
+	}
+	for k, v := range s.MatchLabels {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Target names what a client-side section is about.
+type Target struct {
+	Kind string // "Service"
+	Name
+	Port uint16 // 0: all ports
+}
+
+// MTLS is a policy's mtls section. Ports are container ports.
+type MTLS struct {
+	Mode  MTLSMode
+	Ports map[uint16]MTLSMode
+}
+
+// Authorization is a policy's authorization section.
+type Authorization struct {
+	DefaultDeny bool
+	Rules       []Rule
+}
+
+// Action is what a rule that matches does.
+type Action uint8
+
+const (
+	// Allow lets the request in, unless a Deny rule matches too.
+	Allow Action = iota
+	// Deny refuses it.
+	Deny
+)
+
+// Rule matches when one of From matches (or it is empty) and one of To matches
+// (or it is empty).
+type Rule struct {
+	Name   string
+	Action Action
+	From   []Source
+	To     []Operation
+}
+
+// Source matches when each field that is not empty has a value that matches.
+type Source struct {
+	// Identities are SPIFFE IDs; a trailing "*" makes one a prefix.
+	Identities      []string
+	Namespaces      []string
+	ServiceAccounts []Name // an empty namespace is the policy's
+	IPBlocks        []netip.Prefix
+}
+
+// Operation matches when each field that is not empty has a value that
+// matches. A leading or trailing "*" makes a suffix or prefix of a path or
+// host; "*" alone is anything that is there.
+type Operation struct {
+	Ports   []uint16
+	Methods []string
+	Paths   []string
+	Hosts   []string
+}
+
+// HasHTTP reports whether the operation can only be decided on a request.
+func (o Operation) HasHTTP() bool {
+	return len(o.Methods) > 0 || len(o.Paths) > 0 || len(o.Hosts) > 0
+}
+
+// Traffic is a policy's traffic section: how clients call the target.
+type Traffic struct {
+	Timeout *time.Duration // of a whole request; 0: none
+	Retries *Retries
+}
+
+// Retries says when and how often a failed request is tried again.
+type Retries struct {
+	Attempts      uint32 // at most so many retries; 0: none
+	PerTryTimeout time.Duration
+	On            []string // Envoy's retry conditions
+}
+
+// Split is a TrafficSplit.
+type Split struct {
+	Meta
+	Service  string // root, in the split's namespace
+	Port     uint16 // 0: all HTTP ports of the root
+	Rules    []SplitRule
+	Backends []Backend
+	Invalid  string
+}
+
+// SplitRule sends the requests that one of Matches matches to its own
+// backends. The first rule that matches decides.
+type SplitRule struct {
+	Matches  []RequestMatch
+	Backends []Backend
+}
+
+// Backend is a service that takes a share of the traffic: its endpoints, not
+// what its own splits say.
+type Backend struct {
+	Service string
+	Weight  uint32
+}
+
+// RequestMatch matches a request when all that is set matches.
+type RequestMatch struct {
+	Path    *StringMatch
+	Headers []HeaderMatch
+}
+
+// MatchType says how a string is compared.
+type MatchType uint8
+
+const (
+	// Exact compares the whole string.
+	Exact MatchType = iota
+	// Prefix compares path elements: "/a" matches "/a" and "/a/b", not "/ab".
+	Prefix
+	// Regex is RE2, over the whole string.
+	Regex
+)
+
+// StringMatch compares a path.
+type StringMatch struct {
+	Type  MatchType
+	Value string
+}
+
+// HeaderMatch compares a header.
+type HeaderMatch struct {
+	Name  string // lower case
+	Type  MatchType
+	Value string
+}

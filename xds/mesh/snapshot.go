@@ -1,0 +1,294 @@
+package mesh
+
+import (
+	"net/netip"
+	"reflect"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+)
+
+// Snapshot is the mesh at one revision. It is immutable: [Snapshot.Apply]
+// makes another that shares what did not change. The zero value is not usable;
+// see [New].
+//
+// Trees are keyed by "namespace/…", so that a prefix walk is a sorted bucket.
+type Snapshot struct {
+	revision  Revision
+	config    *Config
+	trust     *TrustBundle
+	services  tree[*Service]  // namespace/name
+	slices    tree[*Slice]    // namespace/name
+	byService tree[*Slice]    // namespace/service/name
+	workloads tree[*Workload] // namespace/name
+	addresses tree[Name]      // address of a pod
+	vips      tree[Name]      // address:port of a service
+	profiles  tree[*Profile]  // id
+	policies  tree[*Policy]   // namespace/name
+	splits    tree[*Split]    // namespace/name
+	byRoot    tree[*Split]    // namespace/service/name
+	sniffing  *Sniffing
+}
+
+// tree is a persistent sorted map.
+type tree[T any] struct{ t *iradix.Tree[T] }
+
+func newTree[T any]() tree[T]              { return tree[T]{iradix.New[T]()} }
+func (t tree[T]) get(key string) (T, bool) { return t.t.Get([]byte(key)) }
+func (t *tree[T]) put(key string, v T)     { t.t, _, _ = t.t.Insert([]byte(key), v) }
+func (t *tree[T]) delete(key string)       { t.t, _, _ = t.t.Delete([]byte(key)) }
+func (t tree[T]) len() int                 { return t.t.Len() }
+func (t tree[T]) prefix(prefix string) []T {
+	var out []T
+	t.t.Root().WalkPrefix([]byte(prefix), func(_ []byte, v T) bool {
+		out = append(out, v)
+		return false
+	})
+	return out
+}
+
+// New is an empty mesh with the given configuration.
+func New(c *Config) *Snapshot {
+	return &Snapshot{
+		config: c, trust: &TrustBundle{}, sniffing: &Sniffing{},
+		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
+		workloads: newTree[*Workload](), addresses: newTree[Name](), vips: newTree[Name](),
+		profiles: newTree[*Profile](), policies: newTree[*Policy](),
+		splits: newTree[*Split](), byRoot: newTree[*Split](),
+	}
+}
+
+// Revision is higher than that of every snapshot that this one came from.
+func (s *Snapshot) Revision() Revision { return s.revision }
+
+// Config is the mesh's configuration; never nil.
+func (s *Snapshot) Config() *Config { return s.config }
+
+// Workload returns the workload with the name.
+func (s *Snapshot) Workload(n Name) (*Workload, bool) { return s.workloads.get(n.String()) }
+
+// VIPs calls f for each address and port of a service that carries traffic
+// which proxies route (all but declared opaque ports), sorted by its text.
+func (s *Snapshot) VIPs(f func(vip string)) {
+	s.vips.t.Root().Walk(func(k []byte, n Name) bool {
+		svc, ok := s.services.get(n.String())
+		if !ok {
+			return false
+		}
+		ap, err := netip.ParseAddrPort(string(k))
+		if err != nil {
+			return false
+		}
+		if p, ok := svc.Port(ap.Port()); ok && !p.Protocol.Opaque() {
+			f(string(k))
+		}
+		return false
+	})
+}
+
+// Apply returns the snapshot after the changes, and the facts that differ. When
+// nothing differs it returns the receiver itself.
+func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
+	next := *s
+	f := facts{}
+	for _, c := range changes {
+		switch c.kind {
+		case KindConfig:
+			next.setConfig(f, c)
+		case KindTrust:
+			next.setTrust(f, c)
+		case KindService:
+			next.setService(f, c)
+		case KindSlice:
+			next.setSlice(f, c)
+		case KindWorkload:
+			next.setWorkload(f, c)
+		case KindPolicy:
+			next.setPolicy(f, c)
+		case KindSplit:
+			next.setSplit(f, c)
+		}
+	}
+	if len(f) == 0 {
+		return s, nil
+	}
+	next.updateSniffing(f)
+	next.revision++
+	out := make([]Fact, 0, len(f))
+	for k := range f {
+		out = append(out, k)
+	}
+	return &next, out
+}
+
+// same reports whether an entity is what it was; an entity that is there is
+// never the same as none.
+func same[T any](old T, had bool, c Change) (T, bool, bool) {
+	now, has := c.entity.(T)
+	return now, has, had == has && (!has || reflect.DeepEqual(old, now))
+}
+
+func (s *Snapshot) setConfig(f facts, c Change) {
+	now, has := c.entity.(*Config)
+	if !has || reflect.DeepEqual(now, s.config) {
+		return // there always is a configuration; absence is for observe to fill in
+	}
+	s.config = now
+	f.add(FactConfig, "")
+}
+
+func (s *Snapshot) setTrust(f facts, c Change) {
+	now, has := c.entity.(*TrustBundle)
+	if !has || string(now.PEM) == string(s.trust.PEM) {
+		return
+	}
+	s.trust = now
+	f.add(FactTrust, "")
+}
+
+func (s *Snapshot) setService(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.services.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactService, key)
+	f.add(FactServices, c.name.Namespace)
+	if had {
+		for _, vip := range old.VIPs() {
+			if n, ok := s.vips.get(vip); ok && n == c.name {
+				s.vips.delete(vip)
+			}
+			f.add(FactVIP, vip)
+		}
+		s.services.delete(key)
+	}
+	if has {
+		s.services.put(key, now)
+		for _, vip := range now.VIPs() {
+			s.vips.put(vip, c.name)
+			f.add(FactVIP, vip)
+		}
+	}
+}
+
+// VIPs are the service's address:port pairs.
+func (s *Service) VIPs() []string {
+	out := make([]string, 0, len(s.Addresses)*len(s.Ports))
+	for _, a := range s.Addresses {
+		for _, p := range s.Ports {
+			out = append(out, netip.AddrPortFrom(a, p.Port).String())
+		}
+	}
+	return out
+}
+
+func (s *Snapshot) setSlice(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.slices.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	if had {
+		f.add(FactEndpoints, old.Namespace+"/"+old.Service)
+		s.byService.delete(old.Namespace + "/" + old.Service + "/" + old.Name.Name)
+		s.slices.delete(key)
+	}
+	if has {
+		f.add(FactEndpoints, now.Namespace+"/"+now.Service)
+		s.byService.put(now.Namespace+"/"+now.Service+"/"+now.Name.Name, now)
+		s.slices.put(key, now)
+	}
+}
+
+func (s *Snapshot) setWorkload(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.workloads.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactWorkload, key)
+	if had {
+		s.dropAddresses(f, old)
+		s.workloads.delete(key)
+	}
+	if has {
+		s.workloads.put(key, now)
+		if !now.Terminal {
+			for _, a := range now.Addresses {
+				s.addresses.put(a.String(), now.Name)
+				f.add(FactAddress, a.String())
+			}
+		}
+	}
+	s.updateProfile(f, old, now)
+}
+
+// dropAddresses forgets a workload's addresses, but for one that another pod
+// has been given meanwhile.
+func (s *Snapshot) dropAddresses(f facts, w *Workload) {
+	for _, a := range w.Addresses {
+		if n, ok := s.addresses.get(a.String()); ok && n == w.Name {
+			s.addresses.delete(a.String())
+			f.add(FactAddress, a.String())
+		}
+	}
+}
+
+func (s *Snapshot) setPolicy(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.policies.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactPolicy, key)
+	if !had {
+		old = &Policy{}
+	}
+	if has {
+		s.policies.put(key, now)
+	} else {
+		s.policies.delete(key)
+		now = &Policy{}
+	}
+	s.policySections(f, c.name.Namespace, old, now)
+}
+
+// policySections marks the buckets of the sections in which two forms of a
+// policy differ.
+func (s *Snapshot) policySections(f facts, namespace string, old, now *Policy) {
+	reach := reflect.DeepEqual(old.Selector, now.Selector) && reflect.DeepEqual(old.Targets, now.Targets) &&
+		old.Created.Equal(now.Created) && old.Invalid == now.Invalid
+	mark := func(k FactKind, a, b any, had, has bool) {
+		if (had || has) && !(reach && reflect.DeepEqual(a, b)) {
+			f.add(k, namespace)
+		}
+	}
+	mark(FactMTLS, old.MTLS, now.MTLS, old.MTLS != nil, now.MTLS != nil)
+	mark(FactAuthorization, old.Authorization, now.Authorization, old.Authorization != nil, now.Authorization != nil)
+	mark(FactTraffic, old.Traffic, now.Traffic, old.Traffic != nil, now.Traffic != nil)
+}
+
+func (s *Snapshot) setSplit(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.splits.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactSplit, key)
+	ns := c.name.Namespace
+	if had {
+		f.add(FactSplits, ns+"/"+old.Service)
+		s.byRoot.delete(ns + "/" + old.Service + "/" + c.name.Name)
+		s.splits.delete(key)
+	}
+	if has {
+		f.add(FactSplits, ns+"/"+now.Service)
+		s.byRoot.put(ns+"/"+now.Service+"/"+c.name.Name, now)
+		s.splits.put(key, now)
+	}
+}

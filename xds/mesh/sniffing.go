@@ -1,0 +1,96 @@
+package mesh
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+)
+
+// Sniffing says where proxies look at a connection's first bytes to tell HTTP
+// from the rest, and where they must not, because the server may speak first.
+// Envoy can leave that out by port only, so ports are what it is made of, and
+// addresses are exceptions.
+type Sniffing struct {
+	// Off are the ports on which nothing is looked at, sorted.
+	Off []uint16
+	// HTTP are the services' addresses that are declared HTTP on a port of Off.
+	HTTP []netip.AddrPort
+	// Opaque are the addresses that are declared not to be HTTP on a port where
+	// proxies look, since another service on it has declared nothing.
+	Opaque []netip.AddrPort
+}
+
+// portUse is who declares what on one port number.
+type portUse struct {
+	opaque, http []netip.AddrPort
+	opaqueAny    bool // a headless service counts too
+	detect       bool
+}
+
+// updateSniffing works out Sniffing anew when a service changed.
+func (s *Snapshot) updateSniffing(f facts) {
+	changed := false
+	for k := range f {
+		if k.Kind == FactService {
+			changed = true
+			break
+		}
+	}
+	if !changed {
+		return
+	}
+	now := s.sniff()
+	if !reflect.DeepEqual(now, s.sniffing) {
+		s.sniffing = now
+		f.add(FactSniffing, "")
+	}
+}
+
+func (s *Snapshot) sniff() *Sniffing {
+	uses := map[uint16]*portUse{}
+	s.services.t.Root().Walk(func(_ []byte, svc *Service) bool {
+		for _, p := range svc.Ports {
+			use(uses, svc, p)
+		}
+		return false
+	})
+	out := &Sniffing{}
+	for port, u := range uses {
+		switch {
+		case !u.opaqueAny:
+		case u.detect:
+			out.Opaque = append(out.Opaque, u.opaque...)
+		default:
+			out.Off = append(out.Off, port)
+			out.HTTP = append(out.HTTP, u.http...)
+		}
+	}
+	slices.Sort(out.Off)
+	slices.SortFunc(out.HTTP, netip.AddrPort.Compare)
+	slices.SortFunc(out.Opaque, netip.AddrPort.Compare)
+	return out
+}
+
+func use(uses map[uint16]*portUse, svc *Service, p ServicePort) {
+	u := uses[p.Port]
+	if u == nil {
+		u = &portUse{}
+		uses[p.Port] = u
+	}
+	switch {
+	case p.Protocol.Opaque():
+		u.opaqueAny = true
+	case p.Protocol.IsHTTP() && !svc.Headless():
+	default:
+		// Undeclared, or HTTP on pods' own addresses, which cannot be listed.
+		u.detect = true
+	}
+	for _, a := range svc.Addresses {
+		vip := netip.AddrPortFrom(a, p.Port)
+		if p.Protocol.Opaque() {
+			u.opaque = append(u.opaque, vip)
+		} else if p.Protocol.IsHTTP() {
+			u.http = append(u.http, vip)
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package mesh
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// View reads a snapshot and records every fact that was read, the absent ones
+// too. It is for one build of one target, by one goroutine.
+type View struct {
+	s     *Snapshot
+	reads map[Fact]struct{}
+}
+
+// NewView reads the snapshot.
+func NewView(s *Snapshot) *View { return &View{s: s, reads: map[Fact]struct{}{}} }
+
+// Reads are the facts that were read, in no order.
+func (v *View) Reads() []Fact {
+	out := make([]Fact, 0, len(v.reads))
+	for f := range v.reads {
+		out = append(out, f)
+	}
+	return out
+}
+
+func (v *View) read(k FactKind, name string) { v.reads[Fact{k, name}] = struct{}{} }
+
+// Config is the mesh's configuration.
+func (v *View) Config() *Config {
+	v.read(FactConfig, "")
+	return v.s.config
+}
+
+// Trust is the bundle of root certificates.
+func (v *View) Trust() *TrustBundle {
+	v.read(FactTrust, "")
+	return v.s.trust
+}
+
+// Sniffing says on which ports first bytes are looked at.
+func (v *View) Sniffing() *Sniffing {
+	v.read(FactSniffing, "")
+	return v.s.sniffing
+}
+
+// Service returns the service with the name.
+func (v *View) Service(n Name) (*Service, bool) {
+	v.read(FactService, n.String())
+	return v.s.services.get(n.String())
+}
+
+// Services are the namespace's services, sorted by name.
+func (v *View) Services(namespace string) []*Service {
+	v.read(FactServices, namespace)
+	return v.s.services.prefix(namespace + "/")
+}
+
+// ServiceAt returns the service that has the address and port as its own.
+func (v *View) ServiceAt(vip netip.AddrPort) (*Service, ServicePort, bool) {
+	v.read(FactVIP, vip.String())
+	n, ok := v.s.vips.get(vip.String())
+	if !ok {
+		return nil, ServicePort{}, false
+	}
+	svc, ok := v.Service(n)
+	if !ok {
+		return nil, ServicePort{}, false
+	}
+	p, ok := svc.Port(vip.Port())
+	return svc, p, ok
+}
+
+// Slices are the parts of a service's endpoints, sorted by name.
+func (v *View) Slices(service Name) []*Slice {
+	v.read(FactEndpoints, service.String())
+	return v.s.byService.prefix(service.String() + "/")
+}
+
+// Workload returns the workload with the name.
+func (v *View) Workload(n Name) (*Workload, bool) {
+	v.read(FactWorkload, n.String())
+	return v.s.workloads.get(n.String())
+}
+
+// WorkloadAt returns the workload that has the address.
+func (v *View) WorkloadAt(a netip.Addr) (*Workload, bool) {
+	v.read(FactAddress, a.String())
+	n, ok := v.s.addresses.get(a.String())
+	if !ok {
+		return nil, false
+	}
+	return v.Workload(n)
+}
+
+// Profile returns the profile with the id.
+func (v *View) Profile(id string) (*Profile, bool) {
+	v.read(FactProfile, id)
+	return v.s.profiles.get(id)
+}
+
+// Policy returns the policy with the name.
+func (v *View) Policy(n Name) (*Policy, bool) {
+	v.read(FactPolicy, n.String())
+	return v.s.policies.get(n.String())
+}
+
+// Split returns the split with the name.
+func (v *View) Split(n Name) (*Split, bool) {
+	v.read(FactSplit, n.String())
+	return v.s.splits.get(n.String())
+}
+
+// Section is a section of a policy.
+type Section uint8
+
+// The sections.
+const (
+	SectionMTLS Section = iota
+	SectionAuthorization
+	SectionTraffic
+)
+
+var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactTraffic}
+
+func (s Section) in(p *Policy) bool {
+	switch s {
+	case SectionMTLS:
+		return p.MTLS != nil
+	case SectionAuthorization:
+		return p.Authorization != nil
+	default:
+		return p.Traffic != nil
+	}
+}
+
+// Policies are the namespace's policies that have the section, the oldest
+// first and then by name: the order in which equals win.
+func (v *View) Policies(namespace string, section Section) []*Policy {
+	v.read(sectionFacts[section], namespace)
+	var out []*Policy
+	for _, p := range v.s.policies.prefix(namespace + "/") {
+		if section.in(p) {
+			out = append(out, p)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Policy) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Meta.Name.Name, b.Meta.Name.Name))
+	})
+	return out
+}
+
+// Splits are the splits of a service, the oldest first and then by name.
+func (v *View) Splits(service Name) []*Split {
+	v.read(FactSplits, service.String())
+	out := v.s.byRoot.prefix(service.String() + "/")
+	slices.SortStableFunc(out, func(a, b *Split) int { return a.Created.Compare(b.Created) })
+	return out
+}
