@@ -1,0 +1,45 @@
+package v1alpha1
+
+// The types of conditions in the status of every kind. Each carries the
+// generation of the object that it speaks of.
+const (
+	// ConditionAccepted says whether the object is understood and in force.
+	// Where it is False, the reason and message say what to change.
+	ConditionAccepted = "Accepted"
+	// ConditionResolvedRefs says whether everything that the object names
+	// exists. Kinds and objects that name nothing do not have it.
+	ConditionResolvedRefs = "ResolvedRefs"
+	// ConditionProgrammed says whether every proxy concerned has acknowledged
+	// the configuration that follows from the object.
+	ConditionProgrammed = "Programmed"
+)
+
+// The reasons of conditions.
+const (
+	// ReasonAccepted is the reason of Accepted=True.
+	ReasonAccepted = "Accepted"
+	// ReasonInvalid is the reason of Accepted=False where the object contradicts
+	// itself in a way that admission could not see.
+	ReasonInvalid = "Invalid"
+	// ReasonConflicted is the reason of Accepted=False where another object, of
+	// equal standing, speaks about the same thing and wins.
+	ReasonConflicted = "Conflicted"
+	// ReasonResolvedRefs is the reason of ResolvedRefs=True.
+	ReasonResolvedRefs = "ResolvedRefs"
+	// ReasonServiceNotFound is the reason of ResolvedRefs=False where a Service
+	// that the object names does not exist.
+	ReasonServiceNotFound = "ServiceNotFound"
+	// ReasonPortNotFound is the reason of ResolvedRefs=False where a Service
+	// exists and does not have the port that the object names.
+	ReasonPortNotFound = "PortNotFound"
+	// ReasonProgrammed is the reason of Programmed=True.
+	ReasonProgrammed = "Programmed"
+	// ReasonPending is the reason of Programmed=False while proxies have yet to
+	// acknowledge.
+	ReasonPending = "Pending"
+	// ReasonRejected is the reason of Programmed=False where a proxy has refused
+	// what it was sent; the message has the proxy's own words.
+	ReasonRejected = "Rejected"
+	// ReasonUnknown is the reason of a condition that cannot be told.
+	ReasonUnknown = "Unknown"
+)

@@ -1,0 +1,247 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// MeshConfigName is the name of the one MeshConfig of a cluster.
+const MeshConfigName = "default"
+
+// MeshConfig is what holds for the whole mesh. There is one, named default;
+// while there is none, its defaults hold.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=mcfg,categories=mesh
+// +kubebuilder:printcolumn:name="Trust-Domain",type=string,JSONPath=`.spec.trustDomain`
+// +kubebuilder:printcolumn:name="mTLS",type=string,JSONPath=`.spec.mtls.mode`
+// +kubebuilder:printcolumn:name="Egress",type=string,JSONPath=`.spec.egress.mode`
+// +kubebuilder:printcolumn:name="Lifetime",type=string,JSONPath=`.spec.certificates.lifetime`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="there is one MeshConfig, named default: write metadata.name: default"
+type MeshConfig struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec is what holds for the whole mesh.
+	// +optional
+	// +kubebuilder:default={}
+	Spec MeshConfigSpec `json:"spec,omitzero"`
+
+	// status is what the control plane found.
+	// +optional
+	Status MeshConfigStatus `json:"status,omitzero"`
+}
+
+// MeshConfigSpec is what holds for the whole mesh.
+type MeshConfigSpec struct {
+	// trustDomain is the first part of every SPIFFE identity of the mesh:
+	// spiffe://<trustDomain>/ns/<namespace>/sa/<service account>. It cannot be
+	// changed.
+	// +optional
+	// +kubebuilder:default=cluster.local
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9._-]+$')",message="a trust domain has lower-case letters, digits, '.', '-' and '_', and no scheme, port or path: write cluster.local"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the trust domain is part of every identity and cannot be changed: delete the MeshConfig and create it anew, then restart every meshed workload"
+	TrustDomain string `json:"trustDomain,omitempty"`
+
+	// mtls is the default for workloads that no MeshPolicy speaks about.
+	// +optional
+	// +kubebuilder:default={}
+	MTLS MeshMTLS `json:"mtls,omitzero"`
+
+	// certificates are those of workloads.
+	// +optional
+	// +kubebuilder:default={}
+	Certificates Certificates `json:"certificates,omitzero"`
+
+	// egress is traffic to addresses outside of the cluster.
+	// +optional
+	// +kubebuilder:default={}
+	Egress Egress `json:"egress,omitzero"`
+
+	// clusterRanges are the address ranges of the cluster, where Kubernetes
+	// itself does not tell them (ServiceCIDR objects, nodes' pod ranges).
+	// Traffic to any other address is egress.
+	// +optional
+	ClusterRanges ClusterRanges `json:"clusterRanges,omitzero"`
+
+	// proxy is the sidecar in every meshed pod. A change is seen by pods that
+	// are created afterwards.
+	// +optional
+	Proxy ProxyConfig `json:"proxy,omitzero"`
+
+	// accessLog is the proxies' log of requests and connections.
+	// +optional
+	// +kubebuilder:default={}
+	AccessLog AccessLog `json:"accessLog,omitzero"`
+}
+
+// MeshMTLS is the mesh-wide default of mutual TLS.
+type MeshMTLS struct {
+	// mode of workloads that no MeshPolicy speaks about.
+	// +optional
+	// +kubebuilder:default=Permissive
+	Mode MTLSMode `json:"mode,omitempty"`
+}
+
+// Certificates are those of workloads.
+type Certificates struct {
+	// lifetime of a workload's certificate, from 1m to 720h; it is renewed at
+	// half of that.
+	// +optional
+	// +kubebuilder:default="24h"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('720h')",message="a certificate lives for 1m at least and 720h (30 days) at most: write 24h"
+	Lifetime *metav1.Duration `json:"lifetime,omitempty"`
+}
+
+// EgressMode says what becomes of traffic to addresses outside of the cluster.
+//
+// +kubebuilder:validation:Enum=AllowAny;RegistryOnly
+type EgressMode string
+
+const (
+	// EgressAllowAny passes it on as it is.
+	EgressAllowAny EgressMode = "AllowAny"
+	// EgressRegistryOnly refuses it.
+	EgressRegistryOnly EgressMode = "RegistryOnly"
+)
+
+// Egress is traffic to addresses outside of the cluster.
+type Egress struct {
+	// mode says what becomes of it: AllowAny passes it on as it is,
+	// RegistryOnly refuses it.
+	// +optional
+	// +kubebuilder:default=AllowAny
+	Mode EgressMode `json:"mode,omitempty"`
+}
+
+// ClusterRanges are address ranges of the cluster, as CIDRs.
+type ClusterRanges struct {
+	// services are the ranges of Services' addresses, in addition to those of
+	// ServiceCIDR objects.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=49
+	// +kubebuilder:validation:XValidation:rule="self.all(b, isCIDR(b))",message="a range is a CIDR: write 10.96.0.0/12"
+	Services []string `json:"services,omitempty"`
+
+	// pods are the ranges of pods' addresses, in addition to those of Node
+	// objects.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=49
+	// +kubebuilder:validation:XValidation:rule="self.all(b, isCIDR(b))",message="a range is a CIDR: write 10.244.0.0/16"
+	Pods []string `json:"pods,omitempty"`
+}
+
+// ProxyLogLevel is a log level of Envoy.
+//
+// +kubebuilder:validation:Enum=trace;debug;info;warning;error;critical;"off"
+type ProxyLogLevel string
+
+// ProxyConfig is the sidecar in every meshed pod. Annotations of a pod override
+// it for that pod.
+type ProxyConfig struct {
+	// image of Envoy; the one that this version of Tulle is tested with by
+	// default.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
+	Image string `json:"image,omitempty"`
+
+	// resources that the sidecar requests and is limited to.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.claims)",message="a proxy has no resource claims: write requests and limits"
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// logLevel of Envoy's own log; warning by default.
+	// +optional
+	LogLevel ProxyLogLevel `json:"logLevel,omitempty"`
+
+	// concurrency is the number of Envoy's worker threads. By default one for
+	// each CPU of the sidecar's limit, and 2 where it has none.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=64
+	Concurrency *int32 `json:"concurrency,omitempty"`
+}
+
+// AccessLogMode says whether proxies log requests and connections.
+//
+// +kubebuilder:validation:Enum=JSON;Disabled
+type AccessLogMode string
+
+const (
+	// AccessLogJSON writes one JSON object a line to the proxy's stdout.
+	AccessLogJSON AccessLogMode = "JSON"
+	// AccessLogDisabled writes nothing.
+	AccessLogDisabled AccessLogMode = "Disabled"
+)
+
+// AccessLog is the proxies' log of requests and connections.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.fields) || self.mode == 'JSON'",message="fields are those of the JSON log: leave them out, or write mode: JSON"
+type AccessLog struct {
+	// mode: JSON writes one JSON object a line to the proxy's stdout, Disabled
+	// nothing.
+	// +optional
+	// +kubebuilder:default=JSON
+	Mode AccessLogMode `json:"mode,omitempty"`
+
+	// fields replace the default ones: from a key of the JSON object to a
+	// format of Envoy's command operators, such as
+	// "%REQUEST_HEADER(x-request-id)%".
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=64
+	Fields map[string]LogFormat `json:"fields,omitempty"`
+}
+
+// LogFormat is text with Envoy's command operators.
+//
+// +kubebuilder:validation:MinLength=1
+// +kubebuilder:validation:MaxLength=512
+type LogFormat string
+
+// Formats returns the fields as plain strings, nil where the default ones hold.
+func (l AccessLog) Formats() map[string]string {
+	if l.Fields == nil {
+		return nil
+	}
+	formats := make(map[string]string, len(l.Fields))
+	for key, format := range l.Fields {
+		formats[key] = string(format)
+	}
+	return formats
+}
+
+// MeshConfigStatus is what the control plane found about the MeshConfig.
+type MeshConfigStatus struct {
+	// conditions has Accepted.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=8
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// MeshConfigList is a list of MeshConfigs.
+//
+// +kubebuilder:object:root=true
+type MeshConfigList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []MeshConfig `json:"items"`
+}

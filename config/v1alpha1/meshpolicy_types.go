@@ -1,0 +1,411 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// MeshPolicy is what a platform or a team lays down about workloads. A policy
+// speaks for one side: mtls and authorization are enforced where the selected
+// workloads run, traffic describes how clients call a Service.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=mpol,categories=mesh
+// +kubebuilder:printcolumn:name="mTLS",type=string,JSONPath=`.spec.mtls.mode`
+// +kubebuilder:printcolumn:name="Default",type=string,JSONPath=`.spec.authorization.default`
+// +kubebuilder:printcolumn:name="Timeout",type=string,JSONPath=`.spec.traffic.timeout`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type MeshPolicy struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec is what the policy lays down.
+	// +required
+	Spec MeshPolicySpec `json:"spec"`
+
+	// status is what the control plane found.
+	// +optional
+	Status MeshPolicyStatus `json:"status,omitzero"`
+}
+
+// MeshPolicySpec is what a MeshPolicy lays down, in optional sections.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.authorization) || has(self.traffic)",message="a policy needs at least one section: write mtls, authorization or traffic"
+// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.authorization)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls and authorization what workloads accept; put traffic in a MeshPolicy of its own"
+// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && has(self.selector))",message="traffic is about calls to Services, not about the workloads that selector picks: name the Services in targetRefs, or leave both out for all Services"
+// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic)",message="targetRefs names what a traffic section is about: use selector to pick the workloads for mtls and authorization"
+type MeshPolicySpec struct {
+	// selector picks the workloads that mtls and authorization are about, in
+	// the policy's namespace. Without it they are about all workloads of the
+	// namespace. In Tulle's own namespace a policy is about the whole mesh, and
+	// a selector picks in every namespace.
+	// +optional
+	Selector *WorkloadSelector `json:"selector,omitempty"`
+
+	// targetRefs names what traffic is about. Without it, traffic is about
+	// calls to every Service of the policy's namespace, and about calls by that
+	// namespace's workloads.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	TargetRefs []TargetRef `json:"targetRefs,omitempty"`
+
+	// mtls says whether the selected workloads accept connections that are not
+	// mutual TLS of the mesh.
+	// +optional
+	MTLS *MTLS `json:"mtls,omitempty"`
+
+	// authorization says who may call the selected workloads, and what.
+	// +optional
+	Authorization *Authorization `json:"authorization,omitempty"`
+
+	// traffic says how clients call the targets.
+	// +optional
+	Traffic *Traffic `json:"traffic,omitempty"`
+}
+
+// WorkloadSelector picks workloads by their pods' labels.
+type WorkloadSelector struct {
+	// matchLabels are the labels that a pod must have, all of them.
+	// +required
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=16
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) <= 317)",message="a label's name has at most 63 characters, after a prefix of at most 253 and a slash"
+	MatchLabels map[string]LabelValue `json:"matchLabels"`
+}
+
+// LabelValue is the value of a label, as Kubernetes allows it: empty, or up to
+// 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends.
+//
+// +kubebuilder:validation:MaxLength=63
+// +kubebuilder:validation:Pattern=`^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$`
+type LabelValue string
+
+// Labels returns the labels that the selector asks for as Kubernetes' own label
+// sets are typed, nil for a nil selector.
+func (s *WorkloadSelector) Labels() map[string]string {
+	if s == nil {
+		return nil
+	}
+	labels := make(map[string]string, len(s.MatchLabels))
+	for name, value := range s.MatchLabels {
+		labels[name] = string(value)
+	}
+	return labels
+}
+
+// TargetRef names what clients call.
+type TargetRef struct {
+	// group of the target; "" is Kubernetes' core group.
+	// +optional
+	// +kubebuilder:default=""
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self == ''",message="the target of traffic is a Service: leave group out, or write \"\""
+	Group string `json:"group"`
+
+	// kind of the target: Service.
+	// +optional
+	// +kubebuilder:default=Service
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self == 'Service'",message="the target of traffic is a Service: write kind: Service"
+	Kind string `json:"kind,omitempty"`
+
+	// name of the target.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// namespace of the target; the policy's own by default. In the target's
+	// namespace a policy binds all its clients, elsewhere only the clients in
+	// the policy's namespace, for whom it wins.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace,omitempty"`
+
+	// port of the Service; all ports by default.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+}
+
+// MTLSMode says which connections a workload accepts.
+//
+// +kubebuilder:validation:Enum=Strict;Permissive;Disabled
+type MTLSMode string
+
+const (
+	// MTLSStrict accepts mutual TLS of the mesh and nothing else.
+	MTLSStrict MTLSMode = "Strict"
+	// MTLSPermissive accepts mutual TLS of the mesh, and anything else as it is.
+	MTLSPermissive MTLSMode = "Permissive"
+	// MTLSDisabled accepts connections as they are, and clients of the mesh do
+	// not use mutual TLS.
+	MTLSDisabled MTLSMode = "Disabled"
+)
+
+// MTLS says which connections the selected workloads accept.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.mode) || has(self.ports)",message="mtls says nothing: write mode, or ports with a mode for each"
+type MTLS struct {
+	// mode for every port that ports does not name. Strict: only mutual TLS of
+	// the mesh. Permissive: plain connections too. Disabled: no mutual TLS.
+	// Without it, the next wider policy decides: the namespace's, then the
+	// mesh's, then MeshConfig.
+	// +optional
+	Mode MTLSMode `json:"mode,omitempty"`
+
+	// ports are exceptions for single container ports.
+	// +optional
+	// +listType=map
+	// +listMapKey=port
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	Ports []PortMTLS `json:"ports,omitempty"`
+}
+
+// PortMTLS says which connections one container port accepts.
+type PortMTLS struct {
+	// port is the container port, not the Service's.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+
+	// mode of this port.
+	// +required
+	Mode MTLSMode `json:"mode"`
+}
+
+// AuthorizationAction says what becomes of a request.
+//
+// +kubebuilder:validation:Enum=Allow;Deny
+type AuthorizationAction string
+
+const (
+	// AuthorizationAllow lets a request in.
+	AuthorizationAllow AuthorizationAction = "Allow"
+	// AuthorizationDeny refuses a request: 403 for HTTP, a closed connection for
+	// anything else.
+	AuthorizationDeny AuthorizationAction = "Deny"
+)
+
+// Authorization says who may call the selected workloads, and what. Policies
+// add up: a request that any Deny rule matches is refused; otherwise it is let
+// in if no policy for the workload has an Allow rule or denies by default, or
+// if one of the Allow rules matches.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.rules) || self.default == 'Deny'",message="authorization says nothing: write rules, or default: Deny to refuse all that no rule of another policy allows"
+type Authorization struct {
+	// default is what becomes of a request that no rule matches. Deny refuses
+	// it even where no policy has an Allow rule.
+	// +optional
+	// +kubebuilder:default=Allow
+	Default AuthorizationAction `json:"default,omitempty"`
+
+	// rules are looked at all together; their order means nothing.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	Rules []AuthorizationRule `json:"rules,omitempty"`
+}
+
+// AuthorizationRule matches a request that one of from and one of to match; a
+// list that is left out matches every request.
+type AuthorizationRule struct {
+	// name of the rule, for access logs and for people.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name,omitempty"`
+
+	// action says what becomes of a request that matches.
+	// +optional
+	// +kubebuilder:default=Allow
+	Action AuthorizationAction `json:"action,omitempty"`
+
+	// from says who calls. Any one of the entries is enough.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	From []Source `json:"from,omitempty"`
+
+	// to says what is called. Any one of the entries is enough.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	To []Operation `json:"to,omitempty"`
+}
+
+// Source matches a caller for whom every field that is written has a value that
+// matches. Identities, namespaces and service accounts are taken from the
+// caller's certificate, so they never match a caller without mutual TLS.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.identities) || has(self.namespaces) || has(self.serviceAccounts) || has(self.ipBlocks)",message="an entry of from says nothing: write identities, namespaces, serviceAccounts or ipBlocks, or leave from out to match every caller"
+type Source struct {
+	// identities are SPIFFE IDs, such as spiffe://cluster.local/ns/shop/sa/web.
+	// A trailing '*' makes one a prefix.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=512
+	// +kubebuilder:validation:XValidation:rule="self.all(i, i.startsWith('spiffe://'))",message="an identity is a SPIFFE ID: write spiffe://<trust domain>/ns/<namespace>/sa/<service account>; a trailing '*' makes it a prefix"
+	// +kubebuilder:validation:XValidation:rule="self.all(i, !i.contains('*') || i.indexOf('*') == size(i) - 1)",message="'*' stands only at the end of an identity: write spiffe://<trust domain>/ns/<namespace>/* for all of a namespace"
+	Identities []string `json:"identities,omitempty"`
+
+	// namespaces of callers.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// serviceAccounts of callers: "name" in the policy's namespace, or
+	// "namespace/name".
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=317
+	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?$`
+	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
+
+	// ipBlocks are addresses of callers as CIDRs, such as 10.0.0.0/8 or
+	// 192.0.2.7/32: the peer address of the connection.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=49
+	// +kubebuilder:validation:XValidation:rule="self.all(b, isCIDR(b))",message="an ipBlock is a CIDR: write 10.0.0.0/8, or 192.0.2.7/32 for one address"
+	IPBlocks []string `json:"ipBlocks,omitempty"`
+}
+
+// Operation matches a request for which every field that is written has a value
+// that matches. Methods, paths and hosts are known only of HTTP: on any other
+// connection an Allow rule that has them never matches, and a Deny rule denies.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.ports) || has(self.methods) || has(self.paths) || has(self.hosts)",message="an entry of to says nothing: write ports, methods, paths or hosts, or leave to out to match every request"
+type Operation struct {
+	// ports are container ports, not the Service's.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:Minimum=1
+	// +kubebuilder:validation:items:Maximum=65535
+	Ports []int32 `json:"ports,omitempty"`
+
+	// methods of HTTP, such as GET, in capitals. For gRPC it is always POST.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.all(m, m.matches('^[A-Z][A-Z_-]*$'))",message="an HTTP method is written in capitals: GET, POST, PUT"
+	Methods []string `json:"methods,omitempty"`
+
+	// paths of requests, without the query: "/cart" is that path, "/cart/*" a
+	// prefix, "*.png" a suffix, "*" any. For gRPC, "/package.Service/Method".
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=512
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p.startsWith('/') || p.startsWith('*'))",message="a path begins with '/', or with '*' for a suffix: write /cart, /cart/* or *.png"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p == '*' || p.split('*').size() <= 2 && (!p.contains('*') || p.startsWith('*') || p.endsWith('*')))",message="one '*' at most, at the beginning or the end of a path: write /cart/* or *.png"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, !p.contains('?') && !p.contains('#'))",message="a path has no query and no fragment: leave out '?' or '#' and what follows"
+	Paths []string `json:"paths,omitempty"`
+
+	// hosts of requests (Host or :authority), without the port: "shop.example"
+	// is that host, "*.example" a suffix, "shop.*" a prefix, "*" any.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.all(h, h == '*' || h.split('*').size() <= 2 && (!h.contains('*') || h.startsWith('*') || h.endsWith('*')))",message="one '*' at most, at the beginning or the end of a host: write *.example or shop.*"
+	// +kubebuilder:validation:XValidation:rule="self.all(h, !h.contains('/') && !h.contains(':'))",message="a host has no scheme, port or path: write shop.example, and the port in ports"
+	Hosts []string `json:"hosts,omitempty"`
+}
+
+// Traffic says how clients call the targets.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.timeout) || has(self.retries)",message="traffic says nothing: write timeout or retries"
+type Traffic struct {
+	// timeout of a whole request with all its retries, such as 2s or 500ms; 0s
+	// is none.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+
+	// retries says when and how often a request that failed is tried again.
+	// +optional
+	Retries *Retries `json:"retries,omitempty"`
+}
+
+// RetryCondition is a condition of Envoy under which a request is tried again.
+//
+// +kubebuilder:validation:Enum=connect-failure;refused-stream;reset;reset-before-request;5xx;gateway-error;retriable-4xx;unavailable;cancelled;deadline-exceeded;resource-exhausted;internal
+type RetryCondition string
+
+// Retries says when and how often a request that failed is tried again.
+//
+// +kubebuilder:validation:XValidation:rule="self.attempts > 0 || !(has(self.on) || has(self.perTryTimeout))",message="attempts: 0 turns retries off, so on and perTryTimeout mean nothing: leave them out, or write attempts: 1 or more"
+type Retries struct {
+	// attempts after the first; 0 turns retries off.
+	// +required
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10
+	Attempts int32 `json:"attempts"`
+
+	// perTryTimeout of each attempt, the first included, such as 250ms.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="perTryTimeout is above zero: leave it out for none"
+	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
+
+	// on is the conditions of Envoy under which a request is tried again. By
+	// default those after which the server cannot have seen the request.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=12
+	On []RetryCondition `json:"on,omitempty"`
+}
+
+// MeshPolicyStatus is what the control plane found about a MeshPolicy.
+type MeshPolicyStatus struct {
+	// conditions are Accepted and, where targetRefs is written, ResolvedRefs.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=8
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// MeshPolicyList is a list of MeshPolicies.
+//
+// +kubebuilder:object:root=true
+type MeshPolicyList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []MeshPolicy `json:"items"`
+}
