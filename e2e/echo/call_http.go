@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/gorilla/websocket"
+)
+
+func callHTTP(ctx context.Context, o callOptions, r *Result) error {
+	transport := newTransport(o.h2c, true)
+	defer transport.CloseIdleConnections()
+	return doHTTP(ctx, &http.Client{Transport: transport, CheckRedirect: noRedirect}, o, r)
+}
+
+// newTransport is a transport of one connection, that goes where the URL says
+// and nowhere else: no proxy from the environment.
+func newTransport(h2c, closeEach bool) *http.Transport {
+	t := &http.Transport{DisableKeepAlives: closeEach, DisableCompression: true, MaxConnsPerHost: 1}
+	if h2c {
+		var p http.Protocols
+		p.SetUnencryptedHTTP2(true)
+		// Over HTTP/2 the transport would send "Connection: close" semantics by
+		// closing after each request, which is what closeEach asks for.
+		t.Protocols = &p
+	}
+	return t
+}
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func doHTTP(ctx context.Context, client *http.Client, o callOptions, r *Result) error {
+	request, err := newRequest(ctx, o)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	r.Status, r.Headers = response.StatusCode, response.Header
+	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
+		r.Peer = response.TLS.PeerCertificates[0].Subject.CommonName
+	}
+	body, err := io.ReadAll(response.Body)
+	r.keep(body)
+	if err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	return nil
+}
+
+func newRequest(ctx context.Context, o callOptions) (*http.Request, error) {
+	method := o.method
+	if method == "" {
+		method = http.MethodGet
+		if o.bodyBytes > 0 {
+			method = http.MethodPost
+		}
+	}
+	var body io.Reader
+	if o.bodyBytes > 0 {
+		body = io.LimitReader(zeros{}, o.bodyBytes)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, o.target, body)
+	if err != nil {
+		return nil, fmt.Errorf("making a request for %s: %w", o.target, err)
+	}
+	if o.bodyBytes > 0 && !o.chunked {
+		request.ContentLength = o.bodyBytes
+	}
+	for name, values := range o.headers {
+		request.Header[name] = values
+	}
+	request.Host = o.host
+	return request, nil
+}
+
+func callTLS(ctx context.Context, o callOptions, r *Result) error {
+	transport := newTransport(false, true)
+	// The application's certificate is its own: what counts is whose it is.
+	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+	defer transport.CloseIdleConnections()
+	o.target = "https://" + o.target + "/"
+	return doHTTP(ctx, &http.Client{Transport: transport, CheckRedirect: noRedirect}, o, r)
+}
+
+func callWebSocket(ctx context.Context, o callOptions, r *Result) error {
+	url := "ws" + strings.TrimPrefix(o.target, "http")
+	c, response, err := new(websocket.Dialer).DialContext(ctx, url, http.Header(o.headers))
+	if response != nil {
+		r.Status, r.Headers = response.StatusCode, response.Header
+	}
+	if err != nil {
+		return fmt.Errorf("opening the WebSocket: %w", err)
+	}
+	defer c.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.NetConn().SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	for i := range o.messages {
+		sent := fmt.Sprintf("message %d", i)
+		err := r.step(func() error {
+			if err := c.WriteMessage(websocket.TextMessage, []byte(sent)); err != nil {
+				return err
+			}
+			_, got, err := c.ReadMessage()
+			if err != nil {
+				return err
+			}
+			return same(sent, string(got))
+		})
+		if err != nil {
+			return fmt.Errorf("exchange %d: %w", i, err)
+		}
+	}
+	return c.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
+}
