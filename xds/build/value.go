@@ -1,6 +1,8 @@
 package build
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -22,10 +24,16 @@ type Value struct {
 	// Clusters are the names of the clusters that the resource refers to and a
 	// proxy must have been sent first.
 	Clusters []string
+	// EDS reports whether the resource is a cluster whose load assignment is a
+	// resource of its own, under the cluster's name.
+	EDS      bool
 	Findings []mesh.Finding
 	// At is the revision of the mesh that the value was last found current for
 	// when it was built.
 	At mesh.Revision
+	// Since is when the oldest of the changes that led to it came in; zero
+	// where a subscription did.
+	Since time.Time
 }
 
 // Subscriber is told which of its targets have a new value. Changed is called

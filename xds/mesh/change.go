@@ -60,12 +60,14 @@ type Applier interface {
 // Finding is something to tell the owner of an object: it becomes the
 // condition Type of the object with status False (or True where OK is set).
 type Finding struct {
-	Kind    Kind
-	Object  Name
-	Type    string // condition type: Accepted, ResolvedRefs
-	OK      bool
-	Reason  string // CamelCase
-	Message string // a sentence that says what to do
+	Kind   Kind
+	Object Name
+	// Generation is the object's, as it was when this was found.
+	Generation int64
+	Type       string // condition type: Accepted, ResolvedRefs
+	OK         bool
+	Reason     string // CamelCase
+	Message    string // a sentence that says what to do
 }
 
 // Revision counts the snapshots that were made: each has a higher one than the

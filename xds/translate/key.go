@@ -29,6 +29,14 @@ var urls = [...]string{
 // URL is the type URL of the xDS resource.
 func (t Type) URL() string { return urls[t] }
 
+var typeNames = [...]string{
+	Secret: "Secret", Cluster: "Cluster", Endpoints: "Endpoints",
+	Listener: "Listener", Scope: "Scope", Route: "Route", Findings: "Findings",
+}
+
+// String is the type's name in metrics and messages.
+func (t Type) String() string { return typeNames[t] }
+
 // TypeOf is the Type with the URL.
 func TypeOf(url string) (Type, bool) {
 	for t, u := range urls {

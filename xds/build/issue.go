@@ -1,0 +1,71 @@
+package build
+
+import (
+	"context"
+	"time"
+
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// Certificates are targets like all others but for who makes them: an issuer,
+// which may be slow or out of reach, and whose results are never the same
+// twice.
+
+// issueRetry is how long a failed issuance waits before it is tried again.
+const issueRetry = 2 * time.Second
+
+// certificate reports whether the key is a workload's certificate; Key.For is
+// its identity.
+func certificate(k Key) bool { return k.Type == translate.Secret && k.Name == translate.SecretWorkload }
+
+type issued struct {
+	t   *target
+	c   Certificate
+	err error
+}
+
+// issue asks the issuer, beside everything else.
+func (b *Builder) issue(ctx context.Context, t *target) {
+	if b.options.Issue == nil {
+		return
+	}
+	if t.issuing {
+		t.again = true
+		return
+	}
+	t.issuing = true
+	go func() {
+		c, err := b.options.Issue(ctx, t.key.For)
+		if err != nil {
+			b.options.Log.Error(err, "cannot issue a certificate; trying again", "identity", t.key.For, "after", issueRetry)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(issueRetry):
+			}
+		}
+		b.request(request{op: publish, result: &issued{t, c, err}})
+	}()
+}
+
+func (b *Builder) finishIssue(w *work, r *issued) {
+	t := r.t
+	t.issuing = false
+	if b.targets[t.key] != t {
+		return
+	}
+	if r.err != nil || t.again {
+		t.again = false
+		w.dirty[t] = struct{}{}
+	}
+	if r.err != nil || t.value != nil && t.value.Version == r.c.Version {
+		return
+	}
+	v := &Value{Version: r.c.Version, Body: marshal(translate.WorkloadSecret(r.c.Chain, r.c.Key)), At: b.snapshot.Load().Revision()}
+	b.lock.Lock()
+	t.value = v
+	b.lock.Unlock()
+	for s := range t.subscribers {
+		w.notify[s] = append(w.notify[s], t.key)
+	}
+}

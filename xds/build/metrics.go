@@ -1,0 +1,41 @@
+package build
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+type metrics struct {
+	targets prometheus.Gauge
+	seconds *prometheus.HistogramVec
+	same    *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		targets: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tulle_build_targets", Help: "Targets that are kept current because somebody subscribes to them, or did a moment ago.",
+		}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tulle_build_seconds", Help: "Time to build one target, by type.",
+			Buckets: prometheus.ExponentialBuckets(10e-6, 4, 8),
+		}, []string{"type"}),
+		same: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_build_unchanged_total", Help: "Builds that gave the same bytes as before, so that nothing was sent.",
+		}, []string{"type"}),
+	}
+	if r != nil {
+		r.MustRegister(m.targets, m.seconds, m.same)
+	}
+	return m
+}
+
+func (m *metrics) built(t translate.Type, took time.Duration, same bool) {
+	m.seconds.WithLabelValues(t.String()).Observe(took.Seconds())
+	if same {
+		m.same.WithLabelValues(t.String()).Inc()
+	}
+}

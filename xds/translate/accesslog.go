@@ -1,0 +1,85 @@
+package translate
+
+import (
+	"maps"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	stream "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// logSide is the side of a call that writes the line.
+type logSide int
+
+const (
+	outboundLog logSide = iota // the client's sidecar
+	inboundLog                 // the server's
+)
+
+// fields are the default access log, one JSON object a line. Operators are
+// Envoy's (https://www.envoyproxy.io/docs, "access log format strings").
+var fields = map[string]string{
+	"time":               "%START_TIME%",
+	"protocol":           "%PROTOCOL%",
+	"method":             "%REQ(:METHOD)%",
+	"authority":          "%REQ(:AUTHORITY)%",
+	"path":               "%REQ(:PATH)%",
+	"request_id":         "%REQ(X-REQUEST-ID)%",
+	"status":             "%RESPONSE_CODE%",
+	"flags":              "%RESPONSE_FLAGS%",
+	"details":            "%RESPONSE_CODE_DETAILS%",
+	"connection_details": "%CONNECTION_TERMINATION_DETAILS%",
+	"bytes_received":     "%BYTES_RECEIVED%",
+	"bytes_sent":         "%BYTES_SENT%",
+	"duration_ms":        "%DURATION%",
+	"client":             "%DOWNSTREAM_REMOTE_ADDRESS%",
+	"destination":        "%DOWNSTREAM_LOCAL_ADDRESS%",
+	"server":             "%UPSTREAM_HOST%",
+	"cluster":            "%UPSTREAM_CLUSTER%",
+	"route":              "%ROUTE_NAME%",
+}
+
+// sideFields are what differs: which connection carries the two identities,
+// and the verdict, which the server's side has.
+var sideFields = [...]map[string]string{
+	outboundLog: {
+		"direction":       "outbound",
+		"client_identity": "%UPSTREAM_LOCAL_URI_SAN%",
+		"server_identity": "%UPSTREAM_PEER_URI_SAN%",
+	},
+	inboundLog: {
+		"direction":       "inbound",
+		"client_identity": "%DOWNSTREAM_PEER_URI_SAN%",
+		"server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
+		"verdict":         "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_engine_result)%",
+		"policy":          "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%",
+	},
+}
+
+// accessLog writes JSON to the proxy's standard output: the default fields, or
+// the configuration's own in their place; nothing when those are empty.
+func accessLog(c *mesh.Config, side logSide) []*accesslog.AccessLog {
+	format := maps.Clone(fields)
+	maps.Copy(format, sideFields[side])
+	if c.AccessLog != nil {
+		format = c.AccessLog
+	}
+	if len(format) == 0 {
+		return nil
+	}
+	s := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(format))}
+	for k, op := range format {
+		s.Fields[k] = structpb.NewStringValue(op)
+	}
+	return []*accesslog.AccessLog{{
+		Name: "envoy.access_loggers.stdout",
+		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&stream.StdoutAccessLog{
+			AccessLogFormat: &stream.StdoutAccessLog_LogFormat{LogFormat: &core.SubstitutionFormatString{
+				Format: &core.SubstitutionFormatString_JsonFormat{JsonFormat: s},
+			}},
+		})},
+	}}
+}

@@ -1,0 +1,208 @@
+package translate
+
+import (
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"net/netip"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+const (
+	connectTimeout = 5 * time.Second
+	// httpOptions is the extension key of a cluster's HTTP options.
+	httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	// maxConnectionAge bounds how long a connection outlives the certificates
+	// that it was opened with: Envoy drains none when they change. A quarter of
+	// a certificate's life, an hour at most.
+	maxConnectionAge      = time.Hour
+	certificateLifeShares = 4
+)
+
+func clusterFor(k Key, v *mesh.View) Result {
+	if c := staticCluster(k.Name); c != nil {
+		return Result{Message: c}
+	}
+	d, ok := resolve(k.Name, v)
+	switch {
+	case !ok:
+		return Result{Message: emptyCluster(k.Name)}
+	case d.service != nil:
+		return Result{Message: serviceCluster(k.Name, d, v), EDS: true}
+	default:
+		return Result{Message: addressCluster(k.Name, d, v)}
+	}
+}
+
+// staticCluster makes the clusters that every proxy has.
+func staticCluster(name string) *cluster.Cluster {
+	switch name {
+	case ClusterInbound:
+		// The application, at the address and port that the caller meant.
+		c := originalDestination(name)
+		c.TypedExtensionProtocolOptions = protocolOptions(0)
+		return c
+	case ClusterPassthrough:
+		return originalDestination(name)
+	case ClusterProbes:
+		return probeCluster(name, nil)
+	case ClusterProbesTLS:
+		// As a kubelet does: it verifies no certificate of an HTTPS probe.
+		return probeCluster(name, &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
+			TypedConfig: typed(&tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{}}),
+		}})
+	case ClusterBlackhole:
+		return emptyCluster(name)
+	case ClusterAdmin:
+		c := emptyCluster(name)
+		c.LoadAssignment = assignment(name, lbEndpoint(netip.MustParseAddrPort("127.0.0.1:15000"), false))
+		return c
+	}
+	return nil
+}
+
+func originalDestination(name string) *cluster.Cluster {
+	return &cluster.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
+		LbPolicy:             cluster.Cluster_CLUSTER_PROVIDED,
+		ConnectTimeout:       seconds(connectTimeout),
+		CircuitBreakers:      unlimited(),
+	}
+}
+
+// probeCluster goes to the address in a header that the probes' routes set.
+func probeCluster(name string, socket *core.TransportSocket) *cluster.Cluster {
+	c := originalDestination(name)
+	c.ConnectTimeout = seconds(time.Second)
+	c.LbConfig = &cluster.Cluster_OriginalDstLbConfig_{OriginalDstLbConfig: &cluster.Cluster_OriginalDstLbConfig{
+		UseHttpHeader: true, HttpHeaderName: probeHeader,
+	}}
+	c.TransportSocket = socket
+	return c
+}
+
+// emptyCluster answers at once: 503, or a reset.
+func emptyCluster(name string) *cluster.Cluster {
+	return &cluster.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		ConnectTimeout:       seconds(connectTimeout),
+		LoadAssignment:       &endpoint.ClusterLoadAssignment{ClusterName: name},
+	}
+}
+
+func assignment(name string, es ...*endpoint.LbEndpoint) *endpoint.ClusterLoadAssignment {
+	return &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: es}}}
+}
+
+// serviceCluster is a service's endpoints, each spoken to in mesh mTLS or in
+// the clear as its metadata says.
+func serviceCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
+	c := &cluster.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
+		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
+		ConnectTimeout:       seconds(connectTimeout),
+		LbPolicy:             cluster.Cluster_LEAST_REQUEST,
+		CommonLbConfig:       &cluster.Cluster_CommonLbConfig{},
+		CircuitBreakers:      unlimited(),
+	}
+	check := validation(sanName(d.service.Name, d.port.Port))
+	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
+	if d.http {
+		c.TypedExtensionProtocolOptions = protocolOptions(connectionAge(v))
+	}
+	return c
+}
+
+// addressCluster is one address: a pod's, spoken to as the pod wants it, or
+// one in the pods' ranges that no known pod has.
+func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
+	c := emptyCluster(name)
+	w, known := v.WorkloadAt(d.address.Addr())
+	config := v.Config()
+	if !known && (config.Egress == mesh.RegistryOnly || !within(config.PodRanges, d.address.Addr())) {
+		return c
+	}
+	c.LoadAssignment = assignment(name, lbEndpoint(d.address, false))
+	c.CircuitBreakers = unlimited()
+	if d.http {
+		c.TypedExtensionProtocolOptions = protocolOptions(connectionAge(v))
+	}
+	if known && takesMTLS(w, d.address.Port(), v) {
+		id := Identity(config.TrustDomain, w.Namespace, w.ServiceAccount)
+		c.TransportSocket = clientTLS(alpn(d.http), validation(SecretRoots, sans([]string{id})...))
+	}
+	return c
+}
+
+func within(ps []netip.Prefix, a netip.Addr) bool {
+	for _, p := range ps {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+func alpn(http bool) string {
+	if http {
+		return ALPNHTTP
+	}
+	return ALPNTCP
+}
+
+func meshOrPlain(alpn string, check *tls.CommonTlsContext_CombinedValidationContext) []*cluster.Cluster_TransportSocketMatch {
+	return []*cluster.Cluster_TransportSocketMatch{
+		{Name: "mtls", Match: meshMatch(), TransportSocket: clientTLS(alpn, check)},
+		{Name: "plain", Match: &structpb.Struct{}, TransportSocket: &core.TransportSocket{
+			Name:       "envoy.transport_sockets.raw_buffer",
+			ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&rawbuffer.RawBuffer{})},
+		}},
+	}
+}
+
+func connectionAge(v *mesh.View) time.Duration {
+	life := v.Config().CertificateLifetime
+	if life <= 0 {
+		return maxConnectionAge
+	}
+	return min(maxConnectionAge, life/certificateLifeShares)
+}
+
+// protocolOptions speaks to the server what the client spoke: HTTP/2 streams
+// in both directions would deadlock over HTTP/1. age 0 is no limit.
+func protocolOptions(age time.Duration) map[string]*anypb.Any {
+	o := &upstreams.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{
+			UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
+				HttpProtocolOptions:  &core.Http1ProtocolOptions{},
+				Http2ProtocolOptions: &core.Http2ProtocolOptions{},
+			},
+		},
+	}
+	if age > 0 {
+		o.CommonHttpProtocolOptions = &core.HttpProtocolOptions{MaxConnectionDuration: seconds(age)}
+	}
+	return map[string]*anypb.Any{httpOptions: typed(o)}
+}
+
+// unlimited lifts Envoy's default of 1,024 connections and requests, which a
+// busy service meets by itself; circuit breaking is for a policy to ask for.
+func unlimited() *cluster.CircuitBreakers {
+	const most = 1<<32 - 1
+	return &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+		MaxConnections: wrapperspb.UInt32(most), MaxPendingRequests: wrapperspb.UInt32(most),
+		MaxRequests: wrapperspb.UInt32(most), MaxRetries: wrapperspb.UInt32(most),
+	}}}
+}

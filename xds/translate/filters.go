@@ -1,0 +1,90 @@
+package translate
+
+import (
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	ondemand "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
+	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const (
+	hcmName      = "envoy.filters.network.http_connection_manager"
+	tcpProxyName = "envoy.filters.network.tcp_proxy"
+)
+
+// httpFilter is a filter of a connection manager. The order of these constants
+// is the order in which filters run, everywhere.
+type httpFilter int
+
+const (
+	filterDeny     httpFilter = iota // authorization: who is refused
+	filterAllow                      // authorization: who is let in
+	filterOnDemand                   // routes and clusters that are fetched when first used
+	filterRouter
+)
+
+// Deny and allow are two instances of Envoy's RBAC filter. What they enforce
+// comes with the route configuration, so that a changed policy holds from the
+// next request on, on every connection, and drains none.
+const (
+	denyName  = "tulle.deny"
+	allowName = "tulle.allow"
+)
+
+func (f httpFilter) filter() *hcm.HttpFilter {
+	switch f {
+	case filterDeny:
+		return typedFilter(denyName, &rbac.RBAC{})
+	case filterAllow:
+		return typedFilter(allowName, &rbac.RBAC{})
+	case filterOnDemand:
+		return typedFilter("envoy.filters.http.on_demand", &ondemand.OnDemand{
+			Odcds: &ondemand.OnDemandCds{Source: ads(), Timeout: seconds(onDemandTimeout)},
+		})
+	default:
+		return typedFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true})
+	}
+}
+
+func typedFilter(name string, m proto.Message) *hcm.HttpFilter {
+	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(m)}}
+}
+
+// httpFilters makes the filters, given in their order, and the router.
+func httpFilters(fs ...httpFilter) []*hcm.HttpFilter {
+	out := make([]*hcm.HttpFilter, 0, len(fs)+1)
+	for _, f := range append(fs, filterRouter) {
+		out = append(out, f.filter())
+	}
+	return out
+}
+
+func perRoute(rules *rbacconfig.RBAC) *rbac.RBACPerRoute {
+	return &rbac.RBACPerRoute{Rbac: &rbac.RBAC{Rules: rules}}
+}
+
+// connectionManager is what all of ours have in common: nothing is added to or
+// taken from what the application sees, and no time-out is imposed that a
+// policy did not ask for. idle bounds the wait before a route is known; 0 is
+// no bound.
+func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManager {
+	return &hcm.HttpConnectionManager{
+		StatPrefix:                 stat,
+		CodecType:                  hcm.HttpConnectionManager_AUTO,
+		StreamIdleTimeout:          durationpb.New(idle),
+		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
+		UseRemoteAddress:           wrapperspb.Bool(false),
+		SkipXffAppend:              true,
+		GenerateRequestId:          wrapperspb.Bool(true),
+		PreserveExternalRequestId:  true,
+		HttpProtocolOptions:        &core.Http1ProtocolOptions{AcceptHttp_10: true},
+		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+	}
+}

@@ -1,0 +1,178 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Kinds of objects that have findings, as they stand in a key's name:
+// "MeshPolicy/namespace/name".
+const (
+	KindPolicy = "MeshPolicy"
+	KindSplit  = "TrafficSplit"
+)
+
+// FindingsKey is the target that says what the status of an object is.
+func FindingsKey(kind string, n mesh.Name) Key {
+	return Key{Type: Findings, Name: kind + "/" + n.String()}
+}
+
+func findings(name string, v *mesh.View) []mesh.Finding {
+	kind, rest, _ := strings.Cut(name, "/")
+	n, ok := objectName(rest)
+	if !ok {
+		return nil
+	}
+	switch kind {
+	case KindPolicy:
+		if p, ok := v.Policy(n); ok {
+			return policyFindings(p, v)
+		}
+	case KindSplit:
+		if s, ok := v.Split(n); ok {
+			return splitFindings(s, v)
+		}
+	}
+	return nil
+}
+
+// report makes an object's two conditions from what is wrong with it.
+func report(kind mesh.Kind, m mesh.Meta, refs bool, fs ...*fault) []mesh.Finding {
+	base := mesh.Finding{Kind: kind, Object: m.Name, Generation: m.Generation, OK: true}
+	accepted, resolved := base, base
+	accepted.Type, accepted.Reason, accepted.Message = "Accepted", "Accepted", "the object holds"
+	resolved.Type, resolved.Reason, resolved.Message = "ResolvedRefs", "ResolvedRefs", "everything it refers to exists"
+	for _, f := range fs {
+		if f == nil {
+			continue
+		}
+		to := &accepted
+		if f.condition == "ResolvedRefs" {
+			to = &resolved
+		}
+		if to.OK {
+			to.OK, to.Reason, to.Message = false, f.reason, f.message
+		}
+	}
+	if !refs {
+		return []mesh.Finding{accepted}
+	}
+	return []mesh.Finding{accepted, resolved}
+}
+
+func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
+	root := mesh.Name{Namespace: s.Meta.Namespace, Name: s.Service}
+	svc, ok := v.Service(root)
+	if !ok {
+		return report(mesh.KindSplit, s.Meta, true, invalid(s.Invalid), &fault{
+			"ResolvedRefs", "ServiceNotFound",
+			fmt.Sprintf("there is no Service %s to split; create it, or correct spec.service", root),
+		})
+	}
+	var fs []*fault
+	held := false
+	for _, p := range svc.Ports {
+		if s.Port != 0 && s.Port != p.Port || p.Protocol.Opaque() {
+			continue
+		}
+		held = true
+		f := splitFault(s, p.Port, v)
+		fs = append(fs, f)
+		if f == nil {
+			if winner := splitFor(svc, p, v); winner != nil && winner.Meta.Name != s.Meta.Name {
+				fs = append(fs, &fault{"Accepted", "Conflicted", fmt.Sprintf("TrafficSplit %s is older and splits port %d of %s; merge the two, or delete one", winner.Meta.Name, p.Port, root)})
+			}
+		}
+	}
+	if !held {
+		fs = append(fs, &fault{"ResolvedRefs", "PortNotFound", fmt.Sprintf("Service %s has no HTTP port%s to split; a port that is declared TCP or TLS cannot be split", root, ofNumber(s.Port))})
+	}
+	if svc.Headless() {
+		fs = append(fs, &fault{"Accepted", "Unsupported", fmt.Sprintf("Service %s is headless: its clients call pods by their own addresses; split a Service with a cluster IP", root)})
+	}
+	return report(mesh.KindSplit, s.Meta, true, fs...)
+}
+
+func ofNumber(port uint16) string {
+	if port == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" %d", port)
+}
+
+func invalid(why string) *fault {
+	if why == "" {
+		return nil
+	}
+	return &fault{"Accepted", "Invalid", why}
+}
+
+func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
+	fs := []*fault{invalid(p.Invalid)}
+	for _, t := range p.Targets {
+		svc, ok := v.Service(t.Name)
+		switch {
+		case !ok:
+			fs = append(fs, &fault{"ResolvedRefs", "TargetNotFound", fmt.Sprintf("there is no Service %s; create it, or correct targetRefs", t.Name)})
+		case t.Port != 0:
+			if _, ok := svc.Port(t.Port); !ok {
+				fs = append(fs, &fault{"ResolvedRefs", "TargetPortNotFound", fmt.Sprintf("Service %s has no port %d; name one of its Service ports in targetRefs", t.Name, t.Port)})
+			}
+		}
+	}
+	if p.MTLS != nil && p.Invalid == "" {
+		fs = append(fs, mtlsConflict(p, v))
+	}
+	if p.Traffic != nil && p.Invalid == "" {
+		fs = append(fs, trafficConflict(p, v))
+	}
+	return report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+}
+
+// mtlsConflict finds a policy with the same selector that is stricter, and so
+// wins over this one.
+func mtlsConflict(p *mesh.Policy, v *mesh.View) *fault {
+	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionMTLS) {
+		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) || q.Invalid != "" {
+			continue
+		}
+		if p.MTLS.Mode != mesh.MTLSUnset && q.MTLS.Mode > p.MTLS.Mode {
+			return &fault{"Accepted", "Conflicted", fmt.Sprintf("MeshPolicy %s selects the same workloads with a stricter mtls.mode, which wins; delete one of the two", q.Meta.Name)}
+		}
+	}
+	return nil
+}
+
+func sameSelector(a, b *mesh.Selector) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return (a.Matches(b.MatchLabels)) && b.Matches(a.MatchLabels)
+}
+
+// trafficConflict finds an older policy for the same targets that sets the
+// same thing otherwise.
+func trafficConflict(p *mesh.Policy, v *mesh.View) *fault {
+	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionTraffic) {
+		if q.Meta.Name == p.Meta.Name {
+			return nil // those that follow are younger
+		}
+		if q.Invalid != "" || !overlap(p.Targets, q.Targets) {
+			continue
+		}
+		if p.Traffic.Timeout != nil && q.Traffic.Timeout != nil && *p.Traffic.Timeout != *q.Traffic.Timeout || p.Traffic.Retries != nil && q.Traffic.Retries != nil {
+			return &fault{"Accepted", "Conflicted", fmt.Sprintf("MeshPolicy %s is older and sets the same for the same target, and wins; merge the two, or delete one", q.Meta.Name)}
+		}
+	}
+	return nil
+}
+
+func overlap(a, b []mesh.Target) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	return slices.ContainsFunc(a, func(t mesh.Target) bool { return slices.Contains(b, t) })
+}

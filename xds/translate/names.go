@@ -1,0 +1,137 @@
+package translate
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Names of listeners, of the clusters that every proxy has, and of secrets.
+const (
+	ListenerOutbound = "outbound"
+	ListenerEgress   = "egress"
+	ListenerInbound  = "inbound"
+	ListenerProbes   = "probes"
+	ListenerStats    = "stats"
+	ListenerReady    = "ready"
+
+	ClusterInbound     = "inbound"
+	ClusterPassthrough = "passthrough"
+	ClusterBlackhole   = "blackhole"
+	ClusterProbes      = "probes"
+	ClusterProbesTLS   = "probes-tls"
+	ClusterAdmin       = "admin"
+
+	RouteInbound = "inbound"
+
+	SecretWorkload = "workload"
+	SecretRoots    = "roots"
+
+	// ScopeEager is the Key.For of a scope whose routes a proxy asks for at
+	// once, not when it first needs them.
+	ScopeEager = "eager"
+)
+
+// Ports that a sidecar listens on, and the names of the mesh's own protocols
+// in ALPN, by which a server tells mesh mTLS from an application's own TLS.
+const (
+	PortOutbound = 15001
+	PortEgress   = 15002
+	PortInbound  = 15006
+	PortAdmin    = 15000
+	PortProbes   = 15020
+	PortReady    = 15021
+	PortStats    = 15090
+
+	ALPNHTTP = "tulle-http"
+	ALPNTCP  = "tulle-tcp"
+)
+
+// dstHeader carries the original destination from the first moment of a
+// request to the choice of its route. Clients cannot set it, servers never see
+// it.
+const dstHeader = "x-tulle-dst"
+
+// prefixes of on-demand clusters' names.
+const (
+	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP
+	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
+	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
+	prefixSAN     = "san|"  // san|namespace/name|port: who may answer for a service
+)
+
+// ClusterName is the name of the cluster for HTTP to a service's port.
+func ClusterName(service mesh.Name, port uint16) string {
+	return fmt.Sprintf("%s%s|%d", prefixService, service, port)
+}
+
+func sanName(service mesh.Name, port uint16) string {
+	return fmt.Sprintf("%s%s|%d", prefixSAN, service, port)
+}
+
+// servicePort reads "namespace/name|port".
+func servicePort(s string) (mesh.Name, uint16, bool) {
+	name, number, ok := strings.Cut(s, "|")
+	if !ok {
+		return mesh.Name{}, 0, false
+	}
+	n, ok := objectName(name)
+	port, err := strconv.ParseUint(number, 10, 16)
+	if !ok || err != nil {
+		return mesh.Name{}, 0, false
+	}
+	return n, uint16(port), true
+}
+
+// objectName reads "namespace/name".
+func objectName(s string) (mesh.Name, bool) {
+	ns, name, ok := strings.Cut(s, "/")
+	if !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+		return mesh.Name{}, false
+	}
+	return mesh.Name{Namespace: ns, Name: name}, true
+}
+
+// destination is what an on-demand cluster's name stands for.
+type destination struct {
+	service *mesh.Service // nil: a bare address
+	port    mesh.ServicePort
+	address netip.AddrPort
+	http    bool
+}
+
+// resolve reads the name of an on-demand cluster. Where there is no such
+// service it returns false; an address that is no service's is returned as it
+// is.
+func resolve(name string, v *mesh.View) (destination, bool) {
+	if rest, ok := strings.CutPrefix(name, prefixService); ok {
+		n, number, ok := servicePort(rest)
+		if !ok {
+			return destination{}, false
+		}
+		svc, ok := v.Service(n)
+		if !ok {
+			return destination{}, false
+		}
+		p, ok := svc.Port(number)
+		return destination{service: svc, port: p, http: true}, ok
+	}
+	rest, http := strings.CutPrefix(name, prefixHTTP)
+	if !http {
+		var ok bool
+		if rest, ok = strings.CutPrefix(name, prefixTCP); !ok {
+			return destination{}, false
+		}
+	}
+	at, err := netip.ParseAddrPort(rest)
+	if err != nil || at.String() != rest {
+		return destination{}, false
+	}
+	if svc, p, ok := v.ServiceAt(at); ok {
+		return destination{service: svc, port: p, http: http}, true
+	}
+	return destination{address: at, http: http}, true
+}

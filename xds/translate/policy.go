@@ -1,0 +1,161 @@
+package translate
+
+import (
+	"time"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Which policies hold for whom, and how they merge: mesh, then namespace, then
+// workload, the most specific wins; between equals the stricter mTLS mode, else
+// the older policy, then the name.
+
+// selected are the policies with the section that select a workload of the
+// namespace with the labels, from the least specific to the most; equally
+// specific ones stand with the winner first.
+func selected(namespace string, labels map[string]string, section mesh.Section, v *mesh.View) [][]*mesh.Policy {
+	root := v.Config().RootNamespace
+	levels := make([][]*mesh.Policy, 3)
+	add := func(ns string, broad int) {
+		for _, p := range v.Policies(ns, section) {
+			if !p.Selector.Matches(labels) {
+				continue
+			}
+			level := broad
+			if p.Selector != nil {
+				level = 2
+			}
+			levels[level] = append(levels[level], p)
+		}
+	}
+	add(root, 0)
+	if namespace != root {
+		add(namespace, 1)
+	}
+	return levels
+}
+
+// modes is what a workload accepts: by port, and on all others.
+type modes struct {
+	all   mesh.MTLSMode
+	ports map[uint16]mesh.MTLSMode
+}
+
+func (m modes) at(port uint16) mesh.MTLSMode {
+	if p, ok := m.ports[port]; ok {
+		return p
+	}
+	return m.all
+}
+
+// mtlsModes merges the mtls sections. A policy that cannot be understood
+// leaves its workloads with Strict: it fails closed.
+func mtlsModes(namespace string, labels map[string]string, v *mesh.View) modes {
+	out := modes{all: v.Config().MTLS, ports: map[uint16]mesh.MTLSMode{}}
+	if out.all == mesh.MTLSUnset {
+		out.all = mesh.MTLSPermissive
+	}
+	for _, level := range selected(namespace, labels, mesh.SectionMTLS, v) {
+		all, ports := mesh.MTLSUnset, map[uint16]mesh.MTLSMode{}
+		for _, p := range level {
+			if p.Invalid != "" {
+				all = mesh.MTLSStrict
+				continue
+			}
+			all = max(all, p.MTLS.Mode)
+			for port, mode := range p.MTLS.Ports {
+				ports[port] = max(ports[port], mode)
+			}
+		}
+		if all != mesh.MTLSUnset {
+			out.all = all
+		}
+		for port, mode := range ports {
+			if mode != mesh.MTLSUnset {
+				out.ports[port] = mode
+			}
+		}
+	}
+	return out
+}
+
+// takesMTLS reports whether clients speak mesh mTLS to the workload's port.
+func takesMTLS(w *mesh.Workload, port uint16, v *mesh.View) bool {
+	return w.Meshed && mtlsModes(w.Namespace, w.Labels, v).at(port) != mesh.MTLSDisabled
+}
+
+// authorizations are all authorization sections that hold for a workload: they
+// add up.
+func authorizations(namespace string, labels map[string]string, v *mesh.View) []*mesh.Policy {
+	var out []*mesh.Policy
+	for _, level := range selected(namespace, labels, mesh.SectionAuthorization, v) {
+		out = append(out, level...)
+	}
+	return out
+}
+
+// traffic is how clients of a namespace call a service's port.
+type traffic struct {
+	timeout time.Duration // 0: none
+	retries mesh.Retries
+}
+
+// defaultRetries tries again what no server has begun to work on: another host
+// for a connection that failed, and a stream that was refused.
+var defaultRetries = mesh.Retries{Attempts: 2, On: []string{"connect-failure", "refused-stream", "reset-before-request"}}
+
+// trafficFor merges the traffic sections, scalar by scalar: the mesh's, the
+// service's namespace's, the service's own, and last what the client's own
+// namespace says about the service.
+func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) traffic {
+	out := traffic{retries: defaultRetries}
+	for _, p := range trafficPolicies(client, service, port, v) {
+		if p.Traffic.Timeout != nil {
+			out.timeout = *p.Traffic.Timeout
+		}
+		if r := p.Traffic.Retries; r != nil {
+			out.retries = *r
+			if len(r.On) == 0 {
+				out.retries.On = defaultRetries.On
+			}
+		}
+	}
+	return out
+}
+
+// trafficPolicies are those that hold, in the order in which they override one
+// another.
+func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View) []*mesh.Policy {
+	root := v.Config().RootNamespace
+	var out []*mesh.Policy
+	add := func(ns string, fits func(*mesh.Policy) bool) {
+		ps := v.Policies(ns, mesh.SectionTraffic)
+		for i := len(ps) - 1; i >= 0; i-- { // the oldest last: it wins
+			if p := ps[i]; p.Invalid == "" && fits(p) {
+				out = append(out, p)
+			}
+		}
+	}
+	broad := func(p *mesh.Policy) bool { return len(p.Targets) == 0 }
+	narrow := func(withPort bool) func(*mesh.Policy) bool {
+		return func(p *mesh.Policy) bool {
+			for _, t := range p.Targets {
+				if t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	add(root, broad)
+	if service.Namespace != root {
+		add(service.Namespace, broad)
+	}
+	add(service.Namespace, narrow(false))
+	add(service.Namespace, narrow(true))
+	if client != service.Namespace {
+		add(client, narrow(false))
+		add(client, narrow(true))
+	}
+	return out
+}

@@ -1,0 +1,181 @@
+package translate
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+func routeFor(k Key, v *mesh.View) Result {
+	if k.Name == RouteInbound {
+		return Result{Message: inboundRoutes(k.For, v), Clusters: []string{ClusterInbound}}
+	}
+	return outboundRoutes(k.Name, k.For, v)
+}
+
+// outboundRoutes are the routes to a service at one of its addresses and
+// ports, as the namespace's clients take them.
+func outboundRoutes(name, namespace string, v *mesh.View) Result {
+	vip, err := netip.ParseAddrPort(name)
+	if err != nil {
+		return Result{Message: routesOf(name)}
+	}
+	svc, port, ok := v.ServiceAt(vip)
+	if !ok {
+		return Result{Message: routesOf(name)}
+	}
+	o := outbound{service: svc.Name, port: port.Port, traffic: trafficFor(namespace, svc.Name, port.Port, v)}
+	split := splitFor(svc, port, v)
+	if split != nil {
+		for i, r := range split.Rules {
+			for j, m := range r.Matches {
+				o.add(fmt.Sprintf("%s#%d.%d", split.Meta.Name, i, j), requestMatch(m), r.Backends)
+			}
+		}
+		o.add(split.Meta.Name.String(), prefixMatch("/"), split.Backends)
+	} else {
+		o.add(svc.Name.String(), prefixMatch("/"), []mesh.Backend{{Service: svc.Name.Name, Weight: 1}})
+	}
+	c := routesOf(name, o.routes...)
+	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
+	c.VirtualHosts[0].RequestHeadersToRemove = []string{dstHeader}
+	slices.Sort(o.clusters)
+	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
+}
+
+// outbound collects the routes to one service's port.
+type outbound struct {
+	service  mesh.Name
+	port     uint16
+	traffic  traffic
+	routes   []*route.Route
+	clusters []string
+}
+
+func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend) {
+	a := &route.RouteAction{
+		Timeout:     durationpb.New(o.traffic.timeout),
+		IdleTimeout: durationpb.New(0), // lifts the bound on the wait for this very route
+		RetryPolicy: retryPolicy(o.traffic.retries),
+	}
+	var weighted []*route.WeightedCluster_ClusterWeight
+	for _, b := range backends {
+		if b.Weight == 0 {
+			continue
+		}
+		c := ClusterName(mesh.Name{Namespace: o.service.Namespace, Name: b.Service}, o.port)
+		o.clusters = append(o.clusters, c)
+		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{Name: c, Weight: wrapperspb.UInt32(b.Weight)})
+	}
+	switch len(weighted) {
+	case 0:
+		a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterBlackhole}
+	case 1:
+		a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: weighted[0].Name}
+	default:
+		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: &route.WeightedCluster{Clusters: weighted}}
+	}
+	o.routes = append(o.routes, &route.Route{Name: name, Match: m, Action: &route.Route_Route{Route: a}})
+}
+
+func retryPolicy(r mesh.Retries) *route.RetryPolicy {
+	if r.Attempts == 0 {
+		return nil
+	}
+	p := &route.RetryPolicy{
+		RetryOn:    strings.Join(r.On, ","),
+		NumRetries: wrapperspb.UInt32(r.Attempts),
+		// Another host than the one that failed, if there is another.
+		RetryHostPredicate: []*route.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 5,
+	}
+	if r.PerTryTimeout > 0 {
+		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
+	}
+	p.RetryBackOff = &route.RetryPolicy_RetryBackOff{
+		BaseInterval: durationpb.New(25 * time.Millisecond), MaxInterval: durationpb.New(250 * time.Millisecond),
+	}
+	return p
+}
+
+func requestMatch(m mesh.RequestMatch) *route.RouteMatch {
+	out := prefixMatch("/")
+	if m.Path != nil {
+		switch m.Path.Type {
+		case mesh.Exact:
+			out = pathMatch(m.Path.Value)
+		case mesh.Prefix:
+			if p := strings.TrimSuffix(m.Path.Value, "/"); p != "" {
+				out = &route.RouteMatch{PathSpecifier: &route.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: p}}
+			}
+		case mesh.Regex:
+			out = &route.RouteMatch{PathSpecifier: &route.RouteMatch_SafeRegex{SafeRegex: regex(m.Path.Value).GetSafeRegex()}}
+		}
+	}
+	for _, h := range m.Headers {
+		match := exact(h.Value)
+		if h.Type == mesh.Regex {
+			match = regex(h.Value)
+		}
+		out.Headers = append(out.Headers, &route.HeaderMatcher{
+			Name: h.Name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: match},
+		})
+	}
+	return out
+}
+
+// splitFor is the split that holds for a service's port: the oldest that is
+// sound. One that is not leaves traffic as though it were absent.
+func splitFor(svc *mesh.Service, port mesh.ServicePort, v *mesh.View) *mesh.Split {
+	for _, s := range v.Splits(svc.Name) {
+		if (s.Port == 0 || s.Port == port.Port) && splitFault(s, port.Port, v) == nil {
+			return s
+		}
+	}
+	return nil
+}
+
+// fault is why a split does not hold.
+type fault struct{ condition, reason, message string }
+
+// splitFault looks for what keeps a split from holding on the port.
+func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
+	if s.Invalid != "" {
+		return &fault{"Accepted", "Invalid", s.Invalid}
+	}
+	lists := [][]mesh.Backend{s.Backends}
+	for _, r := range s.Rules {
+		lists = append(lists, r.Backends)
+	}
+	for _, bs := range lists {
+		var sum uint64
+		for _, b := range bs {
+			sum += uint64(b.Weight)
+			n := mesh.Name{Namespace: s.Meta.Namespace, Name: b.Service}
+			svc, ok := v.Service(n)
+			if !ok {
+				return &fault{"ResolvedRefs", "BackendNotFound", fmt.Sprintf("there is no Service %s; create it, or take it out of backends", n)}
+			}
+			if _, ok := svc.Port(port); !ok {
+				return &fault{"ResolvedRefs", "BackendPortNotFound", fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
+			}
+		}
+		if sum == 0 || sum > math.MaxUint32 {
+			return &fault{"Accepted", "InvalidWeights", "the weights of each list of backends must add up to more than 0, and to less than 2^32"}
+		}
+	}
+	return nil
+}

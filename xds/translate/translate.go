@@ -1,0 +1,42 @@
+package translate
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Result is what a translator made of a key.
+type Result struct {
+	// Message is the resource; nil for findings.
+	Message proto.Message
+	// Clusters are the names of the clusters that the resource refers to.
+	Clusters []string
+	// EDS reports whether the message is a cluster that gets its endpoints in a
+	// resource of their own, under the same name.
+	EDS      bool
+	Findings []mesh.Finding
+}
+
+// Build makes the resource for the key. It reads nothing but the view, so
+// equal reads give equal results. The workload's own certificate
+// (Secret "workload") is not for it: see [WorkloadSecret].
+func Build(k Key, v *mesh.View) Result {
+	switch k.Type {
+	case Secret:
+		return secret(k, v)
+	case Cluster:
+		return clusterFor(k, v)
+	case Endpoints:
+		return Result{Message: endpoints(k.Name, v)}
+	case Listener:
+		return Result{Message: listenerFor(k, v)}
+	case Scope:
+		return Result{Message: scope(k)}
+	case Route:
+		return routeFor(k, v)
+	case Findings:
+		return Result{Findings: findings(k.Name, v)}
+	}
+	return Result{}
+}
