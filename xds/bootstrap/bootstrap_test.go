@@ -133,7 +133,8 @@ func compare(t *testing.T, file string, raw []byte) {
 func validate(t *testing.T, raw []byte) {
 	t.Helper()
 	pod := filepath.Dir(bootstrap.Defaults().RootsPath)
-	trust := writeTrust(t, t.TempDir(), nil, "token")
+	root, _ := issue(t, "unused")
+	trust := writeTrust(t, t.TempDir(), root, "token")
 	raw = bytes.ReplaceAll(raw, []byte(pod), []byte(trust))
 	out, err := exec.Command(envoyBinary(t), "--mode", "validate", "--config-yaml", string(raw)).CombinedOutput()
 	if err != nil {
