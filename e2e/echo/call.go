@@ -9,32 +9,12 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
 )
 
-// Result is the report of one call.
-type Result struct {
-	// MS is the time from the start of the connection to the whole answer, in
-	// milliseconds.
-	MS float64 `json:"ms"`
-	// Status is the HTTP status, or 0 where there was none.
-	Status int `json:"status,omitempty"`
-	// Reply is the server's Reply, if it answered with one.
-	Reply *Reply `json:"reply,omitempty"`
-	// Text is the answer as it came, cut at 4 KiB, where it is not a Reply.
-	Text string `json:"text,omitempty"`
-	// BodyBytes is the size of the answer's body.
-	BodyBytes int64 `json:"body_bytes,omitempty"`
-	// StepsMS are the times of the single exchanges of a stream, in
-	// milliseconds, each from its own start.
-	StepsMS []float64 `json:"steps_ms,omitempty"`
-	// Peer is the common name in the certificate of the server, over TLS.
-	Peer string `json:"peer,omitempty"`
-	// Headers are those of an HTTP answer.
-	Headers http.Header `json:"headers,omitempty"`
-	// Failure is nil if the call ended as it should. A status of 500 is not a
-	// failure of the call: it is an answer.
-	Failure *Failure `json:"failure,omitempty"`
-}
+// Result is the report of one call, as it is made.
+type Result struct{ report.Call }
 
 // callOptions are the flags of call and job.
 type callOptions struct {

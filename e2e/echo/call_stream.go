@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
 )
 
 // step measures one exchange of a stream.
@@ -164,7 +166,7 @@ func (r *Result) readLine(reader *bufio.Reader) error {
 	r.Text = line
 	if pod, rest, ok := strings.Cut(line, " "); ok {
 		version, _, _ := strings.Cut(rest, " ")
-		r.Reply = &Reply{Pod: pod, Version: version, Protocol: "tcp"}
+		r.Reply = &report.Reply{Pod: pod, Version: version, Protocol: "tcp"}
 	}
 	return nil
 }

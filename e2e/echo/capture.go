@@ -12,19 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// Capture is what passed the links of the network namespace that capture runs
-// in. In a pod with hostNetwork these are the links to all pods of the node.
-type Capture struct {
-	Packets int            `json:"packets"`
-	Bytes   int64          `json:"bytes"`
-	Found   map[string]int `json:"found"` // packets by the string that they carried
-	// TLS counts packets that begin with a TLS record, a sign that the capture
-	// did look at the right links.
-	TLS   int            `json:"tls"`
-	Links map[string]int `json:"links"`
-}
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
+)
 
 // captureCommand looks at every packet that is not on the loopback and counts
 // those in which one of the arguments appears in the clear. It needs
@@ -47,7 +37,7 @@ func captureCommand(ctx context.Context, args []string, out io.Writer) error {
 	return writeJSON(out, c)
 }
 
-func capture(ctx context.Context, needles []string) (*Capture, error) {
+func capture(ctx context.Context, needles []string) (*packetCounter, error) {
 	// ETH_P_ALL in network byte order: packet(7).
 	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all)
@@ -63,7 +53,7 @@ func capture(ctx context.Context, needles []string) (*Capture, error) {
 		return nil, fmt.Errorf("setting the packet socket's time-out: %w", err)
 	}
 	fmt.Fprintln(os.Stderr, "capturing")
-	c := &Capture{Found: map[string]int{}, Links: map[string]int{}}
+	c := &packetCounter{report.Capture{Found: map[string]int{}, Links: map[string]int{}}}
 	names := map[int]string{}
 	buffer := make([]byte, 1<<17)
 	for ctx.Err() == nil {
@@ -93,7 +83,10 @@ func linkName(names map[int]string, index int) string {
 	return names[index]
 }
 
-func (c *Capture) look(packet []byte, link string, needles []string) {
+// packetCounter looks at packets and counts.
+type packetCounter struct{ report.Capture }
+
+func (c *packetCounter) look(packet []byte, link string, needles []string) {
 	c.Packets++
 	c.Bytes += int64(len(packet))
 	c.Links[link]++

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
 )
 
 // serving runs a server on loopback ports until the test ends.
@@ -273,10 +275,10 @@ func TestQuantilesAreByNearestRank(t *testing.T) {
 	for i := 100; i > 0; i-- {
 		values = append(values, float64(i))
 	}
-	if got, want := quantiles(values), (Quantiles{P50: 50, P99: 99, Max: 100}); got != want {
+	if got, want := quantiles(values), (report.Quantiles{P50: 50, P99: 99, Max: 100}); got != want {
 		t.Errorf("quantiles of 1..100: %+v, want %+v", got, want)
 	}
-	if got := quantiles(nil); got != (Quantiles{}) {
+	if got := quantiles(nil); got != (report.Quantiles{}) {
 		t.Errorf("quantiles of nothing: %+v", got)
 	}
 }

@@ -11,23 +11,18 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-)
 
-// Failure says how a call ended when it did not end well. Kind is a small set
-// of words for tests to match; Text is the error as it was.
-type Failure struct {
-	Kind string `json:"kind"`
-	Text string `json:"text"`
-}
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
+)
 
 // failureOf classifies an error: reset (the peer sent RST), eof (it closed
 // before an answer was complete), refused, timeout, dns, "grpc-<code>", or
 // other. nil stays nil.
-func failureOf(err error) *Failure {
+func failureOf(err error) *report.Failure {
 	if err == nil {
 		return nil
 	}
-	return &Failure{Kind: failureKind(err), Text: err.Error()}
+	return &report.Failure{Kind: failureKind(err), Text: err.Error()}
 }
 
 func failureKind(err error) string {

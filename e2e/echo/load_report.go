@@ -7,52 +7,17 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
 )
 
-// Report is the outcome of a load. Times are the machine's wall clock, so that
-// they can be set against what happened elsewhere on it.
+// Report gathers the samples of a load and counts them at its end.
 type Report struct {
-	Start    time.Time `json:"start"`
-	End      time.Time `json:"end"`
-	Requests int       `json:"requests"`
-	// Failed counts the calls without an answer and those answered with a
-	// status of 500 or more; Failures says of what kinds, the latter as
-	// "status-503".
-	Failed   int            `json:"failed"`
-	Failures map[string]int `json:"failures"`
-	// Example is the text of the first failure and FailedAt when it was.
-	Example  string         `json:"example,omitempty"`
-	FailedAt *time.Time     `json:"failed_at,omitempty"`
-	Status   map[string]int `json:"status"`
-	Versions map[string]int `json:"versions"`
-	Pods     map[string]int `json:"pods"`
-	// ClientRetries counts requests that the HTTP client sent again of its own
-	// accord, because its idle connection had been closed.
-	ClientRetries int `json:"client_retries"`
-	// Latency counts from when a call was due, Service from when it was sent.
-	Latency Quantiles `json:"latency_ms"`
-	Service Quantiles `json:"service_ms"`
-	// Timeline is the order of the answers: runs of one version.
-	Timeline []Run `json:"timeline,omitempty"`
+	report.Load
 
 	keepTimeline bool
 	mu           sync.Mutex
 	samples      []sample
-}
-
-// Quantiles are in milliseconds.
-type Quantiles struct {
-	P50 float64 `json:"p50"`
-	P99 float64 `json:"p99"`
-	Max float64 `json:"max"`
-}
-
-// Run is a row of answers of the same version, without another one between.
-type Run struct {
-	Version string    `json:"version"`
-	First   time.Time `json:"first"`
-	Last    time.Time `json:"last"`
-	Answers int       `json:"answers"`
 }
 
 // sample is one call of a load.
@@ -65,10 +30,12 @@ type sample struct {
 func newReport(timeline bool) *Report {
 	return &Report{
 		keepTimeline: timeline,
-		Failures:     map[string]int{},
-		Status:       map[string]int{},
-		Versions:     map[string]int{},
-		Pods:         map[string]int{},
+		Load: report.Load{
+			Failures: map[string]int{},
+			Status:   map[string]int{},
+			Versions: map[string]int{},
+			Pods:     map[string]int{},
+		},
 	}
 }
 
@@ -132,7 +99,7 @@ func (r *Report) extend(version string, at time.Time) {
 		return
 	}
 	if n := len(r.Timeline); n == 0 || r.Timeline[n-1].Version != version {
-		r.Timeline = append(r.Timeline, Run{Version: version, First: at})
+		r.Timeline = append(r.Timeline, report.Run{Version: version, First: at})
 	}
 	last := &r.Timeline[len(r.Timeline)-1]
 	last.Last = at
@@ -140,11 +107,11 @@ func (r *Report) extend(version string, at time.Time) {
 }
 
 // quantiles are by nearest rank; of nothing they are 0.
-func quantiles(values []float64) Quantiles {
+func quantiles(values []float64) report.Quantiles {
 	if len(values) == 0 {
-		return Quantiles{}
+		return report.Quantiles{}
 	}
 	slices.Sort(values)
 	rank := func(q float64) float64 { return values[max(0, int(math.Ceil(q*float64(len(values))))-1)] }
-	return Quantiles{P50: rank(0.50), P99: rank(0.99), Max: values[len(values)-1]}
+	return report.Quantiles{P50: rank(0.50), P99: rank(0.99), Max: values[len(values)-1]}
 }

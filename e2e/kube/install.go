@@ -1,0 +1,106 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// TulleNamespace is where Tulle runs.
+const TulleNamespace = "tulle-system"
+
+// MeshKind is a kind of Tulle's API.
+func MeshKind(kind string) schema.GroupVersionKind {
+	return schema.GroupVersionKind{Group: "mesh.tulle.dev", Version: "v1alpha1", Kind: kind}
+}
+
+// Install installs Tulle from a kustomization and waits until its control
+// plane is available and its webhook is called with a known certificate.
+func (c *Cluster) Install(ctx context.Context, dir string) error {
+	if err := c.ApplyKustomization(ctx, dir); err != nil {
+		return err
+	}
+	return c.Installed(ctx)
+}
+
+// Installed waits until Tulle's control plane is available and its webhook is
+// called with a known certificate.
+func (c *Cluster) Installed(ctx context.Context) error {
+	if err := c.Deployed(ctx, TulleNamespace, 2*time.Minute); err != nil {
+		return err
+	}
+	return Eventually(ctx, time.Minute, "the webhook's certificate", c.webhookTrusted)
+}
+
+// webhookTrusted checks that Tulle's webhooks have a caBundle: without it the
+// API server refuses the pods that it should have had injected.
+func (c *Cluster) webhookTrusted(ctx context.Context) error {
+	list, err := c.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, configuration := range list.Items {
+		for _, w := range configuration.Webhooks {
+			if s := w.ClientConfig.Service; s == nil || s.Namespace != TulleNamespace {
+				continue
+			}
+			found = true
+			if len(w.ClientConfig.CABundle) == 0 {
+				return fmt.Errorf("%s has no caBundle yet", w.Name)
+			}
+		}
+	}
+	if !found {
+		return errors.New("there is no webhook of Tulle")
+	}
+	return nil
+}
+
+// Condition returns an error that says how a condition of an object differs
+// from what is wanted at its present generation; nil if it does not.
+func (c *Cluster) Condition(ctx context.Context, gvk schema.GroupVersionKind, namespace, name, condition, want string) error {
+	o, err := c.Get(ctx, gvk, namespace, name)
+	if err != nil {
+		return err
+	}
+	list, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
+	if err != nil {
+		return fmt.Errorf("reading the conditions of %s: %w", describe(o), err)
+	}
+	for _, entry := range list {
+		m, ok := entry.(map[string]any)
+		if !ok || m["type"] != condition {
+			continue
+		}
+		if at, _ := m["observedGeneration"].(int64); at < o.GetGeneration() {
+			return fmt.Errorf("%s of %s is of generation %d, not %d", condition, describe(o), at, o.GetGeneration())
+		}
+		if m["status"] != want {
+			return fmt.Errorf("%s of %s is %v, not %s: %v: %v", condition, describe(o), m["status"], want, m["reason"], m["message"])
+		}
+		return nil
+	}
+	return fmt.Errorf("%s has no condition %s", describe(o), condition)
+}
+
+// SetLifetime sets how long workload certificates live, mesh-wide, as the only
+// field that this program owns of the MeshConfig; "" gives it up again.
+func (c *Cluster) SetLifetime(ctx context.Context, lifetime string) error {
+	spec := map[string]any{}
+	if lifetime != "" {
+		spec["certificates"] = map[string]any{"lifetime": lifetime}
+	}
+	o := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": MeshKind("").GroupVersion().String(),
+		"kind":       "MeshConfig",
+		"metadata":   map[string]any{"name": "default"},
+		"spec":       spec,
+	}}
+	return c.ApplyObject(ctx, o)
+}
