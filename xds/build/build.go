@@ -194,8 +194,9 @@ func (b *Builder) step(ctx context.Context) {
 	b.changes, b.requests = nil, nil
 	b.in.Unlock()
 
-	w := &work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}, since: since}
+	w := &work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}}
 	if len(changes) > 0 {
+		w.since = since
 		b.apply(w, changes)
 	}
 	for _, r := range requests {
@@ -271,7 +272,7 @@ func (b *Builder) subscribe(w *work, s Subscriber, k Key) {
 	t.leaves = time.Time{}
 	if t.value == nil {
 		w.dirty[t] = struct{}{}
-	} else if _, building := w.dirty[t]; !building {
+	} else { // even where it is dirty: the build may turn out the same
 		w.notify[s] = append(w.notify[s], k)
 	}
 }

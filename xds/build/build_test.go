@@ -1,0 +1,316 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+var seed = flag.Uint64("seed", 0, "replay this one random history")
+
+// client holds what it was told of, as a proxy would.
+type client struct {
+	b    *Builder
+	mu   sync.Mutex
+	held map[Key]string
+	told int
+}
+
+func (c *client) Changed(keys []Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range keys {
+		c.told++
+		if k == AllScopes {
+			continue
+		}
+		c.held[k] = c.b.Value(k).Version
+	}
+}
+
+func config() *mesh.Config {
+	return &mesh.Config{
+		TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: mesh.MTLSPermissive,
+		ServiceRanges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		PodRanges:     []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
+	}
+}
+
+// world makes random changes over a small set of names, so that they collide.
+type world struct{ *rand.Rand }
+
+func (w world) namespace() string    { return []string{"tulle-system", "a", "b"}[w.IntN(3)] }
+func (w world) name(p string) string { return fmt.Sprintf("%s%d", p, w.IntN(4)) }
+func (w world) vip() netip.Addr      { return netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.IntN(5))}) }
+func (w world) pod() netip.Addr      { return netip.AddrFrom4([4]byte{10, 244, 0, byte(1 + w.IntN(6))}) }
+func (w world) port() uint16         { return []uint16{80, 8080, 3306}[w.IntN(3)] }
+func (w world) labels() map[string]string {
+	return map[string]string{"app": w.name("app")}
+}
+func (w world) mode() mesh.MTLSMode { return mesh.MTLSMode(w.IntN(4)) }
+func (w world) id(p string) mesh.Name {
+	return mesh.Name{Namespace: w.namespace(), Name: w.name(p)}
+}
+
+func (w world) change() mesh.Change {
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindConfig, mesh.KindTrust}[w.IntN(7)]
+	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x"}[k]))
+	}
+	switch k {
+	case mesh.KindService:
+		s := &mesh.Service{Name: w.id("s"), Selector: w.labels()}
+		if w.IntN(4) > 0 {
+			s.Addresses = []netip.Addr{w.vip()}
+		}
+		for range 1 + w.IntN(2) {
+			p := w.port()
+			s.Ports = append(s.Ports, mesh.ServicePort{Name: fmt.Sprint(p), Port: p, Target: p, Protocol: mesh.Protocol(w.IntN(6))})
+		}
+		return mesh.Put(s)
+	case mesh.KindSlice:
+		id := w.id("s")
+		s := &mesh.Slice{Name: id, Service: w.name("s"), Ports: []mesh.SlicePort{{Name: "80", Port: 80}, {Name: "3306", Port: 3306}}}
+		for range w.IntN(3) {
+			s.Endpoints = append(s.Endpoints, mesh.Endpoint{Address: w.pod(), Workload: w.name("w"), Ready: w.IntN(3) > 0})
+		}
+		return mesh.Put(s)
+	case mesh.KindWorkload:
+		return mesh.Put(&mesh.Workload{
+			Name: w.id("w"), ServiceAccount: w.name("sa"), Labels: w.labels(), Addresses: []netip.Addr{w.pod()},
+			Meshed: w.IntN(2) == 0, Terminating: w.IntN(4) == 0, Terminal: w.IntN(8) == 0,
+		})
+	case mesh.KindPolicy:
+		return mesh.Put(w.policy())
+	case mesh.KindSplit:
+		return mesh.Put(&mesh.Split{
+			Meta: mesh.Meta{Name: w.id("x"), Generation: w.Int64N(3)}, Service: w.name("s"),
+			Backends: []mesh.Backend{{Service: w.name("s"), Weight: w.Uint32N(3)}, {Service: w.name("s"), Weight: 1}},
+		})
+	case mesh.KindConfig:
+		c := config()
+		c.MTLS, c.Egress = w.mode(), mesh.EgressMode(w.IntN(2))
+		return mesh.Put(c)
+	default:
+		return mesh.Put(&mesh.TrustBundle{PEM: []byte(w.name("root"))})
+	}
+}
+
+func (w world) policy() *mesh.Policy {
+	p := &mesh.Policy{Meta: mesh.Meta{Name: w.id("p"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}}
+	if w.IntN(2) == 0 {
+		p.Selector = &mesh.Selector{MatchLabels: w.labels()}
+	}
+	switch w.IntN(3) {
+	case 0:
+		p.MTLS = &mesh.MTLS{Mode: w.mode(), Ports: map[uint16]mesh.MTLSMode{w.port(): w.mode()}}
+	case 1:
+		p.Authorization = &mesh.Authorization{DefaultDeny: w.IntN(2) == 0, Rules: []mesh.Rule{{
+			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}},
+			To: []mesh.Operation{{Methods: []string{"GET"}, Ports: []uint16{w.port()}}},
+		}}}
+	default:
+		d := time.Duration(w.IntN(3)) * time.Second
+		p.Selector, p.Traffic = nil, &mesh.Traffic{Timeout: &d}
+		if w.IntN(2) == 0 {
+			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}}
+		}
+	}
+	if w.IntN(8) == 0 {
+		p.Invalid = "it makes no sense"
+	}
+	return p
+}
+
+// key is a random target, a nonsensical one too.
+func (w world) key(s *mesh.Snapshot) Key {
+	at := netip.AddrPortFrom(w.vip(), w.port()).String()
+	if w.IntN(2) == 0 {
+		at = netip.AddrPortFrom(w.pod(), w.port()).String()
+	}
+	svc := fmt.Sprintf("svc|%s|%d", w.id("s"), w.port())
+	profile := ""
+	if x, ok := s.Workload(w.id("w")); ok {
+		profile = s.Profile(x)
+	}
+	all := []Key{
+		{Type: translate.Cluster, Name: svc},
+		{Type: translate.Cluster, Name: "tcp|" + at},
+		{Type: translate.Cluster, Name: "http|" + at},
+		{Type: translate.Cluster, Name: "junk"},
+		{Type: translate.Endpoints, Name: svc},
+		{Type: translate.Endpoints, Name: "tcp|" + at},
+		{Type: translate.Route, Name: at, For: w.namespace()},
+		{Type: translate.Route, Name: "inbound", For: profile},
+		{Type: translate.Listener, Name: "inbound", For: profile},
+		{Type: translate.Listener, Name: "outbound"},
+		{Type: translate.Listener, Name: "egress"},
+		{Type: translate.Secret, Name: "san" + svc[3:]},
+		{Type: translate.Secret, Name: "roots"},
+		translate.FindingsKey(translate.KindPolicy, w.id("p")),
+		translate.FindingsKey(translate.KindSplit, w.id("x")),
+	}
+	return all[w.IntN(len(all))]
+}
+
+func TestIncrementalBuildEqualsBuildFromScratch(t *testing.T) {
+	first, last := uint64(1), uint64(300)
+	if *seed != 0 {
+		first, last = *seed, *seed
+	}
+	for s := first; s <= last; s++ {
+		history(t, s)
+		if t.Failed() {
+			t.Fatalf("replay with: go test ./xds/build -run %s -seed %d", t.Name(), s)
+		}
+	}
+}
+
+func history(t *testing.T, seed uint64) {
+	w := world{rand.New(rand.NewPCG(seed, 0))}
+	ctx := context.Background()
+	b := New(Options{Config: config(), Grace: time.Hour})
+	clients := []*client{{b: b, held: map[Key]string{}}, {b: b, held: map[Key]string{}}}
+	subscribed := [2]map[Key]bool{{}, {}}
+	for range 60 {
+		for range 1 + w.IntN(3) {
+			i := w.IntN(2)
+			switch k := w.key(b.Snapshot()); w.IntN(5) {
+			case 0, 1:
+				b.Subscribe(clients[i], k)
+				subscribed[i][k] = true
+			case 2:
+				b.Unsubscribe(clients[i], k)
+				delete(subscribed[i], k)
+				clients[i].mu.Lock()
+				delete(clients[i].held, k)
+				clients[i].mu.Unlock()
+			default:
+				b.Apply(w.change())
+			}
+		}
+		b.step(ctx)
+		for i, c := range clients {
+			for k := range subscribed[i] {
+				want, _ := Scratch(b.Snapshot(), k)
+				got := b.Value(k)
+				if got.Version != want.Version || !slices.Equal(got.Findings, want.Findings) || c.held[k] != want.Version {
+					t.Errorf("seed %d: %v: built %s, subscriber has %s, from scratch %s", seed, k, got.Version, c.held[k], want.Version)
+					return
+				}
+			}
+		}
+		checkScopes(t, b)
+	}
+}
+
+func checkScopes(t *testing.T, b *Builder) {
+	t.Helper()
+	var want, got []string
+	b.Snapshot().VIPs(func(v string) { want = append(want, v) })
+	for n := range b.Scopes().All() {
+		got = append(got, n)
+	}
+	if !slices.Equal(want, got) {
+		t.Errorf("scopes are %v, want %v", got, want)
+	}
+}
+
+func TestChangeThatNobodyReadBuildsNothing(t *testing.T) {
+	b := New(Options{Config: config()})
+	c := &client{b: b, held: map[Key]string{}}
+	svc := func(name string, last byte) *mesh.Service {
+		return &mesh.Service{Name: mesh.Name{Namespace: "a", Name: name}, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, last})}, Ports: []mesh.ServicePort{{Name: "http", Port: 80, Protocol: mesh.HTTP}}}
+	}
+	slice := func(svc, ip string) *mesh.Slice {
+		return &mesh.Slice{Name: mesh.Name{Namespace: "a", Name: svc + "-1"}, Service: svc, Ports: []mesh.SlicePort{{Name: "http", Port: 8080}}, Endpoints: []mesh.Endpoint{{Address: netip.MustParseAddr(ip), Ready: true}}}
+	}
+	b.Apply(mesh.Put(svc("x", 1)), mesh.Put(svc("y", 2)), mesh.Put(slice("x", "10.244.0.1")))
+	for _, n := range []string{"svc|a/x|80", "svc|a/y|80"} {
+		b.Subscribe(c, Key{Type: translate.Endpoints, Name: n}, Key{Type: translate.Cluster, Name: n})
+	}
+	b.step(t.Context())
+	before := c.told
+	b.Apply(mesh.Put(slice("x", "10.244.0.2")))
+	b.step(t.Context())
+	if got := c.told - before; got != 1 {
+		t.Errorf("one endpoint of one service moved, and %d targets were pushed, want 1", got)
+	}
+	before = c.told
+	b.Apply(mesh.Put(slice("x", "10.244.0.2")), mesh.Put(svc("y", 2)))
+	b.step(t.Context())
+	if got := c.told - before; got != 0 {
+		t.Errorf("nothing changed, and %d targets were pushed", got)
+	}
+}
+
+func TestTargetWithoutSubscribersIsDroppedAfterGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		b := New(Options{Config: config(), Grace: 10 * time.Second})
+		done := make(chan struct{})
+		go func() { _ = b.Run(ctx); close(done) }()
+		c := &client{b: b, held: map[Key]string{}}
+		k := Key{Type: translate.Listener, Name: "egress"}
+		b.Subscribe(c, k)
+		synctest.Wait()
+		b.Unsubscribe(c, k)
+		time.Sleep(5 * time.Second)
+		if b.Value(k) == nil {
+			t.Error("a proxy that reconnects within the grace finds nothing")
+		}
+		time.Sleep(20 * time.Second)
+		if b.Value(k) != nil {
+			t.Error("the target is kept though nobody wants it")
+		}
+		stop()
+		<-done
+	})
+}
+
+func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		calls := 0
+		b := New(Options{Config: config(), Issue: func(context.Context, string) (Certificate, error) {
+			calls++
+			if calls == 1 {
+				time.Sleep(time.Second)
+				return Certificate{}, errors.New("out of reach")
+			}
+			return Certificate{Version: fmt.Sprint("v", calls)}, nil
+		}})
+		done := make(chan struct{})
+		go func() { _ = b.Run(ctx); close(done) }()
+		c := &client{b: b, held: map[Key]string{}}
+		cert := Key{Type: translate.Secret, Name: translate.SecretWorkload, For: "spiffe://x/ns/a/sa/b"}
+		other := Key{Type: translate.Listener, Name: "egress"}
+		b.Subscribe(c, cert, other)
+		synctest.Wait()
+		if b.Value(other) == nil || b.Value(cert) != nil {
+			t.Error("a slow issuer holds back what it has nothing to do with")
+		}
+		time.Sleep(5 * time.Second)
+		if v := b.Value(cert); v == nil || v.Version != "v2" {
+			t.Errorf("after a failure the certificate is %v, want v2", v)
+		}
+		b.Invalidate(cert)
+		synctest.Wait()
+		if v := b.Value(cert); v.Version != "v3" {
+			t.Errorf("an invalidated certificate is %s, want v3", v.Version)
+		}
+		stop()
+		<-done
+	})
+}
