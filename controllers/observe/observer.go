@@ -1,0 +1,259 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Informers list and watch, and never get one object by name.
+//
+// +kubebuilder:rbac:groups="",resources=services;pods;nodes,verbs=list;watch
+// +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
+
+// Options of an Observer.
+type Options struct {
+	// Applier is given the changes; required.
+	Applier mesh.Applier
+	// RootNamespace is where policies for the whole mesh live;
+	// DefaultRootNamespace when empty.
+	RootNamespace string
+	Log           logr.Logger
+}
+
+// Observer watches the cluster and tells an Applier what changes in the mesh.
+type Observer struct {
+	applier mesh.Applier
+	root    string
+	log     logr.Logger
+	watches []watch
+
+	synced chan struct{}
+	// open is set, with mu held, when the initial state has been applied.
+	open atomic.Bool
+	mu   sync.Mutex
+	held []mesh.Change // what was seen before that
+	from sources
+}
+
+// watch is the handler of one kind at its informer.
+type watch struct {
+	kind         string
+	registration toolscache.ResourceEventHandlerRegistration
+}
+
+// New makes an Observer that is not attached to anything yet.
+func New(o Options) *Observer {
+	root := o.RootNamespace
+	if root == "" {
+		root = DefaultRootNamespace
+	}
+	return &Observer{applier: o.Applier, root: root, log: o.Log, synced: make(chan struct{})}
+}
+
+// SetupWithManager attaches the observer to the manager's cache, which must
+// have been made with [CacheOptions], and has the manager run it on every
+// replica, leader or not. It asks the API server which kinds it has.
+func (o *Observer) SetupWithManager(mgr manager.Manager) error {
+	// Attaching does not wait for anything that a context could cut short.
+	if err := o.Watch(context.Background(), mgr.GetCache()); err != nil {
+		return err
+	}
+	return mgr.Add(o)
+}
+
+// Watch attaches the observer to the informers, once, for those who run a cache
+// without a manager. It fails where the API server cannot be reached or lacks a
+// kind, of which only ServiceCIDR (Kubernetes 1.33) may be missing.
+func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
+	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}, &corev1.Node{}} {
+		if err := o.watch(ctx, informers, obj, sourceHandler{o, obj}); err != nil {
+			return err
+		}
+	}
+	for kind, obj := range map[mesh.Kind]client.Object{
+		mesh.KindService:  &corev1.Service{},
+		mesh.KindSlice:    &discoveryv1.EndpointSlice{},
+		mesh.KindWorkload: &corev1.Pod{},
+		mesh.KindPolicy:   &v1alpha1.MeshPolicy{},
+		mesh.KindSplit:    &v1alpha1.TrafficSplit{},
+	} {
+		if err := o.watch(ctx, informers, obj, entityHandler{o, kind}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *Observer) watch(ctx context.Context, informers cache.Informers, obj client.Object, h toolscache.ResourceEventHandler) error {
+	kind := strings.TrimPrefix(fmt.Sprintf("%T", obj), "*")
+	kind = kind[strings.LastIndexByte(kind, '.')+1:]
+	informer, err := informers.GetInformer(ctx, obj, cache.BlockUntilSynced(false))
+	switch {
+	case apimeta.IsNoMatchError(err) && kind == "ServiceCIDR":
+		o.log.Info("this Kubernetes has no ServiceCIDR: spec.clusterRanges.services of the MeshConfig says what it would")
+		return nil
+	case apimeta.IsNoMatchError(err):
+		return fmt.Errorf("the API server has no kind %s: apply Tulle's CRDs first: %w", kind, err)
+	case err != nil:
+		return fmt.Errorf("watching %s: %w", kind, err)
+	}
+	registration, err := informer.AddEventHandler(h)
+	if err != nil {
+		return fmt.Errorf("handling events of %s: %w", kind, err)
+	}
+	o.watches = append(o.watches, watch{kind, registration})
+	return nil
+}
+
+// NeedLeaderElection tells the manager that every replica observes.
+func (o *Observer) NeedLeaderElection() bool { return false }
+
+// Start waits until every object of every kind's initial list has been seen,
+// applies them all as one batch, and returns; from then on changes are applied
+// as they come. A manager calls it.
+func (o *Observer) Start(ctx context.Context) error {
+	if len(o.watches) == 0 {
+		return errors.New("observing the cluster: Watch was not called")
+	}
+	for _, w := range o.watches {
+		select {
+		case <-ctx.Done():
+			return nil // the manager ends
+		case <-w.registration.HasSyncedChecker().Done():
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.open.Load() {
+		return errors.New("observing the cluster: started twice")
+	}
+	initial := append([]mesh.Change{mesh.Put(o.from.mesh(o.root))}, o.held...)
+	o.held = nil
+	o.applier.Apply(initial...)
+	o.open.Store(true)
+	close(o.synced)
+	o.log.Info("the cluster's initial state is applied", "changes", len(initial))
+	return nil
+}
+
+// Synced is closed when the initial state of every kind has been applied.
+func (o *Observer) Synced() <-chan struct{} { return o.synced }
+
+// Ready is a readiness check (controller-runtime's healthz.Checker) that passes
+// once Synced is closed, and until then names the kinds that are missing.
+func (o *Observer) Ready(*http.Request) error {
+	if o.open.Load() {
+		return nil
+	}
+	var missing []string
+	for _, w := range o.watches {
+		if !w.registration.HasSynced() {
+			missing = append(missing, w.kind)
+		}
+	}
+	if len(missing) == 0 {
+		return errors.New("the cluster's initial state is seen and not yet applied")
+	}
+	return fmt.Errorf("waiting for the initial list of %s", strings.Join(missing, ", "))
+}
+
+// deliver applies a change, or keeps it for the initial batch. Each object's
+// changes come from one goroutine, so they stay in order.
+func (o *Observer) deliver(c mesh.Change) {
+	if !o.open.Load() && o.hold(c) {
+		return
+	}
+	o.applier.Apply(c)
+}
+
+func (o *Observer) hold(c mesh.Change) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.open.Load() {
+		return false
+	}
+	o.held = append(o.held, c)
+	return true
+}
+
+// reconfigure updates what the configuration is made of. The lock is held while
+// it is applied: it is made of several kinds, whose events come from several
+// goroutines.
+func (o *Observer) reconfigure(update func(*sources) (changed bool)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if update(&o.from) && o.open.Load() {
+		o.applier.Apply(mesh.Put(o.from.mesh(o.root)))
+	}
+}
+
+// entityHandler is for kinds of which each object is an entity of its own.
+type entityHandler struct {
+	*Observer
+	kind mesh.Kind
+}
+
+// OnAdd applies an object.
+func (h entityHandler) OnAdd(obj any, _ bool) {
+	if c, ok := change(obj); ok {
+		h.deliver(c)
+	}
+}
+
+// OnUpdate applies an object's new form. Whether it means something else than
+// the old one is for the mesh to tell.
+func (h entityHandler) OnUpdate(_, obj any) { h.OnAdd(obj, false) }
+
+// OnDelete applies that an object is gone.
+func (h entityHandler) OnDelete(obj any) {
+	n, err := toolscache.DeletionHandlingObjectToName(obj)
+	if err != nil {
+		h.log.Error(err, "a deleted object has no name", "kind", h.kind)
+		return
+	}
+	h.deliver(mesh.Delete(h.kind, mesh.Name{Namespace: n.Namespace, Name: n.Name}))
+}
+
+// sourceHandler is for the kinds that the configuration is made of.
+type sourceHandler struct {
+	*Observer
+	of client.Object // of the kind
+}
+
+// OnAdd takes note of an object.
+func (h sourceHandler) OnAdd(obj any, _ bool) {
+	h.reconfigure(func(s *sources) bool { return s.put(obj) })
+}
+
+// OnUpdate takes note of an object's new form.
+func (h sourceHandler) OnUpdate(_, obj any) { h.OnAdd(obj, false) }
+
+// OnDelete forgets an object.
+func (h sourceHandler) OnDelete(obj any) {
+	n, err := toolscache.DeletionHandlingObjectToName(obj)
+	if err != nil {
+		h.log.Error(err, "a deleted object has no name", "kind", fmt.Sprintf("%T", h.of))
+		return
+	}
+	h.reconfigure(func(s *sources) bool { return s.drop(h.of, n.Name) })
+}

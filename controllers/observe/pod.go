@@ -1,0 +1,117 @@
+package observe
+
+import (
+	"cmp"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+const (
+	// proxyContainer is the name of the sidecar, which makes a pod a meshed one.
+	proxyContainer = "tulle-proxy"
+	// statusAnnotation is what injection wrote down about the pod.
+	statusAnnotation = "mesh.tulle.dev/status"
+)
+
+// injection is the value of statusAnnotation, as far as it is used here.
+type injection struct {
+	Probes []mesh.Probe `json:"probes"`
+}
+
+// workload converts a Pod, meshed or not: the others are callers and endpoints
+// too, which an address is to be known for.
+func workload(p *corev1.Pod) *mesh.Workload {
+	out := &mesh.Workload{
+		Name:           mesh.Name{Namespace: p.Namespace, Name: p.Name},
+		UID:            string(p.UID),
+		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
+		Labels:         p.Labels,
+		Meshed:         meshed(p),
+		Terminating:    p.DeletionTimestamp != nil,
+		Terminal:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Ports:          containerPorts(&p.Spec),
+	}
+	// A pod on its host's network has the node's address, which it shares with
+	// others: the address says nothing about who is there.
+	if !p.Spec.HostNetwork {
+		out.Addresses = podIPs(&p.Status)
+	}
+	if out.Meshed {
+		out.Probes = probes(p.Annotations[statusAnnotation])
+	}
+	return out
+}
+
+// meshed reports whether the pod runs our sidecar, which is a native one.
+func meshed(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == proxyContainer && nativeSidecar(&c)
+	})
+}
+
+// nativeSidecar reports whether an init container runs for as long as the pod.
+func nativeSidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// containerPorts are the declared TCP ports of what runs for as long as the
+// pod, but for our own sidecar; sorted.
+func containerPorts(spec *corev1.PodSpec) []mesh.ContainerPort {
+	var out []mesh.ContainerPort
+	add := func(c *corev1.Container) {
+		for _, p := range c.Ports {
+			if p.Protocol == "" || p.Protocol == corev1.ProtocolTCP {
+				out = append(out, mesh.ContainerPort{Name: p.Name, Port: uint16(p.ContainerPort)})
+			}
+		}
+	}
+	for i := range spec.InitContainers {
+		if c := &spec.InitContainers[i]; nativeSidecar(c) && c.Name != proxyContainer {
+			add(c)
+		}
+	}
+	for i := range spec.Containers {
+		add(&spec.Containers[i])
+	}
+	slices.SortFunc(out, func(a, b mesh.ContainerPort) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Name, b.Name))
+	})
+	return slices.Compact(out)
+}
+
+func podIPs(status *corev1.PodStatus) []netip.Addr {
+	texts := make([]string, 0, len(status.PodIPs)+1)
+	for _, ip := range status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	if len(texts) == 0 {
+		texts = append(texts, status.PodIP)
+	}
+	return addresses(texts)
+}
+
+// probes are those that injection wrote down. The annotation is anybody's who
+// may write the pod, so what makes no sense is left out: a bad path would make
+// the pod's own proxy reject the listener.
+func probes(annotation string) []mesh.Probe {
+	if annotation == "" {
+		return nil
+	}
+	var in injection
+	if err := json.Unmarshal([]byte(annotation), &in); err != nil {
+		return nil
+	}
+	var out []mesh.Probe
+	for _, p := range in.Probes {
+		if p.Port != 0 && strings.HasPrefix(p.Path, "/") && strings.HasPrefix(p.Target, "/") {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,231 @@
+package observe
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// problems collects what cannot be understood about an object. Admission
+// refuses all of it; an object may have come by another way, or from a newer
+// version of the API.
+type problems []string
+
+func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
+
+// sentence is empty where there is nothing to say.
+func (p problems) sentence() string { return strings.Join(p, "; ") }
+
+// port converts a port number from an object.
+func (p *problems) port(field string, number int32) uint16 {
+	if number < 1 || number > 65535 {
+		p.add("%s: %d is no port: write 1 to 65535", field, number)
+		return 0
+	}
+	return uint16(number)
+}
+
+// duration converts a duration; nil stays nil.
+func (p *problems) duration(field string, d *metav1.Duration) *time.Duration {
+	if d == nil {
+		return nil
+	}
+	if d.Duration < 0 {
+		p.add("%s: %s is negative: write a duration such as 2s", field, d.Duration)
+	}
+	out := d.Duration
+	return &out
+}
+
+func meta(o metav1.ObjectMeta) mesh.Meta {
+	return mesh.Meta{
+		Name:       mesh.Name{Namespace: o.Namespace, Name: o.Name},
+		Generation: o.Generation,
+		Created:    o.CreationTimestamp.UTC(),
+	}
+}
+
+// policy converts a MeshPolicy. One that cannot be understood keeps its
+// sections, so that it fails closed where it would have held.
+func policy(p *v1alpha1.MeshPolicy) *mesh.Policy {
+	var bad problems
+	out := &mesh.Policy{
+		Meta:          meta(p.ObjectMeta),
+		Selector:      selector(p.Spec.Selector, &bad),
+		Targets:       targets(p, &bad),
+		MTLS:          mtls(p.Spec.MTLS, &bad),
+		Authorization: authorization(p.Spec.Authorization, &bad),
+		Traffic:       traffic(p.Spec.Traffic, &bad),
+	}
+	out.Invalid = bad.sentence()
+	return out
+}
+
+// selector leaves out a label that no selector may use, so that the invalid
+// policy fails closed for more workloads rather than for none.
+func selector(s *v1alpha1.WorkloadSelector, bad *problems) *mesh.Selector {
+	if s == nil {
+		return nil
+	}
+	labels := s.Labels()
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if mesh.RevisionLabel(key) {
+			bad.add("spec.selector.matchLabels: %s differs from one rollout to the next and cannot be selected by: "+
+				"name a label of the workload, such as app", key)
+			delete(labels, key)
+		}
+	}
+	return &mesh.Selector{MatchLabels: labels}
+}
+
+func targets(p *v1alpha1.MeshPolicy, bad *problems) []mesh.Target {
+	var out []mesh.Target
+	for i, r := range p.Spec.TargetRefs {
+		field := fmt.Sprintf("spec.targetRefs[%d]", i)
+		kind := cmp.Or(r.Kind, "Service")
+		if r.Group != "" || kind != "Service" {
+			bad.add("%s: a %s of group %q cannot be a target: write kind: Service, and leave group out", field, kind, r.Group)
+		}
+		t := mesh.Target{
+			Kind: kind,
+			Name: mesh.Name{Namespace: cmp.Or(r.Namespace, p.Namespace), Name: r.Name},
+		}
+		if r.Port != 0 {
+			t.Port = bad.port(field+".port", r.Port)
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+func mtlsMode(m v1alpha1.MTLSMode) (mesh.MTLSMode, bool) {
+	switch m {
+	case v1alpha1.MTLSStrict:
+		return mesh.MTLSStrict, true
+	case v1alpha1.MTLSPermissive:
+		return mesh.MTLSPermissive, true
+	case v1alpha1.MTLSDisabled:
+		return mesh.MTLSDisabled, true
+	default:
+		return mesh.MTLSUnset, false
+	}
+}
+
+func mtls(m *v1alpha1.MTLS, bad *problems) *mesh.MTLS {
+	if m == nil {
+		return nil
+	}
+	mode := func(field string, m v1alpha1.MTLSMode) mesh.MTLSMode {
+		out, ok := mtlsMode(m)
+		if !ok {
+			bad.add("%s: %q is no mode: write Strict, Permissive or Disabled", field, m)
+			return mesh.MTLSStrict
+		}
+		return out
+	}
+	out := &mesh.MTLS{}
+	if m.Mode != "" {
+		out.Mode = mode("spec.mtls.mode", m.Mode)
+	}
+	for i, p := range m.Ports {
+		field := fmt.Sprintf("spec.mtls.ports[%d]", i)
+		if out.Ports == nil {
+			out.Ports = make(map[uint16]mesh.MTLSMode, len(m.Ports))
+		}
+		port := bad.port(field+".port", p.Port)
+		out.Ports[port] = max(out.Ports[port], mode(field+".mode", p.Mode))
+	}
+	return out
+}
+
+func authorization(a *v1alpha1.Authorization, bad *problems) *mesh.Authorization {
+	if a == nil {
+		return nil
+	}
+	out := &mesh.Authorization{DefaultDeny: action("spec.authorization.default", a.Default, bad) == mesh.Deny}
+	for i, r := range a.Rules {
+		field := fmt.Sprintf("spec.authorization.rules[%d]", i)
+		rule := mesh.Rule{Name: r.Name, Action: action(field+".action", r.Action, bad)}
+		for j, s := range r.From {
+			rule.From = append(rule.From, source(fmt.Sprintf("%s.from[%d]", field, j), s, bad))
+		}
+		for j, o := range r.To {
+			rule.To = append(rule.To, operation(fmt.Sprintf("%s.to[%d]", field, j), o, bad))
+		}
+		out.Rules = append(out.Rules, rule)
+	}
+	return out
+}
+
+func action(field string, a v1alpha1.AuthorizationAction, bad *problems) mesh.Action {
+	switch a {
+	case "", v1alpha1.AuthorizationAllow:
+		return mesh.Allow
+	case v1alpha1.AuthorizationDeny:
+		return mesh.Deny
+	default:
+		bad.add("%s: %q is no action: write Allow or Deny", field, a)
+		return mesh.Deny
+	}
+}
+
+func source(field string, s v1alpha1.Source, bad *problems) mesh.Source {
+	out := mesh.Source{Identities: s.Identities, Namespaces: s.Namespaces}
+	for _, name := range s.ServiceAccounts {
+		namespace, account, ok := strings.Cut(name, "/")
+		if !ok {
+			namespace, account = "", name
+		}
+		if account == "" || strings.Contains(account, "/") || ok && namespace == "" {
+			bad.add("%s.serviceAccounts: %q is no service account: write name, or namespace/name", field, name)
+			continue
+		}
+		out.ServiceAccounts = append(out.ServiceAccounts, mesh.Name{Namespace: namespace, Name: account})
+	}
+	for _, block := range s.IPBlocks {
+		p, err := netip.ParsePrefix(block)
+		if err != nil {
+			bad.add("%s.ipBlocks: %q is no CIDR: write 10.0.0.0/8, or 192.0.2.7/32 for one address", field, block)
+			continue
+		}
+		out.IPBlocks = append(out.IPBlocks, p.Masked())
+	}
+	return out
+}
+
+func operation(field string, o v1alpha1.Operation, bad *problems) mesh.Operation {
+	out := mesh.Operation{Methods: o.Methods, Paths: o.Paths, Hosts: o.Hosts}
+	for i, p := range o.Ports {
+		out.Ports = append(out.Ports, bad.port(fmt.Sprintf("%s.ports[%d]", field, i), p))
+	}
+	return out
+}
+
+func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
+	if t == nil {
+		return nil
+	}
+	out := &mesh.Traffic{Timeout: bad.duration("spec.traffic.timeout", t.Timeout)}
+	if r := t.Retries; r != nil {
+		if r.Attempts < 0 {
+			bad.add("spec.traffic.retries.attempts: %d is negative: write 0 for no retries", r.Attempts)
+		}
+		out.Retries = &mesh.Retries{Attempts: uint32(max(r.Attempts, 0))}
+		if d := bad.duration("spec.traffic.retries.perTryTimeout", r.PerTryTimeout); d != nil {
+			out.Retries.PerTryTimeout = *d
+		}
+		for _, c := range r.On {
+			out.Retries.On = append(out.Retries.On, string(c))
+		}
+	}
+	return out
+}

@@ -1,0 +1,105 @@
+package observe
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// split converts a TrafficSplit.
+func split(s *v1alpha1.TrafficSplit) *mesh.Split {
+	var bad problems
+	out := &mesh.Split{
+		Meta:     meta(s.ObjectMeta),
+		Service:  s.Spec.Service,
+		Backends: backends("spec.backends", s.Spec.Backends, &bad),
+	}
+	if s.Spec.Port != 0 {
+		out.Port = bad.port("spec.port", s.Spec.Port)
+	}
+	for i, r := range s.Spec.Rules {
+		field := fmt.Sprintf("spec.rules[%d]", i)
+		rule := mesh.SplitRule{Backends: backends(field+".backends", r.Backends, &bad)}
+		for j, m := range r.Matches {
+			rule.Matches = append(rule.Matches, requestMatch(fmt.Sprintf("%s.matches[%d]", field, j), m, &bad))
+		}
+		out.Rules = append(out.Rules, rule)
+	}
+	out.Invalid = bad.sentence()
+	return out
+}
+
+func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.Backend {
+	var out []mesh.Backend
+	var sum int64
+	for i, b := range in {
+		weight := int32(1)
+		if b.Weight != nil {
+			weight = *b.Weight
+		}
+		if weight < 0 {
+			bad.add("%s[%d].weight: %d is negative: write 0 to send nothing", field, i, weight)
+			weight = 0
+		}
+		sum += int64(weight)
+		out = append(out, mesh.Backend{Service: b.Service, Weight: uint32(weight)})
+	}
+	if sum == 0 {
+		bad.add("%s: no backend has a weight above 0: give at least one a weight of 1 or more", field)
+	}
+	return out
+}
+
+func requestMatch(field string, m v1alpha1.RequestMatch, bad *problems) mesh.RequestMatch {
+	var out mesh.RequestMatch
+	if p := m.Path; p != nil {
+		out.Path = &mesh.StringMatch{Type: pathMatchType(field+".path", p, bad), Value: p.Value}
+	}
+	for i, h := range m.Headers {
+		out.Headers = append(out.Headers, mesh.HeaderMatch{
+			Name:  strings.ToLower(h.Name),
+			Type:  headerMatchType(fmt.Sprintf("%s.headers[%d]", field, i), h, bad),
+			Value: h.Value,
+		})
+	}
+	return out
+}
+
+func pathMatchType(field string, p *v1alpha1.PathMatch, bad *problems) mesh.MatchType {
+	switch p.Type {
+	case v1alpha1.PathMatchExact:
+		return mesh.Exact
+	case "", v1alpha1.PathMatchPrefix:
+		return mesh.Prefix
+	case v1alpha1.PathMatchRegularExpression:
+		expression(field, p.Value, bad)
+		return mesh.Regex
+	default:
+		bad.add("%s.type: %q is no type: write Exact, PathPrefix or RegularExpression", field, p.Type)
+		return mesh.Exact
+	}
+}
+
+func headerMatchType(field string, h v1alpha1.HeaderMatch, bad *problems) mesh.MatchType {
+	switch h.Type {
+	case "", v1alpha1.HeaderMatchExact:
+		return mesh.Exact
+	case v1alpha1.HeaderMatchRegularExpression:
+		expression(field, h.Value, bad)
+		return mesh.Regex
+	default:
+		bad.add("%s.type: %q is no type: write Exact or RegularExpression", field, h.Type)
+		return mesh.Exact
+	}
+}
+
+// expression checks a regular expression, which CEL cannot: a proxy would
+// reject all that comes with a bad one. Go's syntax is RE2's, as Envoy's is.
+func expression(field, value string, bad *problems) {
+	if _, err := regexp.Compile(value); err != nil {
+		bad.add("%s.value: %q is no regular expression of RE2: %v", field, value, err)
+	}
+}
