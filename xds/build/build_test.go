@@ -35,7 +35,9 @@ func (c *client) Changed(keys []Key) {
 		if k == AllScopes {
 			continue
 		}
-		c.held[k] = c.b.Value(k).Version
+		if v := c.b.Value(k); v != nil { // nil: unsubscribed meanwhile, and dropped
+			c.held[k] = v.Version
+		}
 	}
 }
 
