@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,6 +42,7 @@ func TestAPIServer(t *testing.T) {
 	t.Run("accepts", func(t *testing.T) { testAccepts(t, config) })
 	t.Run("keeps the trust domain", func(t *testing.T) { testTrustDomainIsKept(t, config) })
 	t.Run("takes objects of Go clients", func(t *testing.T) { testTypedObjects(t, config) })
+	t.Run("knows short names and columns", func(t *testing.T) { testNames(t, config) })
 	t.Run("has status apart", func(t *testing.T) { testStatus(t, config) })
 }
 
@@ -167,6 +169,45 @@ func testStatus(t *testing.T, config *rest.Config) {
 	policy.Status.Conditions = append(policy.Status.Conditions, condition(metav1.ConditionTrue))
 	if err := api.Status().Update(t.Context(), policy); err == nil || !strings.Contains(err.Error(), "Duplicate value") {
 		t.Errorf("two conditions of one type: %v", err)
+	}
+}
+
+// testNames sees what kubectl makes of the kinds: `kubectl get mesh`, short
+// names, and the columns of its tables.
+func testNames(t *testing.T, config *rest.Config) {
+	discoveryClient, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resources, err := discoveryClient.ServerResourcesForGroupVersion(v1alpha1.GroupVersion().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]string{}
+	for _, resource := range resources.APIResources {
+		if strings.Contains(resource.Name, "/") {
+			continue
+		}
+		got[resource.Kind] = append(resource.ShortNames, resource.Categories...)
+		table := &metav1.Table{}
+		err := discoveryClient.RESTClient().Get().
+			AbsPath("/apis", v1alpha1.Group, v1alpha1.Version, resource.Name).
+			SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").
+			Do(t.Context()).Into(table)
+		if err != nil {
+			t.Fatalf("the table of %s: %v", resource.Name, err)
+		}
+		for _, column := range table.ColumnDefinitions {
+			got[resource.Kind] = append(got[resource.Kind], column.Name)
+		}
+	}
+	want := map[string][]string{
+		"MeshPolicy":   {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Reason", "Age"},
+		"TrafficSplit": {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Reason", "Age"},
+		"MeshConfig":   {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Reason", "Age"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("short names, categories and columns (-want +got):\n%s", diff)
 	}
 }
 

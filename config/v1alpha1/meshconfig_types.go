@@ -202,7 +202,7 @@ type AccessLog struct {
 
 	// fields replace the default ones: from a key of the JSON object to a
 	// format of Envoy's command operators, such as
-	// "%REQUEST_HEADER(x-request-id)%".
+	// "%REQ(x-request-id)%".
 	// +optional
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=64

@@ -388,7 +388,7 @@ type Retries struct {
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=12
-	On []RetryCondition `json:"on,omitempty"`
+	RetryOn []RetryCondition `json:"retryOn,omitempty"`
 }
 
 // MeshPolicyStatus is what the control plane found about a MeshPolicy.

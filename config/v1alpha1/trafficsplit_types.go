@@ -9,8 +9,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=tsplit,categories=mesh
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
-// +kubebuilder:printcolumn:name="Backends",type=string,JSONPath=`.spec.backends[*].service`
-// +kubebuilder:printcolumn:name="Weights",type=string,JSONPath=`.spec.backends[*].weight`
+// +kubebuilder:printcolumn:name="Backends",type=string,JSONPath=`.spec.backends`
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Refs",type=string,JSONPath=`.status.conditions[?(@.type=="ResolvedRefs")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Writes everything that is generated, below the folder given as argument (this
+# repository by default):
+#
+#   config/v1alpha1/zz_generated.deepcopy.go  from the types
+#   deploy/crds/*.yaml                        from the types and their markers
+#   deploy/base/rbac/role.yaml                from +kubebuilder:rbac markers, which
+#                                             stand beside the code that needs them
+#   docs/reference/api.md                     from the CRDs
+#
+# The tools are pinned in go.mod beside this script.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+out=$(cd "${1:-$root}" && pwd)
+cd "$root"
+
+controller_gen() { go tool -modfile=.ci/tools/go.mod controller-gen "$@"; }
+
+# The folders whose code asks for permissions; e2e is a module of its own.
+permissions=()
+while IFS= read -r dir; do
+	permissions+=("paths=./$dir")
+done < <(find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' -exec grep -l '+kubebuilder:rbac' {} + |
+	xargs -r -n1 dirname | sort -u)
+
+mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/docs/reference"
+# A kind that is no longer there must not leave its CRD behind.
+rm -f "$out"/deploy/crds/mesh.tulle.dev_*.yaml
+
+controller_gen object crd paths=./config/v1alpha1 \
+	output:object:dir="$out/config/v1alpha1" output:crd:dir="$out/deploy/crds"
+controller_gen rbac:roleName=tulled,fileName=role.yaml "${permissions[@]}" \
+	output:rbac:dir="$out/deploy/base/rbac"
+go -C .ci/tools run ./apiref "$out/deploy/crds" >"$out/docs/reference/api.md"
