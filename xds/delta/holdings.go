@@ -1,0 +1,95 @@
+package delta
+
+import (
+	"iter"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// Holding is what a proxy has of one target.
+type Holding struct {
+	Key build.Key
+	// Sent is the version that was sent last, Acknowledged the one that the
+	// proxy took last; empty: none.
+	Sent, Acknowledged string
+	// Rejected is set when the proxy refused a version after that.
+	Rejected *Rejection
+}
+
+// Pending reports whether the proxy still has to take what was sent, or is
+// waiting to be sent something.
+func (h Holding) Pending() bool {
+	return h.Rejected == nil && (h.Sent == "" || h.Sent != h.Acknowledged)
+}
+
+// Holding returns what the proxy has of the key; false when the stream does not
+// hold it. Scopes are held together, see [Stream.Scopes].
+func (s *Stream) Holding(k build.Key) (Holding, bool) {
+	if int(k.Type) >= Types {
+		return Holding{}, false
+	}
+	sub, ok := s.types[k.Type].names[k.Name]
+	if !ok || sub.bound != k.For {
+		return Holding{}, false
+	}
+	return sub.holding(k.Type), true
+}
+
+func (s *subscription) holding(t translate.Type) Holding {
+	h := Holding{Key: s.key(t), Sent: s.sent, Acknowledged: s.acked, Rejected: s.rejected}
+	if t == translate.Endpoints { // see Stream.version
+		h.Sent, _, _ = strings.Cut(h.Sent, ofCluster)
+		h.Acknowledged, _, _ = strings.Cut(h.Acknowledged, ofCluster)
+		if h.Rejected != nil {
+			own, _, _ := strings.Cut(h.Rejected.Version, ofCluster)
+			h.Rejected = &Rejection{Version: own, Message: h.Rejected.Message}
+		}
+	}
+	return h
+}
+
+// Holdings yields what the proxy has, scopes excepted, in no order.
+func (s *Stream) Holdings() iter.Seq[Holding] {
+	return func(yield func(Holding) bool) {
+		for t := range s.types {
+			for _, sub := range s.types[t].names {
+				if !yield(sub.holding(translate.Type(t))) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// ScopesHeld is what a proxy has of the collection of scopes.
+type ScopesHeld struct {
+	Subscribed bool
+	// Revision is the set that was sent last, and Settled whether the proxy
+	// took all of it but what is in Rejected.
+	Revision uint64
+	Count    int
+	Settled  bool
+	Rejected map[string]Rejection
+}
+
+// Scopes returns what the proxy has of the collection of scopes.
+func (s *Stream) Scopes() ScopesHeld {
+	subs := &s.types[translate.Scope]
+	h := ScopesHeld{Subscribed: subs.wildcard, Settled: s.scopes.settled(subs)}
+	if s.scopes.last != nil {
+		h.Revision, h.Count = s.scopes.last.At(), s.scopes.last.Len()
+	}
+	if len(s.scopes.rejected) > 0 {
+		h.Rejected = map[string]Rejection{}
+		for name, r := range s.scopes.rejected {
+			h.Rejected[name] = *r
+		}
+	}
+	return h
+}
+
+// Ready reports whether the ready listener was sent, or the proxy has it from
+// an earlier stream.
+func (s *Stream) Ready() bool { return s.live }

@@ -1,0 +1,350 @@
+package delta
+
+import (
+	"strconv"
+	"strings"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// Push is a response to send, with what its sender may want to count.
+type Push struct {
+	Response *discovery.DeltaDiscoveryResponse
+	Type     translate.Type
+	// Bytes is about the size on the wire.
+	Bytes int
+	// Update reports whether a resource replaces one that the proxy had.
+	Update bool
+}
+
+// Next is the next response to send; nil when there is none until the next
+// call of Request, Dirty or Rebind. The effects are to be carried out first.
+// What Next returns is taken to be sent.
+func (s *Stream) Next(src Source) (*Push, Effects) {
+	s.imply(src)
+	scopes := &s.types[translate.Scope]
+	if scopes.wildcard {
+		s.scopes.sync(src.Scopes(), s.eager)
+	}
+	for t := range s.types {
+		if p := s.fill(translate.Type(t), src); p != nil {
+			return p, s.take()
+		}
+	}
+	for t := Types - 1; t >= 0; t-- {
+		if p := s.remove(translate.Type(t)); p != nil {
+			return p, s.take()
+		}
+	}
+	return nil, s.take()
+}
+
+// imply subscribes to the clusters that listeners and routes name which may be
+// sent now.
+func (s *Stream) imply(src Source) {
+	if !s.types[translate.Cluster].wildcard {
+		return // a proxy ignores clusters that it did not ask for
+	}
+	for _, t := range [...]translate.Type{translate.Listener, translate.Route} {
+		subs := &s.types[t]
+		for _, queue := range [...][]*subscription{subs.suspects, subs.queue} {
+			for _, sub := range queue {
+				if sub.why == 0 {
+					continue
+				}
+				if v := src.Value(sub.key(t)); v != nil {
+					for _, name := range v.Clusters {
+						s.hold(translate.Cluster, name, implied)
+					}
+				}
+			}
+		}
+	}
+}
+
+// verdict says what becomes of a subscription in the queue.
+type verdict uint8
+
+const (
+	idle verdict = iota // nothing to send: out of the queue
+	wait                // something else has to be sent first
+	send
+)
+
+func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.Value, verdict) {
+	if sub.why == 0 {
+		return nil, idle
+	}
+	v := src.Value(sub.key(t))
+	if v == nil || v.Body == nil {
+		return nil, idle // Dirty comes when it is built
+	}
+	if !sub.force {
+		if s.is(t, sub, sub.sent, v) {
+			if sub.sent == v.Version {
+				sub.sent = v.Version // the shared string, not the request's
+			}
+			if sub.acked == sub.sent {
+				sub.acked = sub.sent
+				sub.rejected = nil
+			}
+			return nil, idle
+		}
+		if sub.rejected != nil && s.is(t, sub, sub.rejected.Version, v) {
+			return nil, idle
+		}
+	}
+	if !s.ripe(t, sub, v) {
+		return nil, wait
+	}
+	return v, send
+}
+
+// ofCluster stands in the version of a load assignment between its own and
+// that of the cluster that it was sent for.
+const ofCluster = "@"
+
+// version is the version of the value on this stream. A cluster that Envoy
+// replaces needs its load assignment once more. Were the stream to end between
+// the two, Envoy would say on the next that it has both, and wait: so a load
+// assignment is new when its cluster is.
+func (s *Stream) version(t translate.Type, sub *subscription, v *build.Value) string {
+	if t == translate.Endpoints {
+		if c, ok := s.types[translate.Cluster].names[sub.name]; ok && c.sent != "" {
+			return v.Version + ofCluster + c.sent
+		}
+	}
+	return v.Version
+}
+
+// is reports whether a version on this stream is that of the value.
+func (s *Stream) is(t translate.Type, sub *subscription, version string, v *build.Value) bool {
+	if t != translate.Endpoints {
+		return version == v.Version
+	}
+	own, cluster, _ := strings.Cut(version, ofCluster)
+	if own != v.Version {
+		return false
+	}
+	c, ok := s.types[translate.Cluster].names[sub.name]
+	return !ok || c.sent == "" || c.sent == cluster
+}
+
+// ripe reports whether all that has to be sent before the value was sent.
+func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value) bool {
+	switch t {
+	case translate.Endpoints:
+		// Envoy drops what is of a type that it never asked for, and does not
+		// answer.
+		return s.types[t].seen
+	case translate.Listener:
+		return s.provided(v) && (sub.name != s.binding.Ready || s.warm())
+	case translate.Route:
+		return s.provided(v)
+	case translate.Cluster:
+		return sub.why != implied || s.types[t].wildcard
+	}
+	return true
+}
+
+// provided reports whether the clusters that the value names were sent, and
+// their load assignments. What the proxy refused cannot be had: the value is
+// of use without it.
+func (s *Stream) provided(v *build.Value) bool {
+	clusters, endpoints := &s.types[translate.Cluster], &s.types[translate.Endpoints]
+	if !clusters.wildcard {
+		return true
+	}
+	for _, name := range v.Clusters {
+		if c, ok := clusters.names[name]; ok && c.sent == "" && c.rejected == nil {
+			return false
+		}
+		if e, ok := endpoints.names[name]; ok && endpoints.seen && e.sent == "" && e.rejected == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// warm reports whether the proxy can carry traffic: it took all listeners, and
+// has everything that it asked for because of them. Envoy asks before it
+// acknowledges the listeners, so at that time all is known.
+func (s *Stream) warm() bool {
+	if s.live {
+		return true
+	}
+	for _, name := range s.binding.Listeners {
+		if sub, ok := s.types[translate.Listener].names[name]; ok && name != s.binding.Ready && sub.acked == "" {
+			return false
+		}
+	}
+	for _, t := range s.binding.Needs {
+		if !s.types[t].seen {
+			return false
+		}
+	}
+	for t := range s.types {
+		for name, sub := range s.types[t].names {
+			if translate.Type(t) == translate.Listener && name == s.binding.Ready {
+				continue
+			}
+			unasked := translate.Type(t) == translate.Endpoints && sub.why == implied
+			if sub.acked == "" && sub.rejected == nil && !unasked {
+				return false
+			}
+		}
+	}
+	scopes := &s.types[translate.Scope]
+	if scopes.wildcard && !s.scopes.settled(scopes) {
+		return false
+	}
+	s.live = true
+	return true
+}
+
+// fill makes a response out of what is queued for the type.
+func (s *Stream) fill(t translate.Type, src Source) *Push {
+	subs := &s.types[t]
+	if len(subs.unacked) >= s.limits.Unacknowledged {
+		return nil
+	}
+	p := s.push(t)
+	if t == translate.Scope {
+		s.scopes.fill(p, s.limits.Bytes)
+		return s.sent(p)
+	}
+	subs.suspects = s.draw(p, subs.suspects, 1, src)
+	if len(p.parts) == 0 {
+		subs.queue = s.draw(p, subs.queue, len(subs.queue), src)
+	}
+	if len(p.parts) == 0 { // some may have come under suspicion only now
+		subs.suspects = s.draw(p, subs.suspects, 1, src)
+	}
+	return s.sent(p)
+}
+
+// draw puts up to count of the queued into the response and returns the rest.
+func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) []*subscription {
+	rest := queue[:0]
+	for i, sub := range queue {
+		if len(p.parts) == count || p.bytes >= s.limits.Bytes {
+			rest = append(rest, queue[i:]...)
+			break
+		}
+		if sub.suspect && count > 1 {
+			// It was in the queue already when it came under suspicion.
+			s.types[p.t].suspects = append(s.types[p.t].suspects, sub)
+			continue
+		}
+		v, what := s.judge(p.t, sub, src)
+		if what == send && len(p.parts) > 0 && p.bytes+size(sub.name, sub.sent, v) > s.limits.Bytes {
+			rest = append(rest, queue[i:]...)
+			break
+		}
+		switch what {
+		case wait:
+			rest = append(rest, sub)
+		case idle:
+			sub.queued, sub.suspect = false, false
+		case send:
+			sub.queued, sub.suspect, sub.force = false, false, false
+			version := s.version(p.t, sub, v)
+			p.update = p.update || sub.acked != "" && sub.acked != version
+			sub.sent = version
+			p.add(part{sub: sub, version: version}, v, sub.name)
+			if p.t == translate.Cluster && v.EDS {
+				s.endow(sub.name)
+			}
+		}
+	}
+	clear(queue[len(rest):])
+	if len(rest) == 0 {
+		return nil
+	}
+	return rest
+}
+
+// endow has the load assignment of a cluster that is being sent follow it.
+func (s *Stream) endow(cluster string) {
+	if sub := s.hold(translate.Endpoints, cluster, implied); sub != nil {
+		sub.force = true
+		s.types[translate.Endpoints].enqueue(sub)
+	}
+}
+
+// remove makes a response out of the names to be taken from the proxy.
+func (s *Stream) remove(t translate.Type) *Push {
+	subs := &s.types[t]
+	if len(subs.unacked) >= s.limits.Unacknowledged {
+		return nil
+	}
+	gone := &subs.gone
+	if t == translate.Scope {
+		gone = &s.scopes.gone
+	}
+	if len(*gone) == 0 {
+		return nil
+	}
+	*gone = distinct(*gone)
+	p := s.push(t)
+	for len(*gone) > 0 && p.bytes < s.limits.Bytes {
+		name := (*gone)[0]
+		*gone = (*gone)[1:]
+		if _, ok := subs.names[name]; ok || t == translate.Scope && s.scopes.last.Get(name) != nil {
+			continue // it is back
+		}
+		p.response.RemovedResources = append(p.response.RemovedResources, name)
+		p.bytes += len(name) + 4
+	}
+	if len(*gone) == 0 {
+		*gone = nil
+	}
+	return s.sent(p)
+}
+
+// pushing is a response in the making.
+type pushing struct {
+	t        translate.Type
+	response *discovery.DeltaDiscoveryResponse
+	parts    []part
+	bytes    int
+	update   bool
+}
+
+func (s *Stream) push(t translate.Type) *pushing {
+	return &pushing{t: t, response: &discovery.DeltaDiscoveryResponse{TypeUrl: t.URL()}}
+}
+
+func size(name, version string, v *build.Value) int {
+	const framing = 32 // of the resource and of its Any
+	return len(name) + len(version) + len(v.Body.GetTypeUrl()) + len(v.Body.GetValue()) + framing
+}
+
+func (p *pushing) add(what part, v *build.Value, name string) {
+	p.parts = append(p.parts, what)
+	p.bytes += size(name, what.version, v)
+	p.response.Resources = append(p.response.Resources, &discovery.Resource{
+		Name: name, Version: what.version, Resource: v.Body,
+	})
+}
+
+// sent enters the response among those that wait for an answer; nil when it is
+// empty.
+func (s *Stream) sent(p *pushing) *Push {
+	if len(p.parts) == 0 && len(p.response.RemovedResources) == 0 {
+		return nil
+	}
+	s.nonce++
+	p.response.Nonce = strconv.FormatUint(s.nonce, 10)
+	subs := &s.types[p.t]
+	subs.unacked = append(subs.unacked, response{nonce: s.nonce, parts: p.parts})
+	for _, what := range p.parts {
+		if what.sub != nil {
+			what.sub.nonce = s.nonce
+		}
+	}
+	return &Push{Response: p.response, Type: p.t, Bytes: p.bytes, Update: p.update}
+}
