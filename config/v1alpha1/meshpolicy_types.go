@@ -366,7 +366,7 @@ type RetryCondition string
 
 // Retries says when and how often a request that failed is tried again.
 //
-// +kubebuilder:validation:XValidation:rule="self.attempts > 0 || !(has(self.on) || has(self.perTryTimeout))",message="attempts: 0 turns retries off, so on and perTryTimeout mean nothing: leave them out, or write attempts: 1 or more"
+// +kubebuilder:validation:XValidation:rule="self.attempts > 0 || !(has(self.retryOn) || has(self.perTryTimeout))",message="attempts: 0 turns retries off, so retryOn and perTryTimeout mean nothing: leave them out, or write attempts: 1 or more"
 type Retries struct {
 	// attempts after the first; 0 turns retries off.
 	// +required
@@ -382,7 +382,7 @@ type Retries struct {
 	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="perTryTimeout is above zero: leave it out for none"
 	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
 
-	// on is the conditions of Envoy under which a request is tried again. By
+	// retryOn is the conditions of Envoy under which a request is tried again; by
 	// default those after which the server cannot have seen the request.
 	// +optional
 	// +listType=set

@@ -539,8 +539,8 @@ func (in *Retries) DeepCopyInto(out *Retries) {
 		*out = new(v1.Duration)
 		**out = **in
 	}
-	if in.On != nil {
-		in, out := &in.On, &out.On
+	if in.RetryOn != nil {
+		in, out := &in.RetryOn, &out.RetryOn
 		*out = make([]RetryCondition, len(*in))
 		copy(*out, *in)
 	}
