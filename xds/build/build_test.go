@@ -167,7 +167,7 @@ func (w world) key(s *mesh.Snapshot) Key {
 }
 
 func TestIncrementalBuildEqualsBuildFromScratch(t *testing.T) {
-	first, last := uint64(1), uint64(300)
+	first, last := uint64(1), uint64(100)
 	if *seed != 0 {
 		first, last = *seed, *seed
 	}

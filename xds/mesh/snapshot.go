@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"iter"
 	"net/netip"
 	"reflect"
 
@@ -36,7 +37,6 @@ func newTree[T any]() tree[T]              { return tree[T]{iradix.New[T]()} }
 func (t tree[T]) get(key string) (T, bool) { return t.t.Get([]byte(key)) }
 func (t *tree[T]) put(key string, v T)     { t.t, _, _ = t.t.Insert([]byte(key), v) }
 func (t *tree[T]) delete(key string)       { t.t, _, _ = t.t.Delete([]byte(key)) }
-func (t tree[T]) len() int                 { return t.t.Len() }
 func (t tree[T]) prefix(prefix string) []T {
 	var out []T
 	t.t.Root().WalkPrefix([]byte(prefix), func(_ []byte, v T) bool {
@@ -290,5 +290,23 @@ func (s *Snapshot) setSplit(f facts, c Change) {
 		f.add(FactSplits, ns+"/"+now.Service)
 		s.byRoot.put(ns+"/"+now.Service+"/"+c.name.Name, now)
 		s.splits.put(key, now)
+	}
+}
+
+// Services are all services, sorted by namespace and name.
+func (s *Snapshot) Services() iter.Seq[*Service] { return s.services.all() }
+
+// Workloads are all workloads, sorted by namespace and name.
+func (s *Snapshot) Workloads() iter.Seq[*Workload] { return s.workloads.all() }
+
+// Policies are all policies, sorted by namespace and name.
+func (s *Snapshot) Policies() iter.Seq[*Policy] { return s.policies.all() }
+
+// Splits are all splits, sorted by namespace and name.
+func (s *Snapshot) Splits() iter.Seq[*Split] { return s.splits.all() }
+
+func (t tree[T]) all() iter.Seq[T] {
+	return func(yield func(T) bool) {
+		t.t.Root().Walk(func(_ []byte, v T) bool { return !yield(v) })
 	}
 }

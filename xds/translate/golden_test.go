@@ -1,0 +1,295 @@
+package translate_test
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"sigs.k8s.io/yaml"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/controllers/observe"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected files")
+
+// shown is how a target stands in a golden file.
+type shown struct {
+	Type     string         `json:"type"`
+	Name     string         `json:"name"`
+	For      string         `json:"for,omitempty"`
+	Clusters []string       `json:"clusters,omitempty"`
+	Findings []string       `json:"findings,omitempty"`
+	Resource map[string]any `json:"resource,omitempty"`
+}
+
+// Each testdata/<case>/input.yaml holds Kubernetes objects; its first line says
+// which targets of the mesh that they make are shown in envoy.yaml.
+func TestGolden(t *testing.T) {
+	cases, err := filepath.Glob("testdata/*/input.yaml")
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, input := range cases {
+		dir := filepath.Dir(input)
+		t.Run(filepath.Base(dir), func(t *testing.T) { golden(t, dir) })
+	}
+}
+
+func golden(t *testing.T, dir string) {
+	text, err := os.ReadFile(filepath.Join(dir, "input.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := bytes.Cut(text, []byte("\n"))
+	show, ok := bytes.CutPrefix(first, []byte("# show:"))
+	if !ok {
+		t.Fatal("the first line of input.yaml must be '# show:' and the types, or type/name, to show")
+	}
+	snapshot, _ := mesh.New(&mesh.Config{}).Apply(observe.Changes(objects(t, text)...)...)
+	var out []shown
+	var messages []proto.Message
+	for _, k := range keys(snapshot) {
+		view := mesh.NewView(snapshot)
+		r := translate.Build(k, view)
+		if r.Message != nil {
+			messages = append(messages, r.Message)
+		}
+		if wanted(strings.Fields(string(show)), k) {
+			out = append(out, display(t, k, r))
+		}
+	}
+	validate(t, messages)
+	got, err := yaml.Marshal(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "envoy.yaml")
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(want, got) {
+		t.Errorf("%s differs from what was built; read the difference after: go test ./xds/translate -update", file)
+	}
+}
+
+func wanted(show []string, k translate.Key) bool {
+	return slices.Contains(show, k.Type.String()) || slices.Contains(show, k.Type.String()+"/"+k.Name)
+}
+
+func objects(t *testing.T, text []byte) []runtime.Object {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decode := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	var out []runtime.Object
+	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
+		if len(bytes.TrimSpace(doc)) == 0 {
+			continue
+		}
+		o, _, err := decode.Decode(doc, nil, nil)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// keys are all targets that the snapshot's objects give rise to.
+func keys(s *mesh.Snapshot) []translate.Key {
+	var out []translate.Key
+	add := func(t translate.Type, name, for_ string) {
+		out = append(out, translate.Key{Type: t, Name: name, For: for_})
+	}
+	for _, n := range []string{"outbound", "egress", "stats", "ready"} {
+		add(translate.Listener, n, "")
+	}
+	for _, n := range []string{"inbound", "passthrough", "blackhole", "probes", "probes-tls", "admin"} {
+		add(translate.Cluster, n, "")
+	}
+	add(translate.Secret, "roots", "")
+	namespaces := []string{}
+	for w := range s.Workloads() {
+		if !slices.Contains(namespaces, w.Namespace) {
+			namespaces = append(namespaces, w.Namespace)
+		}
+		for _, a := range w.Addresses {
+			for _, p := range w.Ports {
+				for _, form := range []string{"http", "tcp"} {
+					add(translate.Cluster, fmt.Sprintf("%s|%s:%d", form, a, p.Port), "")
+				}
+			}
+		}
+		if w.Meshed {
+			for _, n := range []string{"inbound", "probes"} {
+				add(translate.Listener, n, s.Profile(w))
+			}
+			add(translate.Route, "inbound", s.Profile(w))
+		}
+	}
+	s.VIPs(func(vip string) {
+		add(translate.Scope, vip, "")
+		for _, ns := range namespaces {
+			add(translate.Route, vip, ns)
+		}
+	})
+	for svc := range s.Services() {
+		for _, p := range svc.Ports {
+			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
+			add(translate.Secret, "san|"+name, "")
+			add(translate.Cluster, "svc|"+name, "")
+			add(translate.Endpoints, "svc|"+name, "")
+		}
+		for _, vip := range svc.VIPs() {
+			add(translate.Cluster, "tcp|"+vip, "")
+			add(translate.Endpoints, "tcp|"+vip, "")
+		}
+	}
+	for p := range s.Policies() {
+		out = append(out, translate.FindingsKey(translate.KindPolicy, p.Meta.Name))
+	}
+	for x := range s.Splits() {
+		out = append(out, translate.FindingsKey(translate.KindSplit, x.Meta.Name))
+	}
+	seen := map[translate.Key]bool{}
+	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
+}
+
+func display(t *testing.T, k translate.Key, r translate.Result) shown {
+	t.Helper()
+	out := shown{Type: k.Type.String(), Name: k.Name, For: k.For, Clusters: r.Clusters}
+	for _, f := range r.Findings {
+		out.Findings = append(out.Findings, fmt.Sprintf("%s=%t %s: %s", f.Type, f.OK, f.Reason, f.Message))
+	}
+	if r.Message == nil {
+		return out
+	}
+	j, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(j, &out.Resource); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// validate has a real Envoy read everything that was built.
+func validate(t *testing.T, messages []proto.Message) {
+	t.Helper()
+	envoy := os.Getenv("ENVOY")
+	if envoy == "" {
+		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
+	}
+	b := &bootstrap.Bootstrap{
+		Node:            &core.Node{Id: "golden", Cluster: "golden"},
+		StaticResources: &bootstrap.Bootstrap_StaticResources{},
+		DynamicResources: &bootstrap.Bootstrap_DynamicResources{AdsConfig: &core.ApiConfigSource{
+			ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3,
+			GrpcServices: []*core.GrpcService{{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: "ads"}}}},
+		}},
+	}
+	r := b.StaticResources
+	r.Clusters = append(r.Clusters, &cluster.Cluster{Name: "ads", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}})
+	port := uint32(20000)
+	for _, m := range messages {
+		switch m := m.(type) {
+		case *cluster.Cluster:
+			r.Clusters = append(r.Clusters, inFile(m))
+		case *listener.Listener:
+			l := proto.CloneOf(m)
+			port++
+			l.Name = fmt.Sprint(l.Name, port)
+			l.GetAddress().GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
+			r.Listeners = append(r.Listeners, l)
+		case *route.RouteConfiguration:
+			port++
+			r.Listeners = append(r.Listeners, carrier(port, m))
+		case *tls.Secret:
+			r.Secrets = append(r.Secrets, m)
+		}
+	}
+	j, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "envoy.json")
+	if err := os.WriteFile(file, j, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(envoy, "--mode", "validate", "-c", file, "-l", "error", "--use-dynamic-base-id").CombinedOutput(); err != nil {
+		t.Errorf("Envoy refuses what was built: %v\n%s", err, out)
+	}
+}
+
+// inFile is the cluster as a file can have it: a STATIC one whose secrets come
+// over ADS is read before there is ADS, and Envoy 1.40 crashes.
+func inFile(c *cluster.Cluster) *cluster.Cluster {
+	if c.GetType() != cluster.Cluster_STATIC || c.TransportSocket == nil {
+		return c
+	}
+	c = proto.CloneOf(c)
+	c.LoadAssignment = nil
+	c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_EDS}
+	c.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: &core.ConfigSource{
+		ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}, ResourceApiVersion: core.ApiVersion_V3,
+	}}
+	return c
+}
+
+// carrier is a listener that has the routes in it.
+func carrier(port uint32, rc *route.RouteConfiguration) *listener.Listener {
+	m := &hcm.HttpConnectionManager{
+		StatPrefix:     "carrier",
+		RouteSpecifier: &hcm.HttpConnectionManager_RouteConfig{RouteConfig: rc},
+		HttpFilters: []*hcm.HttpFilter{{Name: "router", ConfigType: &hcm.HttpFilter_TypedConfig{
+			TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+		}}},
+	}
+	a, err := anypb.New(m)
+	if err != nil {
+		panic(err)
+	}
+	return &listener.Listener{
+		Name:    fmt.Sprint("carrier", port),
+		Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: port}}}},
+		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+			Name: "envoy.filters.network.http_connection_manager", ConfigType: &listener.Filter_TypedConfig{TypedConfig: a},
+		}}}},
+	}
+}
