@@ -1,0 +1,108 @@
+package webhook
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Inject returns the pod with Tulle's two containers, and warnings for the
+// person who created it. A pod that is not to be injected is returned as it is;
+// one that was injected already is brought to what the settings say now. The
+// pod that was given is never changed.
+//
+// An error is a refusal: the sentence says what to write instead.
+func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*corev1.Pod, []string, error) {
+	wanted, warnings, err := decide(pod, namespaceLabels)
+	if err != nil || !wanted {
+		return pod, warnings, err
+	}
+	if err := s.validate(); err != nil {
+		return pod, warnings, err
+	}
+	if err := conflicts(pod); err != nil {
+		return pod, warnings, err
+	}
+	o, err := overridesOf(pod.Annotations, s)
+	if err != nil {
+		return pod, warnings, err
+	}
+	warnings = append(warnings, unknownAnnotations(pod.Annotations)...)
+
+	out := pod.DeepCopy()
+	removeOurs(out)
+	probes, more, err := takeProbes(out, o.excludeInbound)
+	warnings = append(warnings, more...)
+	if err != nil {
+		return pod, warnings, err
+	}
+	if err := add(out, s, o, probes); err != nil {
+		return pod, warnings, err
+	}
+	return out, warnings, nil
+}
+
+// add puts everything of ours into the pod, which has none of it.
+func add(pod *corev1.Pod, s Settings, o overrides, probes []mesh.Probe) error {
+	proxy, err := proxyContainer(s, o)
+	if err != nil {
+		return err
+	}
+	pod.Spec.InitContainers = slices.Concat(
+		[]corev1.Container{initContainer(s, o), proxy},
+		pod.Spec.InitContainers,
+	)
+	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
+
+	status, err := json.Marshal(injection{Version: s.Version, Probes: probes})
+	if err != nil {
+		return fmt.Errorf("writing the annotation %s: %w", AnnotationStatus, err)
+	}
+	pod.Annotations = with(pod.Annotations, AnnotationStatus, string(status))
+	pod.Labels = with(pod.Labels, LabelProxy, proxySidecar)
+	return nil
+}
+
+// injection is the annotation AnnotationStatus.
+type injection struct {
+	Version string       `json:"version"`
+	Probes  []mesh.Probe `json:"probes,omitempty"`
+}
+
+// removeOurs takes away what an earlier injection put into the pod, but for
+// the probes, which are dealt with one by one.
+func removeOurs(pod *corev1.Pod) {
+	if !injected(pod) {
+		return
+	}
+	pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == ContainerInit || c.Name == ContainerProxy
+	})
+	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == volumeTrust || v.Name == volumeToken
+	})
+}
+
+// injected reports whether the pod has our sidecar.
+func injected(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == ContainerProxy && isSidecar(c)
+	})
+}
+
+// isSidecar reports whether an init container runs beside the application.
+func isSidecar(c corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+func with(m map[string]string, key, value string) map[string]string {
+	if m == nil {
+		m = make(map[string]string, 1)
+	}
+	m[key] = value
+	return m
+}

@@ -1,0 +1,65 @@
+package webhook
+
+// Names in a meshed pod.
+const (
+	ContainerInit  = "tulle-init"
+	ContainerProxy = "tulle-proxy"
+
+	volumeTrust = "tulle-trust"
+	volumeToken = "tulle-token"
+
+	// trustConfigMap is in every namespace; controllers/trust keeps it.
+	trustConfigMap = "tulle-trust"
+	trustPath      = "/var/run/tulle/trust"
+	tokenPath      = "/var/run/tulle/token"
+	tokenFile      = "token"
+	tokenAudience  = "tulle"
+	// tokenSeconds is how long a token lives. The kubelet renews it at 80 % of
+	// that; 3600 is the least that it renews without rounding up.
+	tokenSeconds = 3600
+
+	proxyID = 1337
+)
+
+// Labels and annotations. All begin with prefix.
+const (
+	prefix = "mesh.tulle.dev/"
+
+	// LabelInject, on a namespace or a pod, is "enabled" or "disabled". The
+	// pod's has the last word.
+	LabelInject = prefix + "inject"
+	enabled     = "enabled"
+	disabled    = "disabled"
+
+	// LabelProxy marks pods that were injected.
+	LabelProxy   = prefix + "proxy"
+	proxySidecar = "sidecar"
+
+	// AnnotationStatus says what was injected, as JSON.
+	AnnotationStatus = prefix + "status"
+
+	// What a pod may choose for itself.
+	AnnotationExcludeInboundPorts  = prefix + "exclude-inbound-ports"
+	AnnotationExcludeOutboundPorts = prefix + "exclude-outbound-ports"
+	AnnotationExcludeOutboundCIDRs = prefix + "exclude-outbound-cidrs"
+	AnnotationProxyCPU             = prefix + "proxy-cpu"
+	AnnotationProxyMemory          = prefix + "proxy-memory"
+	AnnotationProxyCPULimit        = prefix + "proxy-cpu-limit"
+	AnnotationProxyMemoryLimit     = prefix + "proxy-memory-limit"
+	AnnotationProxyLogLevel        = prefix + "proxy-log-level"
+	AnnotationProxyConcurrency     = prefix + "proxy-concurrency"
+
+	labelPodSecurity = "pod-security.kubernetes.io/enforce"
+	labelOS          = "kubernetes.io/os"
+	annotationMirror = "kubernetes.io/config.mirror"
+)
+
+// Ports of the sidecar. All from portFirst to portLast are the sidecar's, some
+// of them for versions to come.
+const (
+	portFirst  = 15000
+	portLast   = 15090
+	portProbes = 15020
+	portReady  = 15021
+	portStats  = 15090
+)
