@@ -1,0 +1,278 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// DefaultRootLifetime is ten years, leap days left out.
+	DefaultRootLifetime = 10 * 365 * 24 * time.Hour
+	// DefaultIssuerLifetime is a year; an issuer is renewed at half of it.
+	DefaultIssuerLifetime = 365 * 24 * time.Hour
+
+	// The pauses between attempts to reach the store.
+	minRetry = time.Second
+	maxRetry = 30 * time.Second
+	// maxTick is the longest time between two looks at the clock.
+	maxTick = 30 * time.Second
+)
+
+// AuthorityOptions are what an Authority needs.
+type AuthorityOptions struct {
+	Store Store
+	Log   logr.Logger
+	// Registerer takes the metrics; nil: none are kept.
+	Registerer prometheus.Registerer
+	// Now is the wall clock; nil: time.Now.
+	Now func() time.Time
+	// Rand is safe for concurrent use; nil: crypto/rand.
+	Rand io.Reader
+	// RootLifetime and IssuerLifetime are of what is newly made; 0: the
+	// defaults.
+	RootLifetime, IssuerLifetime time.Duration
+}
+
+// Authority is the built-in issuer: a self-signed root and an issuing
+// intermediate, shared by all replicas through a Store and kept in memory, so
+// that issuing goes on while the store is away.
+type Authority struct {
+	opts     AuthorityOptions
+	material atomic.Pointer[material]
+	failures prometheus.Counter
+
+	mu        sync.Mutex
+	listeners []func()
+}
+
+var _ Issuer = (*Authority)(nil)
+
+// Open loads the authority from the store, or creates it there if none has yet.
+// It tries until it succeeds, for a control plane can do nothing without, and
+// ends with an error only with the context or for metrics that cannot be
+// registered.
+func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now //nolint:forbidigo // the default of the injected clock
+	}
+	if opts.Rand == nil {
+		opts.Rand = rand.Reader
+	}
+	if opts.RootLifetime == 0 {
+		opts.RootLifetime = DefaultRootLifetime
+	}
+	if opts.IssuerLifetime == 0 {
+		opts.IssuerLifetime = DefaultIssuerLifetime
+	}
+	a := &Authority{opts: opts}
+	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
+		err := a.refresh(ctx)
+		if err == nil {
+			break
+		}
+		opts.Log.Error(err, "the certificate authority is not available, trying again", "after", pause)
+		if !sleep(ctx, pause) {
+			return nil, fmt.Errorf("open the certificate authority: %w", errors.Join(ctx.Err(), err))
+		}
+	}
+	if err := a.register(opts.Registerer); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Sign signs a certificate with the issuing intermediate.
+func (a *Authority) Sign(_ context.Context, r Request) ([]*x509.Certificate, error) {
+	return a.material.Load().sign(a.now(), a.opts.Rand, r)
+}
+
+// Epoch identifies the issuing intermediate and the roots.
+func (a *Authority) Epoch() Epoch { return a.material.Load().epoch }
+
+// Roots are the root certificates that everybody is to trust, in PEM. They must
+// not be modified.
+func (a *Authority) Roots() []byte { return a.material.Load().bundle }
+
+// Notify has f called after each change of the issuer or the roots.
+func (a *Authority) Notify(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.listeners = append(a.listeners, f)
+}
+
+// Run follows the store, and renews the issuing intermediate at half of its
+// life unless another replica has. It ends with the context.
+func (a *Authority) Run(ctx context.Context) error {
+	pause := minRetry
+	for {
+		watched, err := a.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if watched {
+			pause = minRetry
+		}
+		if err != nil {
+			a.failures.Inc()
+			a.opts.Log.Error(err, "the certificate authority's store cannot be followed, going on with what is known", "after", pause)
+		}
+		// The clock does not stop while the store is away.
+		a.tend(ctx)
+		if !sleep(ctx, pause) {
+			return nil
+		}
+		pause = min(2*pause, maxRetry)
+	}
+}
+
+// follow installs what changes in the store until the watch ends. It tells
+// whether there was one.
+func (a *Authority) follow(ctx context.Context) (watched bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	changes, err := a.opts.Store.Watch(ctx)
+	if err != nil {
+		return false, fmt.Errorf("watch: %w", err)
+	}
+	// What changed before the watch began.
+	if err := a.refresh(ctx); err != nil {
+		return false, err
+	}
+	ticker := time.NewTicker(tickFor(a.opts.IssuerLifetime))
+	defer ticker.Stop()
+	for {
+		a.tend(ctx)
+		select {
+		case <-ctx.Done():
+			return true, nil
+		case <-ticker.C:
+		case _, ok := <-changes:
+			if !ok {
+				return true, nil
+			}
+			if err := a.refresh(ctx); err != nil {
+				return true, err
+			}
+		}
+	}
+}
+
+// refresh installs what is stored. Where nothing is, it stores what is in
+// memory: somebody has deleted it, and every proxy still trusts that root; or
+// something new if memory is empty too.
+func (a *Authority) refresh(ctx context.Context) error {
+	stored, err := a.opts.Store.Load(ctx)
+	for errors.Is(err, ErrNotFound) {
+		m := a.material.Load()
+		if m == nil {
+			if m, err = newMaterial(a.now(), a.opts.Rand, a.opts.RootLifetime, a.opts.IssuerLifetime); err != nil {
+				return fmt.Errorf("create the authority: %w", err)
+			}
+		}
+		if stored, err = a.opts.Store.Create(ctx, m.stored); err == nil {
+			a.opts.Log.Info("stored the certificate authority", "rootExpires", m.signer.NotAfter)
+		} else if errors.Is(err, ErrExists) {
+			stored, err = a.opts.Store.Load(ctx) // another replica was first
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("load the authority: %w", err)
+	}
+	return a.install(stored)
+}
+
+// install makes the stored material the one to sign with. What cannot be used
+// is refused, and the authority goes on with what it had.
+func (a *Authority) install(stored Stored) error {
+	m, err := parseMaterial(stored)
+	if err != nil {
+		return fmt.Errorf("the stored authority (revision %s) cannot be used, and is not overwritten; repair or delete it: %w", stored.Revision, err)
+	}
+	old := a.material.Swap(m)
+	if old == nil || old.epoch == m.epoch {
+		return nil
+	}
+	if !bytes.Equal(old.bundle, m.bundle) {
+		a.opts.Log.Info("the roots of trust have changed", "roots", len(m.roots))
+	}
+	a.opts.Log.Info("signing with another issuer", "issuer", m.issuer().Subject.CommonName, "expires", m.issuer().NotAfter)
+	a.mu.Lock()
+	listeners := a.listeners
+	a.mu.Unlock()
+	for _, f := range listeners {
+		f()
+	}
+	return nil
+}
+
+// tend renews the issuing intermediate if it is time to. A failure is tried
+// again at the next tick.
+func (a *Authority) tend(ctx context.Context) {
+	m := a.material.Load()
+	if !a.renewalDue(m) {
+		return
+	}
+	if err := a.renew(ctx, m); err != nil && ctx.Err() == nil {
+		a.failures.Inc()
+		a.opts.Log.Error(err, "the issuer is not renewed yet", "expires", m.issuer().NotAfter)
+	}
+}
+
+// renewalDue reports whether half of the issuer's life is over and a new one
+// would live longer, which it does not where the root's end limits both.
+func (a *Authority) renewalDue(m *material) bool {
+	now, issuer := a.now(), m.issuer()
+	if m.rootKey == nil || !now.Before(m.signer.NotAfter) {
+		return false
+	}
+	half := issuer.NotBefore.Add(issuer.NotAfter.Sub(issuer.NotBefore) / 2)
+	gain := earlier(now.Add(a.opts.IssuerLifetime), m.signer.NotAfter).Sub(issuer.NotAfter)
+	return !now.Before(half) && gain > a.opts.IssuerLifetime/10
+}
+
+func (a *Authority) renew(ctx context.Context, m *material) error {
+	next, err := m.renewed(a.now(), a.opts.Rand, a.opts.IssuerLifetime)
+	if err != nil {
+		return err
+	}
+	stored, err := a.opts.Store.Update(ctx, next.stored)
+	switch {
+	case errors.Is(err, ErrConflict), errors.Is(err, ErrNotFound):
+		return a.refresh(ctx) // another replica was first
+	case err != nil:
+		return fmt.Errorf("store a new issuer: %w", err)
+	}
+	return a.install(stored)
+}
+
+// now is the wall clock without its monotonic reading, which would hide that
+// the wall clock was set or stood still.
+func (a *Authority) now() time.Time { return a.opts.Now().Round(0) }
+
+// tickFor is how often to look at the clock for what lives so long.
+func tickFor(lifetime time.Duration) time.Duration {
+	return max(min(lifetime/20, maxTick), time.Second)
+}
+
+// sleep waits, and reports whether the context is still going on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,54 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"time"
+)
+
+// Kind is what a certificate is for.
+type Kind string
+
+const (
+	// Workload certificates prove a workload's identity to other workloads.
+	Workload Kind = "workload"
+	// Serving certificates are those of the control plane's own servers.
+	Serving Kind = "serving"
+)
+
+// Request asks an Issuer for one certificate.
+type Request struct {
+	Kind Kind
+	// ID is the one identity of a Workload certificate.
+	ID ID
+	// DNSNames are the names of a Serving certificate.
+	DNSNames []string
+	// Key is the subject's. An issuer uses its public half, and the private one
+	// only to sign a certificate request; it keeps neither.
+	Key crypto.Signer
+	// Lifetime counts from now. The certificate may end sooner, with its issuer.
+	Lifetime time.Duration
+}
+
+// Epoch says what certificates are signed by. Certificates of another epoch are
+// to be replaced.
+type Epoch struct {
+	// Issuer identifies the chain above the leaf.
+	Issuer string
+	// Roots identifies the set of roots. When it changes, certificates are
+	// replaced at once.
+	Roots string
+}
+
+// Issuer signs certificates.
+type Issuer interface {
+	// Sign returns the chain to present: the leaf, then intermediates; the root
+	// is not part of it.
+	Sign(ctx context.Context, r Request) ([]*x509.Certificate, error)
+	// Epoch is cheap.
+	Epoch() Epoch
+	// Notify has f called after each change of Epoch, on a goroutine of the
+	// issuer's, without locks; f must not block.
+	Notify(f func())
+}

@@ -1,0 +1,240 @@
+package ca
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Stored is the authority's material as a Store keeps it, all in PEM.
+type Stored struct {
+	// Root holds the certificates of the roots that everybody trusts. The first
+	// that RootKey belongs to signs new issuers.
+	Root []byte
+	// RootKey may be empty where the key is kept elsewhere; then issuers are not
+	// renewed here.
+	RootKey []byte
+	// Issuer is the issuing intermediate, followed by those between it and the
+	// root, if any.
+	Issuer    []byte
+	IssuerKey []byte
+	// Revision is the store's, for an Update to notice that somebody else was
+	// first. It is not part of the material.
+	Revision string
+}
+
+// String keeps keys out of logs and messages.
+func (s Stored) String() string { return "authority material, revision " + s.Revision }
+
+// GoString is String.
+func (s Stored) GoString() string { return s.String() }
+
+// MarshalLog is what logr prints.
+func (s Stored) MarshalLog() any { return s.String() }
+
+// material is a parsed and verified Stored. It is immutable.
+type material struct {
+	roots   []*x509.Certificate
+	signer  *x509.Certificate // the root that rootKey belongs to
+	rootKey crypto.Signer     // nil: kept elsewhere
+	chain   []*x509.Certificate
+	key     crypto.Signer
+	bundle  []byte // roots, in PEM without anything between
+	epoch   Epoch
+	stored  Stored
+}
+
+// issuer is the certificate that leaves are signed by.
+func (m *material) issuer() *x509.Certificate { return m.chain[0] }
+
+// notAfter is when the first certificate above the leaves ends.
+func (m *material) notAfter() time.Time {
+	end := m.signer.NotAfter
+	for _, c := range m.chain {
+		end = earlier(end, c.NotAfter)
+	}
+	return end
+}
+
+// rootsNotAfter is when the first root ends.
+func (m *material) rootsNotAfter() time.Time {
+	end := m.roots[0].NotAfter
+	for _, c := range m.roots[1:] {
+		end = earlier(end, c.NotAfter)
+	}
+	return end
+}
+
+// parseMaterial reads and verifies what is stored. Certificates that have ended
+// are no error: an ended issuer can be renewed.
+func parseMaterial(s Stored) (*material, error) {
+	m := &material{stored: s}
+	var err error
+	if m.roots, err = parseCertificates(s.Root); err != nil {
+		return nil, fmt.Errorf("root certificates: %w", err)
+	}
+	if m.chain, err = parseCertificates(s.Issuer); err != nil {
+		return nil, fmt.Errorf("issuer's certificate: %w", err)
+	}
+	if m.key, err = parseKey(s.IssuerKey); err != nil {
+		return nil, fmt.Errorf("issuer's key: %w", err)
+	}
+	if !belongs(m.key, m.issuer()) {
+		return nil, errors.New("issuer's key: does not belong to the issuer's certificate")
+	}
+	if m.signer, err = m.verifyIssuer(); err != nil {
+		return nil, fmt.Errorf("issuer's certificate: %w", err)
+	}
+	if len(bytes.TrimSpace(s.RootKey)) > 0 {
+		if err := m.takeRootKey(s.RootKey); err != nil {
+			return nil, err
+		}
+	}
+	m.bundle = encodeCertificates(m.roots)
+	m.epoch = Epoch{Issuer: fingerprint(encodeCertificates(m.chain)), Roots: fingerprint(m.bundle)}
+	return m, nil
+}
+
+func (m *material) takeRootKey(text []byte) error {
+	key, err := parseKey(text)
+	if err != nil {
+		return fmt.Errorf("root key: %w", err)
+	}
+	for _, root := range m.roots {
+		if belongs(key, root) {
+			m.signer, m.rootKey = root, key
+			return nil
+		}
+	}
+	return errors.New("root key: belongs to none of the root certificates")
+}
+
+// verifyIssuer checks that the chain leads to a root, at the latest time when
+// all of it was valid, and returns that root.
+func (m *material) verifyIssuer() (*x509.Certificate, error) {
+	issuer := m.issuer()
+	if !issuer.IsCA || issuer.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return nil, errors.New("may not sign certificates")
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	at := issuer.NotAfter
+	for _, c := range m.roots {
+		roots.AddCert(c)
+	}
+	for _, c := range m.chain[1:] {
+		between.AddCert(c)
+		at = earlier(at, c.NotAfter)
+	}
+	chains, err := issuer.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("does not lead to a root: %w", err)
+	}
+	return chains[0][len(chains[0])-1], nil
+}
+
+func belongs(key crypto.Signer, cert *x509.Certificate) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(cert.PublicKey)
+}
+
+const (
+	certificateBlock = "CERTIFICATE"
+	keyBlock         = "PRIVATE KEY"
+)
+
+// parseCertificates reads one certificate or more; text between them is
+// ignored.
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		if block.Type != certificateBlock {
+			return nil, fmt.Errorf("PEM block of type %q among certificates", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, errors.New("no certificate in PEM")
+	}
+	return certs, nil
+}
+
+func encodeCertificates(certs []*x509.Certificate) []byte {
+	var out bytes.Buffer
+	for _, c := range certs {
+		out.Write(pem.EncodeToMemory(&pem.Block{Type: certificateBlock, Bytes: c.Raw}))
+	}
+	return out.Bytes()
+}
+
+// parseKey reads a private key in PKCS#8, SEC 1 or PKCS#1. Its errors never
+// quote the key.
+func parseKey(text []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("no private key in PEM")
+	}
+	var key any
+	var err error
+	switch block.Type {
+	case keyBlock:
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		return nil, errors.New("PEM block is no private key that is supported (PKCS#8, EC or RSA)")
+	}
+	if err != nil {
+		return nil, errors.New("cannot be parsed")
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("cannot sign")
+	}
+	return signer, nil
+}
+
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode a private key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
+}
+
+func fingerprint(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

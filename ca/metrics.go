@@ -1,0 +1,92 @@
+package ca
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts what is issued. Without a registerer it counts unseen.
+type metrics struct {
+	issues, errors *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer, soonest func(Kind) (time.Time, bool)) (*metrics, error) {
+	m := &metrics{
+		issues: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_certificates_issued_total",
+			Help: "Certificates issued by this replica.",
+		}, []string{"kind"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_certificate_issue_errors_total",
+			Help: "Certificates that this replica asked the issuer for in vain.",
+		}, []string{"kind"}),
+	}
+	for _, kind := range []Kind{Workload, Serving} { // so that both are there from the beginning
+		m.issues.WithLabelValues(string(kind))
+		m.errors.WithLabelValues(string(kind))
+	}
+	return m, register(r, m.issues, m.errors, expiry{soonest: soonest, desc: prometheus.NewDesc(
+		"tulle_certificate_soonest_expiry_timestamp_seconds",
+		"When the first of the certificates in use expires, in seconds since 1970. Absent where there is none.",
+		[]string{"kind"}, nil,
+	)})
+}
+
+func (m *metrics) issued(kind Kind) { m.issues.WithLabelValues(string(kind)).Inc() }
+func (m *metrics) failed(kind Kind) { m.errors.WithLabelValues(string(kind)).Inc() }
+
+// expiry collects when certificates end, at the time of the scrape.
+type expiry struct {
+	desc    *prometheus.Desc
+	soonest func(Kind) (time.Time, bool)
+}
+
+// Describe sends the one description.
+func (e expiry) Describe(out chan<- *prometheus.Desc) { out <- e.desc }
+
+// Collect sends a value for each kind that has a certificate.
+func (e expiry) Collect(out chan<- prometheus.Metric) {
+	for _, kind := range []Kind{Workload, Serving} {
+		if t, ok := e.soonest(kind); ok {
+			out <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(t.Unix()), string(kind))
+		}
+	}
+}
+
+// register registers the metrics of the built-in authority.
+func (a *Authority) register(r prometheus.Registerer) error {
+	a.failures = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "tulle_ca_store_errors_total",
+		Help: "Failures to follow the authority's store or to renew the issuer in it.",
+	})
+	err := register(r, a.failures,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tulle_ca_issuer_expiry_timestamp_seconds",
+			Help: "When the issuing certificate, or one between it and the root, expires, in seconds since 1970.",
+		}, func() float64 { return float64(a.material.Load().notAfter().Unix()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tulle_ca_root_expiry_timestamp_seconds",
+			Help: "When the first of the root certificates expires, in seconds since 1970.",
+		}, func() float64 { return float64(a.material.Load().rootsNotAfter().Unix()) }),
+	)
+	if err != nil {
+		return fmt.Errorf("certificate authority: %w", err)
+	}
+	return nil
+}
+
+func register(r prometheus.Registerer, collectors ...prometheus.Collector) error {
+	if r == nil {
+		return nil
+	}
+	var errs []error
+	for _, c := range collectors {
+		if err := r.Register(c); err != nil {
+			errs = append(errs, fmt.Errorf("register metrics: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
