@@ -223,7 +223,7 @@ func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
 		if d := bad.duration("spec.traffic.retries.perTryTimeout", r.PerTryTimeout); d != nil {
 			out.Retries.PerTryTimeout = *d
 		}
-		for _, c := range r.On {
+		for _, c := range r.RetryOn {
 			out.Retries.On = append(out.Retries.On, string(c))
 		}
 	}

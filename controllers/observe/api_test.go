@@ -1,0 +1,207 @@
+package observe
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+const created = `creationTimestamp: "2026-01-02T03:04:05Z"`
+
+func metaOf(name string) mesh.Meta {
+	return mesh.Meta{
+		Name:       mesh.Name{Namespace: "shop", Name: name},
+		Generation: 3,
+		Created:    time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+	}
+}
+
+func TestServerSidePolicyIsConverted(t *testing.T) {
+	same(t, policy(parse[v1alpha1.MeshPolicy](t, `
+metadata: {namespace: shop, name: reviews, generation: 3, `+created+`}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  mtls:
+    mode: Strict
+    ports: [{port: 8080, mode: Permissive}, {port: 9090, mode: Disabled}]
+  authorization:
+    default: Deny
+    rules:
+    - name: frontend
+      from:
+      - serviceAccounts: [frontend, other/caller]
+        namespaces: [shop]
+      - identities: ["spiffe://cluster.local/ns/ops/*"]
+        ipBlocks: [10.1.2.3/8, "fd00::/8"]
+      to:
+      - {ports: [8080], methods: [GET], paths: [/reviews/*], hosts: ["*.example"]}
+    - action: Deny
+      to: [{paths: [/admin]}]
+`)), &mesh.Policy{
+		Meta:     metaOf("reviews"),
+		Selector: &mesh.Selector{MatchLabels: map[string]string{"app": "reviews"}},
+		MTLS: &mesh.MTLS{
+			Mode:  mesh.MTLSStrict,
+			Ports: map[uint16]mesh.MTLSMode{8080: mesh.MTLSPermissive, 9090: mesh.MTLSDisabled},
+		},
+		Authorization: &mesh.Authorization{
+			DefaultDeny: true,
+			Rules: []mesh.Rule{{
+				Name: "frontend",
+				From: []mesh.Source{{
+					Namespaces:      []string{"shop"},
+					ServiceAccounts: []mesh.Name{{Name: "frontend"}, {Namespace: "other", Name: "caller"}},
+				}, {
+					Identities: []string{"spiffe://cluster.local/ns/ops/*"},
+					IPBlocks:   nets("10.0.0.0/8", "fd00::/8"),
+				}},
+				To: []mesh.Operation{{
+					Ports: []uint16{8080}, Methods: []string{"GET"}, Paths: []string{"/reviews/*"}, Hosts: []string{"*.example"},
+				}},
+			}, {
+				Action: mesh.Deny,
+				To:     []mesh.Operation{{Paths: []string{"/admin"}}},
+			}},
+		},
+	})
+}
+
+func TestClientSidePolicyIsConverted(t *testing.T) {
+	timeout := 2 * time.Second
+	same(t, policy(parse[v1alpha1.MeshPolicy](t, `
+metadata: {namespace: shop, name: calls, generation: 3, `+created+`}
+spec:
+  targetRefs: [{name: reviews}, {kind: Service, group: "", name: x, namespace: other, port: 80}]
+  traffic:
+    timeout: 2s
+    retries: {attempts: 3, perTryTimeout: 250ms, retryOn: [5xx, connect-failure]}
+`)), &mesh.Policy{
+		Meta: metaOf("calls"),
+		Targets: []mesh.Target{
+			{Kind: "Service", Name: mesh.Name{Namespace: "shop", Name: "reviews"}},
+			{Kind: "Service", Name: mesh.Name{Namespace: "other", Name: "x"}, Port: 80},
+		},
+		Traffic: &mesh.Traffic{
+			Timeout: &timeout,
+			Retries: &mesh.Retries{Attempts: 3, PerTryTimeout: 250 * time.Millisecond, On: []string{"5xx", "connect-failure"}},
+		},
+	})
+}
+
+func TestPolicyWithoutSelectorSelectsAll(t *testing.T) {
+	got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {mtls: {mode: Disabled}}}`))
+	if got.Selector != nil || got.MTLS.Mode != mesh.MTLSDisabled || got.Invalid != "" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestZeroTimeoutIsNotTheSameAsNone(t *testing.T) {
+	got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {traffic: {timeout: 0s}}}`))
+	if got.Traffic.Timeout == nil || *got.Traffic.Timeout != 0 {
+		t.Errorf("got %v, want 0: no timeout, whatever a wider policy says", got.Traffic.Timeout)
+	}
+}
+
+func TestPolicyThatCannotBeUnderstoodSaysWhy(t *testing.T) {
+	for name, c := range map[string]struct{ spec, says string }{
+		"mode":            {`mtls: {mode: Lax}`, `spec.mtls.mode: "Lax" is no mode: write Strict, Permissive or Disabled`},
+		"mode of a port":  {`mtls: {ports: [{port: 80, mode: Lax}]}`, `spec.mtls.ports[0].mode: "Lax"`},
+		"no mode":         {`mtls: {ports: [{port: 80}]}`, `spec.mtls.ports[0].mode: ""`},
+		"port":            {`mtls: {ports: [{port: 70000, mode: Strict}]}`, `spec.mtls.ports[0].port: 70000 is no port`},
+		"block":           {`authorization: {rules: [{from: [{ipBlocks: [10.0.0.0]}]}]}`, `spec.authorization.rules[0].from[0].ipBlocks: "10.0.0.0" is no CIDR`},
+		"account":         {`authorization: {rules: [{from: [{serviceAccounts: [a/b/c]}]}]}`, `"a/b/c" is no service account`},
+		"empty account":   {`authorization: {rules: [{from: [{serviceAccounts: [/b]}]}]}`, `"/b" is no service account`},
+		"action":          {`authorization: {rules: [{action: Audit}]}`, `spec.authorization.rules[0].action: "Audit" is no action`},
+		"default":         {`authorization: {default: Audit}`, `spec.authorization.default: "Audit" is no action`},
+		"operation":       {`authorization: {rules: [{to: [{ports: [0]}]}]}`, `spec.authorization.rules[0].to[0].ports[0]: 0 is no port`},
+		"target":          {`{targetRefs: [{kind: Gateway, name: a}], traffic: {timeout: 1s}}`, `spec.targetRefs[0]: a Gateway of group "" cannot be a target`},
+		"group":           {`{targetRefs: [{group: x.io, name: a}], traffic: {timeout: 1s}}`, `of group "x.io"`},
+		"timeout":         {`traffic: {timeout: -1s}`, `spec.traffic.timeout: -1s is negative`},
+		"per try":         {`traffic: {retries: {attempts: 1, perTryTimeout: -1s}}`, `perTryTimeout: -1s is negative`},
+		"attempts":        {`traffic: {retries: {attempts: -1}}`, `spec.traffic.retries.attempts: -1 is negative`},
+		"rollout's label": {`{selector: {matchLabels: {pod-template-hash: x}}, mtls: {mode: Strict}}`, `pod-template-hash differs from one rollout to the next`},
+	} {
+		spec := c.spec
+		if !strings.HasPrefix(spec, "{") {
+			spec = "{" + spec + "}"
+		}
+		got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: `+spec+`}`))
+		if !strings.Contains(got.Invalid, c.says) {
+			t.Errorf("%s: got %q, want it to say %q", name, got.Invalid, c.says)
+		}
+	}
+}
+
+func TestPolicyThatCannotBeUnderstoodKeepsItsReach(t *testing.T) {
+	got := policy(parse[v1alpha1.MeshPolicy](t, `
+spec:
+  selector: {matchLabels: {app: a, pod-template-hash: x}}
+  mtls: {mode: Lax, ports: [{port: 80, mode: Lax}]}
+  authorization: {rules: [{from: [{ipBlocks: [x]}, {ipBlocks: [y]}]}]}
+`))
+	same(t, got.Selector, &mesh.Selector{MatchLabels: map[string]string{"app": "a"}})
+	same(t, got.MTLS, &mesh.MTLS{Mode: mesh.MTLSStrict, Ports: map[uint16]mesh.MTLSMode{80: mesh.MTLSStrict}})
+	if got.Authorization == nil {
+		t.Error("without its section the policy would not fail closed")
+	}
+	if n := strings.Count(got.Invalid, "; "); n != 4 {
+		t.Errorf("got %d separators in %q, want all five problems named", n, got.Invalid)
+	}
+}
+
+func TestSplitIsConvertedWithItsDefaults(t *testing.T) {
+	same(t, split(parse[v1alpha1.TrafficSplit](t, `
+metadata: {namespace: shop, name: reviews, generation: 3, `+created+`}
+spec:
+  service: reviews
+  port: 80
+  rules:
+  - matches:
+    - path: {value: /beta}
+      headers: [{name: X-User, value: jane}, {name: x-group, type: RegularExpression, value: "a|b"}]
+    - path: {type: Exact, value: /x}
+    - path: {type: RegularExpression, value: "/v[0-9]+/.*"}
+    backends: [{service: reviews-v2}]
+  backends: [{service: reviews-v1, weight: 90}, {service: reviews-v2, weight: 0}, {service: reviews-v3}]
+`)), &mesh.Split{
+		Meta:    metaOf("reviews"),
+		Service: "reviews",
+		Port:    80,
+		Rules: []mesh.SplitRule{{
+			Matches: []mesh.RequestMatch{{
+				Path:    &mesh.StringMatch{Type: mesh.Prefix, Value: "/beta"},
+				Headers: []mesh.HeaderMatch{{Name: "x-user", Value: "jane"}, {Name: "x-group", Type: mesh.Regex, Value: "a|b"}},
+			}, {
+				Path: &mesh.StringMatch{Type: mesh.Exact, Value: "/x"},
+			}, {
+				Path: &mesh.StringMatch{Type: mesh.Regex, Value: "/v[0-9]+/.*"},
+			}},
+			Backends: []mesh.Backend{{Service: "reviews-v2", Weight: 1}},
+		}},
+		Backends: []mesh.Backend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
+	})
+}
+
+func TestSplitThatCannotBeUnderstoodSaysWhy(t *testing.T) {
+	rule := func(match string) string {
+		return `{rules: [{matches: [` + match + `], backends: [{service: b}]}], backends: [{service: a}]}`
+	}
+	for name, c := range map[string]struct{ spec, says string }{
+		"no weight":       {`{backends: [{service: a, weight: 0}]}`, "spec.backends: no backend has a weight above 0"},
+		"negative weight": {`{backends: [{service: a, weight: -1}, {service: b}]}`, "spec.backends[0].weight: -1 is negative"},
+		"port":            {`{port: -1, backends: [{service: a}]}`, "spec.port: -1 is no port"},
+		"path":            {rule(`{path: {type: RegularExpression, value: "/("}}`), `spec.rules[0].matches[0].path.value: "/(" is no regular expression of RE2`},
+		"look-ahead":      {rule(`{path: {type: RegularExpression, value: "/(?!a)"}}`), "is no regular expression of RE2"},
+		"header":          {rule(`{headers: [{name: a, type: RegularExpression, value: "["}]}`), "spec.rules[0].matches[0].headers[0].value"},
+		"path type":       {rule(`{path: {type: Glob, value: "/"}}`), `spec.rules[0].matches[0].path.type: "Glob" is no type`},
+		"header type":     {rule(`{headers: [{name: a, type: Glob, value: b}]}`), `headers[0].type: "Glob" is no type`},
+	} {
+		got := split(parse[v1alpha1.TrafficSplit](t, `{spec: `+c.spec+`}`))
+		if !strings.Contains(got.Invalid, c.says) {
+			t.Errorf("%s: got %q, want it to say %q", name, got.Invalid, c.says)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package observe
+
+import (
+	"reflect"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+)
+
+func kept(t *testing.T, obj client.Object) client.Object {
+	t.Helper()
+	out, err := CacheOptions().DefaultTransform(obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.(client.Object)
+}
+
+// full objects, with what the mesh uses and what it does not.
+func fullObjects(t *testing.T) []client.Object {
+	t.Helper()
+	pod := parse[corev1.Pod](t, meshedPod)
+	pod.Spec.NodeName = "n"
+	pod.Annotations["other"] = "x"
+	objs := []client.Object{
+		pod,
+		parse[corev1.Service](t, `
+metadata: {namespace: shop, name: web}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], selector: {a: b}, sessionAffinity: None,
+  ports: [{name: http, port: 80, targetPort: web, appProtocol: http2}]}
+`),
+		parse[discoveryv1.EndpointSlice](t, `
+metadata: {namespace: shop, name: web-1, labels: {kubernetes.io/service-name: web, other: x}}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: false, serving: true}, zone: a, nodeName: n, targetRef: {kind: Pod, namespace: shop, name: web-1, uid: x}}]
+`),
+		parse[corev1.Node](t, `{metadata: {name: n, labels: {a: b}}, spec: {podCIDR: 10.0.0.0/24, podCIDRs: [10.0.0.0/24]}, status: {phase: Running}}`),
+		parse[networkingv1.ServiceCIDR](t, `{metadata: {name: kubernetes}, spec: {cidrs: [10.96.0.0/16]}}`),
+		parse[v1alpha1.MeshPolicy](t, `{metadata: {namespace: a, name: b, generation: 4}, spec: {mtls: {mode: Strict}}}`),
+		parse[v1alpha1.TrafficSplit](t, `{metadata: {namespace: a, name: b, generation: 4}, spec: {service: a, backends: [{service: b}]}}`),
+		parse[v1alpha1.MeshConfig](t, `{metadata: {name: default}, spec: {trustDomain: a}}`),
+	}
+	for _, o := range objs {
+		o.SetResourceVersion("7")
+		o.SetUID("u")
+		o.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: "kubectl"}})
+	}
+	return objs
+}
+
+func TestCutObjectsMeanTheSame(t *testing.T) {
+	for _, obj := range fullObjects(t) {
+		want := Changes(obj.DeepCopyObject())
+		same := reflect.DeepEqual(Changes(runtime.Object(kept(t, obj))), want)
+		if !same {
+			t.Errorf("%T means something else once it is cut down", obj)
+		}
+	}
+}
+
+func TestCutObjectsKeepWhatInformersNeed(t *testing.T) {
+	for _, obj := range fullObjects(t) {
+		name := obj.GetName()
+		got := kept(t, obj)
+		if got.GetResourceVersion() != "7" || got.GetUID() != "u" || got.GetName() != name {
+			t.Errorf("%T lost its resource version, uid or name: an informer would take every update for a resync", obj)
+		}
+		if len(got.GetManagedFields()) != 0 {
+			t.Errorf("%T kept its managed fields", obj)
+		}
+	}
+}
+
+func TestCutObjectsDropWhatIsNotUsed(t *testing.T) {
+	for _, obj := range fullObjects(t) {
+		switch o := kept(t, obj).(type) {
+		case *corev1.Pod:
+			if o.Spec.NodeName != "" || len(o.Annotations) != 1 || len(o.Spec.InitContainers) != 3 {
+				t.Errorf("kept too much of a pod: %+v", o)
+			}
+		case *corev1.Node:
+			if len(o.Labels) != 0 || o.Status.Phase != "" {
+				t.Errorf("kept too much of a node: %+v", o)
+			}
+		case *discoveryv1.EndpointSlice:
+			if len(o.Labels) != 1 || o.Endpoints[0].NodeName != nil || o.Endpoints[0].Conditions.Serving != nil {
+				t.Errorf("kept too much of a slice: %+v", o)
+			}
+		}
+	}
+}
+
+func TestKubectlsAnnotationIsKeptWhereOthersMayWriteTheObject(t *testing.T) {
+	last := map[string]string{corev1.LastAppliedConfigAnnotation: "{}"}
+	if got := kept(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Annotations: last}}); len(got.GetAnnotations()) != 1 {
+		t.Error("an update of the cached ConfigMap would take the annotation away")
+	}
+	if got := kept(t, &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Annotations: last}}); len(got.GetAnnotations()) != 0 {
+		t.Error("the annotation is as large as the object, and nobody reads it")
+	}
+}
+
+func TestTombstonesPassTheTransform(t *testing.T) {
+	in := toolscache.DeletedFinalStateUnknown{Key: "a/b"}
+	if got, err := CacheOptions().DefaultTransform(in); err != nil || got != any(in) {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
