@@ -26,6 +26,8 @@ type app struct {
 	label    string // label "app"; the name, where empty
 	replicas int32
 	pod      func(*corev1.PodTemplateSpec) // last word on the pod
+	// noService leaves the Service out.
+	noService bool
 }
 
 func (a app) selector() map[string]string {
@@ -66,7 +68,9 @@ func (s *space) deploy(apps ...app) {
 		must(s.t, err)
 		_, err = s.c.Client.AppsV1().Deployments(s.name).Create(ctx, a.deployment(), metav1.CreateOptions{})
 		must(s.t, err)
-		s.service(a.name, a.selector())
+		if !a.noService {
+			s.service(a.name, a.selector())
+		}
 	}
 	must(s.t, s.c.Deployed(ctx, s.name, 2*time.Minute))
 }
