@@ -33,7 +33,11 @@ func main() {
 func run(ctx context.Context, args []string, streams genericiooptions.IOStreams) int {
 	root := newRoot(programName(args[0]), streams)
 	root.SetArgs(args[1:])
-	err := root.ExecuteContext(ctx)
+	return report(root.ExecuteContext(ctx), streams)
+}
+
+// report says what went wrong and what to do next, and returns the exit code.
+func report(err error, streams genericiooptions.IOStreams) int {
 	switch {
 	case err == nil:
 		return exitHealthy
