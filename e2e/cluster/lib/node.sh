@@ -23,5 +23,7 @@ in_node() { (node_exec "$@"); }
 
 # ctr ARG... is containerd's client in the node, in the namespace of Kubernetes.
 ctr() {
-  in_node "$(< "$STATE_DIR/node-bin")/ctr" --address $CONTAINERD_SOCKET --namespace k8s.io "$@"
+  # The warnings are about cgroup v1, which is what the machine has.
+  CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1 \
+    in_node "$(< "$STATE_DIR/node-bin")/ctr" --address $CONTAINERD_SOCKET --namespace k8s.io "$@"
 }

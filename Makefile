@@ -1,0 +1,100 @@
+# The commands of a contributor. `make` lists them. What they need beyond Go 1.26 and Debian's
+# packages they build or fetch, and keep in the user's cache directory (see e2e/cluster/README.md).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The version that programs report.
+VERSION ?= dev
+export VERSION
+
+# Further flags of `go test`, as in: make test TEST_FLAGS='-race -run Delta'
+TEST_FLAGS ?=
+E2E_FLAGS ?=
+
+TOOL := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
+
+##@ Help
+
+.PHONY: help
+help: ## List the commands.
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } \
+	  /^[a-z0-9-]+:.*## / { printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ See it run
+
+.PHONY: demo
+demo: ## Install Tulle and a small shop in a cluster, and show what the mesh does (starts one if KUBECONFIG names none).
+	@e2e/cluster/with.sh go run -C e2e ./demo
+
+.PHONY: cluster
+cluster: ## Start a one-node Kubernetes on this machine (needs root; the first build takes 20 minutes).
+	@kubeconfig=$$(e2e/cluster/up.sh); \
+	printf '\nTo use it:\n  export KUBECONFIG=%s\n  export PATH=$$PATH:%s\n' \
+	  "$$kubeconfig" "$$(e2e/cluster/build.sh kubernetes)"
+
+.PHONY: cluster-down
+cluster-down: ## Stop that cluster and remove all of it.
+	@e2e/cluster/down.sh
+
+.PHONY: images
+images: ## Build the images without docker and bring those that changed into the cluster.
+	@e2e/images/build.sh
+
+.PHONY: envoy
+envoy: ## Print the path of the stock Envoy, fetching it if need be.
+	@e2e/images/envoy.sh
+
+##@ Develop
+
+.PHONY: build
+build: ## Compile the programs into bin/.
+	CGO_ENABLED=0 go build -trimpath -ldflags="-X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+.PHONY: generate
+generate: ## Write what is generated: deepcopy, CRDs, RBAC, API reference.
+	.ci/tools/generate.sh
+
+.PHONY: golden
+golden: ## Rewrite the goldens with what the code makes now; read the difference before you commit it.
+	@packages=$$(grep -rl --include='*_test.go' 'flag.Bool("update"' --exclude-dir=e2e --exclude-dir=.ci . | xargs -n1 dirname | sort -u); \
+	$(test_environment); \
+	go test -count=1 $$packages -update
+
+##@ Check
+
+# Tests run real programs: an Envoy, an API server and its etcd.
+define test_environment
+ENVOY=$$(e2e/images/envoy.sh); TULLE_KUBE_BIN=$$(e2e/cluster/build.sh kubernetes); export ENVOY TULLE_KUBE_BIN
+endef
+
+.PHONY: test
+test: ## Run all tests but those that need a cluster.
+	@$(test_environment); \
+	go test $(TEST_FLAGS) ./...; \
+	go test -C e2e $(TEST_FLAGS) ./demo/... ./echo/... ./images/... ./kube/...
+
+.PHONY: e2e
+e2e: ## Run the end-to-end tests on real pods (starts a cluster if KUBECONFIG names none).
+	@e2e/cluster/with.sh go test -C e2e -count=1 -timeout=40m $(E2E_FLAGS) .
+
+.PHONY: lint
+lint: ## Report what is not formatted or looks wrong.
+	go vet ./...
+	go -C e2e vet ./...
+	@unformatted=$$($(TOOL) gofumpt -l $$(git ls-files '*.go')); \
+	if [ "$$unformatted" ]; then printf 'not formatted by gofumpt:\n%s\n' "$$unformatted"; exit 1; fi
+	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+
+.PHONY: verify
+verify: ## Fail if a generated file is not what its sources say.
+	.ci/tools/verify.sh
+
+##@ Tidy up
+
+.PHONY: clean
+clean: ## Remove bin/. The cache of the cluster's programs stays; it is in ~/.cache/tulle.
+	rm -rf bin

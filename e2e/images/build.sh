@@ -1,0 +1,78 @@
+#!/bin/bash
+# build.sh [IMAGE...] builds images without docker, all of them or the named ones, and brings those
+# that changed into the embedded cluster if it is up. The archives stay in bin/images/ and are
+# what any other cluster can load, too. `Dockerfile` describes the same images for docker.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ../cluster/lib/env.sh
+. ../cluster/lib/log.sh
+. ../cluster/lib/debian.sh
+. ../cluster/lib/cgroup.sh
+. ../cluster/lib/node.sh
+
+BIN_DIR=$REPO_DIR/bin
+ARCHIVE_DIR=$BIN_DIR/images
+VERSION=${VERSION:-dev}
+export GOFLAGS=-buildvcs=false CGO_ENABLED=0
+
+# program MODULE PACKAGE NAME compiles a static program into bin/.
+program() {
+  go build -C "$1" -trimpath -ldflags="-s -w -X main.version=$VERSION" -o "$BIN_DIR/$3" "$2"
+}
+
+# archive REFERENCE ENTRYPOINT USER FILE... writes an image, and notes its digest beside it.
+archive() {
+  local reference=$1 entrypoint=$2 user=$3 name=${1##*/}
+  local out=$ARCHIVE_DIR/${name%:*}.tar
+  shift 3
+  "$BIN_DIR/mkimage" -o "$out" -name "$reference" -entrypoint "$entrypoint" -user "$user" "$@" > "$out.digest"
+  say "built $reference $(du -h "$out" | cut -f1)"
+  import "$reference" "$out"
+}
+
+# import REFERENCE ARCHIVE brings the image into the cluster, unless it is there already.
+import() {
+  [ "$import" = yes ] || return 0
+  ctr images ls "name==$1" | grep -q "$(< "$2.digest")" && return
+  ctr images import --local "$2" > /dev/null
+  say "brought $1 into the cluster $CLUSTER"
+}
+
+# ours NAME MODULE PACKAGE builds the image of one of our programs.
+ours() {
+  program "$2" "$3" "$1"
+  archive "localhost/$1:dev" "/$1" 65532:65532 "$BIN_DIR/$1=/$1"
+}
+
+envoy() {
+  local envoy libraries
+  envoy=$(./envoy.sh)
+  # The program and the few libraries it is linked to; Envoy brings all others along.
+  libraries=$(ldd "$envoy" | awk '$2 == "=>" { print $3 "=" $3 } $1 ~ /^\// { print $1 "=" $1 }')
+  # shellcheck disable=SC2086
+  archive localhost/envoy:1.40.0 /usr/local/bin/envoy 1337:1337 "$envoy=/usr/local/bin/envoy" $libraries
+}
+
+[ $# -gt 0 ] || set -- tulled tulle-init tulle-echo envoy
+mkdir -p "$ARCHIVE_DIR"
+exec 9> "$ARCHIVE_DIR/.lock"
+flock 9
+
+import=no
+if [ "${KUBECONFIG:-$CLUSTER_KUBECONFIG}" != "$CLUSTER_KUBECONFIG" ]; then
+  say "KUBECONFIG names a cluster that is not this one's: load the images of $ARCHIVE_DIR there yourself"
+elif node_pid > /dev/null; then
+  import=yes
+else
+  say "the cluster $CLUSTER is not up: the images stay in $ARCHIVE_DIR"
+fi
+
+program .. ./images/mkimage mkimage
+for image; do
+  case $image in
+    tulled | tulle-init) ours "$image" "$REPO_DIR" "./cmd/$image" ;;
+    tulle-echo) ours tulle-echo .. ./echo ;;
+    envoy) envoy ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-echo and envoy" ;;
+  esac
+done
