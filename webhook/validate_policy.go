@@ -1,0 +1,142 @@
+package webhook
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/validate/content"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+func (c *checks) policy(p *v1alpha1.MeshPolicy) {
+	spec := field.NewPath("spec")
+	if s := p.Spec.Selector; s != nil {
+		c.selector(spec.Child("selector", "matchLabels"), s)
+	}
+	for i, t := range p.Spec.TargetRefs {
+		at := spec.Child("targetRefs").Index(i)
+		c.serviceName(at.Child("name"), t.Name)
+		if t.Namespace != "" {
+			c.namespace(at.Child("namespace"), t.Namespace)
+		}
+	}
+	if a := p.Spec.Authorization; a != nil {
+		for i, rule := range a.Rules {
+			at := spec.Child("authorization", "rules").Index(i)
+			for j, s := range rule.From {
+				c.source(at.Child("from").Index(j), s)
+			}
+		}
+	}
+	if t := p.Spec.Traffic; t != nil && t.Timeout != nil && t.Timeout.Duration > 0 && t.Retries != nil && t.Retries.PerTryTimeout != nil {
+		if try := t.Retries.PerTryTimeout.Duration; try >= t.Timeout.Duration {
+			c.warn(spec.Child("traffic", "retries", "perTryTimeout"),
+				"an attempt may take %s, and the request with all its attempts %s: no attempt that times out is followed by another", try, t.Timeout.Duration)
+		}
+	}
+}
+
+func (c *checks) selector(at *field.Path, s *v1alpha1.WorkloadSelector) {
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		for _, problem := range content.IsLabelKey(key) {
+			c.refuse(at.Key(key), key, "no pod can have a label of this name: %s", problem)
+		}
+		if mesh.RevisionLabel(key) {
+			c.refuse(at.Key(key), key, "this label differs from one rollout to the next: name a label of the workload, such as app")
+		}
+	}
+}
+
+func (c *checks) source(at *field.Path, s v1alpha1.Source) {
+	for i, id := range s.Identities {
+		c.identity(at.Child("identities").Index(i), id)
+	}
+	for i, block := range s.IPBlocks {
+		c.prefix(at.Child("ipBlocks").Index(i), block, "10.0.0.0/8, or 192.0.2.7/32 for one address")
+	}
+}
+
+// maxIdentity is the length in bytes that a SPIFFE ID may have (SPIFFE-ID,
+// section 2.3).
+const maxIdentity = 2048
+
+// identity checks a SPIFFE ID, or the beginning of one when it ends in '*', by
+// the rules of SPIFFE-ID, section 2: one that breaks them matches nobody, which
+// in a Deny rule would go unnoticed.
+func (c *checks) identity(at *field.Path, text string) {
+	const form = "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>, such as spiffe://cluster.local/ns/shop/sa/web"
+	id, open := strings.CutSuffix(text, "*")
+	rest, ok := strings.CutPrefix(id, "spiffe://")
+	if !ok {
+		c.refuse(at, text, "this is not a SPIFFE ID: %s", form)
+		return
+	}
+	domain, path, hasPath := strings.Cut(rest, "/")
+	switch {
+	case len(id) > maxIdentity:
+		c.refuse(at, text, "a SPIFFE ID has %d bytes at most", maxIdentity)
+	case domain == "" && open:
+		c.refuse(at, text, "this matches every identity of every trust domain: name the trust domain, such as spiffe://cluster.local/*")
+	case domain == "":
+		c.refuse(at, text, "a SPIFFE ID names its trust domain: %s", form)
+	case !only(domain, domainBytes):
+		c.refuse(at, text, "the trust domain %q may have lower-case letters, digits, '.', '-' and '_', and no port: %s", domain, form)
+	case !hasPath && open:
+		c.refuse(at, text, "this matches other trust domains too, whose names begin with %q: put a '/' before the '*'", domain)
+	case !hasPath:
+		c.refuse(at, text, "a trust domain alone is nobody's identity: %s; or end it in \"/*\" for all of the trust domain", form)
+	default:
+		c.identityPath(at, text, path, open)
+	}
+}
+
+const (
+	domainBytes  = "abcdefghijklmnopqrstuvwxyz0123456789.-_"
+	segmentBytes = domainBytes + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+// identityPath checks what follows the trust domain; open says that more may
+// follow.
+func (c *checks) identityPath(at *field.Path, text, path string, open bool) {
+	segments := strings.Split(path, "/")
+	for i, s := range segments {
+		last := i == len(segments)-1
+		switch {
+		case s == "" && last && open:
+			return // ends in "/*": whole segments follow
+		case s == "" && last:
+			c.refuse(at, text, "a SPIFFE ID does not end in '/': leave it out, or end in \"/*\" for all below it")
+		case s == "":
+			c.refuse(at, text, "a SPIFFE ID has no empty segment: leave out one '/'")
+		case s == "." || s == "..":
+			c.refuse(at, text, "a SPIFFE ID has no segment %q", s)
+		case !only(s, segmentBytes):
+			c.refuse(at, text, "the segment %q may have letters, digits, '.', '-' and '_'", s)
+		case last && open:
+			c.warn(at, "%s matches every identity that begins so, those with %q as well: end it in \"/*\" to match what is below %q alone", text, s+"2", s)
+		}
+	}
+}
+
+// only reports whether s is made of the given bytes.
+func only(s, bytes string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(bytes, r) })
+}
+
+// serviceName checks the name of a Service.
+func (c *checks) serviceName(at *field.Path, name string) {
+	for _, problem := range validation.IsDNS1123Label(name) {
+		c.refuse(at, name, "no Service can have this name: %s", problem)
+	}
+}
+
+func (c *checks) namespace(at *field.Path, name string) {
+	for _, problem := range validation.IsDNS1123Label(name) {
+		c.refuse(at, name, "no namespace can have this name: %s", problem)
+	}
+}

@@ -1,0 +1,48 @@
+package webhook
+
+import (
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+)
+
+func (c *checks) split(s *v1alpha1.TrafficSplit) {
+	spec := field.NewPath("spec")
+	c.serviceName(spec.Child("service"), s.Spec.Service)
+	c.backends(spec.Child("backends"), s.Spec.Backends)
+	for i, rule := range s.Spec.Rules {
+		at := spec.Child("rules").Index(i)
+		c.backends(at.Child("backends"), rule.Backends)
+		for j, m := range rule.Matches {
+			c.match(at.Child("matches").Index(j), m)
+		}
+	}
+}
+
+func (c *checks) backends(at *field.Path, backends []v1alpha1.SplitBackend) {
+	for i, b := range backends {
+		c.serviceName(at.Index(i).Child("service"), b.Service)
+	}
+}
+
+func (c *checks) match(at *field.Path, m v1alpha1.RequestMatch) {
+	if p := m.Path; p != nil && p.Type == v1alpha1.PathMatchRegularExpression {
+		c.expression(at.Child("path", "value"), p.Value)
+	}
+	seen := make(map[string]bool, len(m.Headers))
+	for i, h := range m.Headers {
+		at := at.Child("headers").Index(i)
+		// The CRD tells names apart by case, HTTP does not (RFC 9110, section
+		// 5.1).
+		if name := strings.ToLower(h.Name); seen[name] {
+			c.refuse(at.Child("name"), h.Name, "the match names this header twice, and names of headers are the same in any case: write one regular expression, or a match of its own for each value")
+		} else {
+			seen[name] = true
+		}
+		if h.Type == v1alpha1.HeaderMatchRegularExpression {
+			c.expression(at.Child("value"), h.Value)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+)
+
+// ValidatePath is where the API server asks about mesh objects.
+const ValidatePath = "/validate"
+
+// Validator is [Validate] as an admission handler.
+type Validator struct{}
+
+var _ admission.Handler = Validator{}
+
+// Handle refuses an object that cannot be understood, as the API server itself
+// would: 422 Invalid, with a cause for each field.
+func (Validator) Handle(_ context.Context, request admission.Request) admission.Response {
+	if request.Operation != admissionv1.Create && request.Operation != admissionv1.Update || request.SubResource != "" {
+		return admission.Allowed("")
+	}
+	object := empty(request.Kind.Kind)
+	if object == nil || request.Kind.Group != v1alpha1.Group {
+		return admission.Allowed("")
+	}
+	if err := json.Unmarshal(request.Object.Raw, object); err != nil {
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("reading the %s: %w", request.Kind.Kind, err))
+	}
+	// What is on its way out must be able to lose its finalizers, however bad
+	// it is.
+	if object.GetDeletionTimestamp() != nil {
+		return admission.Allowed("")
+	}
+	warnings, problems := Validate(object)
+	if len(problems) == 0 {
+		return admission.Allowed("").WithWarnings(warnings...)
+	}
+	kind := schema.GroupKind{Group: request.Kind.Group, Kind: request.Kind.Kind}
+	status := apierrors.NewInvalid(kind, request.Name, problems).Status()
+	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+		Result:   &status,
+		Warnings: warnings,
+	}}
+}
+
+// empty returns an object to read a request into, nil for a kind that is not
+// the mesh's.
+func empty(kind string) client.Object {
+	switch kind {
+	case "MeshPolicy":
+		return &v1alpha1.MeshPolicy{}
+	case "TrafficSplit":
+		return &v1alpha1.TrafficSplit{}
+	case "MeshConfig":
+		return &v1alpha1.MeshConfig{}
+	}
+	return nil
+}
