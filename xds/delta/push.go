@@ -1,6 +1,8 @@
 package delta
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -274,6 +276,26 @@ func (s *Stream) endow(cluster string) {
 		s.types[translate.Endpoints].enqueue(sub)
 	}
 }
+
+// Remind is for when the proxy has not answered for a while what it was sent of
+// clusters: it sends all load assignments again. Envoy withholds its answer
+// while a cluster warms, and there are ways to lose what it warms for that it
+// does not tell of: a response that it refused, of which it used a part all the
+// same, before a stream that broke.
+func (s *Stream) Remind() {
+	if len(s.types[translate.Cluster].unacked) == 0 {
+		return
+	}
+	subs := &s.types[translate.Endpoints]
+	for _, name := range slices.Sorted(maps.Keys(subs.names)) {
+		sub := subs.names[name]
+		sub.force = true
+		subs.enqueue(sub)
+	}
+}
+
+// Unanswered is the number of responses of the type that wait for an answer.
+func (s *Stream) Unanswered(t translate.Type) int { return len(s.types[t].unacked) }
 
 // remove makes a response out of the names to be taken from the proxy.
 func (s *Stream) remove(t translate.Type) *Push {

@@ -229,7 +229,11 @@ func (s *Stream) acked(t translate.Type, r response) {
 	}
 	for _, p := range r.parts {
 		p.sub.acked = p.version
-		p.sub.rejected = nil
+		if p.sub.rejected != nil && p.sub.why != 0 {
+			// The value may be again what was refused: that is to be seen anew.
+			p.sub.rejected = nil
+			s.types[t].enqueue(p.sub)
+		}
 	}
 }
 

@@ -17,12 +17,13 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("seed", 0, "replay the one simulated history with this seed")
-	histories = flag.Int("histories", 3000, "how many histories to simulate")
+	histories = flag.Int("histories", 1500, "how many histories to simulate")
 )
 
 // proxy is one simulated proxy with its end of the stream.
 type proxy struct {
 	*envoy
+	id      int
 	stream  *delta.Stream
 	profile string
 	toward  []*discovery.DeltaDiscoveryRequest // on the wire, to the server
@@ -82,6 +83,7 @@ func (w *world) connect(p *proxy) {
 		}
 	}
 	p.toward, p.back = nil, nil
+	w.note("%d: connects, warming %v", p.id, p.warming)
 	p.stream = delta.New(p.binding(), w.limits)
 	p.envoy.connect()
 }
@@ -140,7 +142,7 @@ func (w *world) serve(p *proxy) bool {
 	if len(p.toward) > 0 && w.rng.IntN(3) > 0 {
 		r := p.toward[0]
 		p.toward = p.toward[1:]
-		w.note("request %v", r)
+		w.note("%d: request %v", p.id, r)
 		w.carryOut(p, p.stream.Request(r))
 		return true
 	}
@@ -152,7 +154,7 @@ func (w *world) serve(p *proxy) bool {
 	if n := proto.Size(push.Response); n > w.limits.Bytes+200 && len(push.Response.Resources) > 1 {
 		p.fail("a response of %d bytes and %d resources", n, len(push.Response.Resources))
 	}
-	w.note("response %s %s %v gone %v", push.Response.Nonce, push.Response.TypeUrl, names(push.Response), push.Response.RemovedResources)
+	w.note("%d: response %s %s %v gone %v", p.id, push.Response.Nonce, push.Response.TypeUrl, names(push.Response), push.Response.RemovedResources)
 	p.back = append(p.back, push.Response)
 	return true
 }
@@ -206,11 +208,11 @@ func (w *world) step() {
 		}
 	case n < 39:
 		p.profile = fmt.Sprint("p", w.rng.IntN(2))
-		w.note("rebind to %s", p.profile)
+		w.note("%d: rebind to %s", p.id, p.profile)
 		w.carryOut(p, p.stream.Rebind(p.binding()))
 	default:
 		if w.rng.IntN(2) == 0 {
-			w.note("reconnect")
+			w.note("%d: reconnect", p.id)
 			w.connect(p)
 		}
 	}
@@ -227,11 +229,27 @@ func (w *world) settle() error {
 			moved = w.carry(p) || moved
 			moved = p.receive() || moved
 		}
-		if !moved && len(built) == 0 {
+		if !moved && len(built) == 0 && !w.remind() {
 			return nil
 		}
 	}
 	return fmt.Errorf("no end to what is sent")
+}
+
+// remind is what the server does for proxies that are slow to answer.
+func (w *world) remind() bool {
+	reminded := false
+	for _, p := range w.proxies {
+		if p.stream.Unanswered(translate.Cluster) > 0 {
+			w.note("%d: remind", p.id)
+			p.stream.Remind()
+			for name := range p.asked[translate.Endpoints] {
+				p.excuses[translate.Endpoints][name]++
+			}
+			reminded = true
+		}
+	}
+	return reminded
 }
 
 // verify compares a proxy with the source when all is quiet.
@@ -318,8 +336,8 @@ func simulate(seed uint64) (err error, trace []string) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := &world{rng: rng, source: newSource(rng)}
 	w.limits = delta.Limits{Bytes: 40 + rng.IntN(600), Unacknowledged: 1 + rng.IntN(4)}
-	for range 1 + rng.IntN(3) {
-		p := &proxy{envoy: newEnvoy(), profile: "p0", owed: map[build.Key]bool{}}
+	for id := range 1 + rng.IntN(3) {
+		p := &proxy{id: id, envoy: newEnvoy(), profile: "p0", owed: map[build.Key]bool{}}
 		w.proxies = append(w.proxies, p)
 		w.connect(p)
 	}

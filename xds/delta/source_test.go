@@ -1,6 +1,7 @@
 package delta_test
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"maps"
@@ -131,7 +132,7 @@ func (s *source) mutate() (changed []build.Key) {
 
 func (s *source) sorted(m map[build.Key]bool) []build.Key {
 	return slices.SortedFunc(maps.Keys(m), func(a, b build.Key) int {
-		return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
+		return cmp.Or(cmp.Compare(a.Type, b.Type), strings.Compare(a.Name, b.Name), strings.Compare(a.For, b.For))
 	})
 }
 
