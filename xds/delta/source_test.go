@@ -150,8 +150,14 @@ func (s *source) mutateScopes() {
 
 // build gives some of the wanted keys a value.
 func (s *source) build(all bool) (changed []build.Key) {
-	for _, k := range s.sorted(s.wanted) {
-		if k.Type != translate.Scope && s.built[k] == nil && (all || s.rng.IntN(2) == 0) {
+	unbuilt := map[build.Key]bool{}
+	for k := range s.wanted {
+		if k.Type != translate.Scope && s.built[k] == nil {
+			unbuilt[k] = true
+		}
+	}
+	for _, k := range s.sorted(unbuilt) {
+		if all || s.rng.IntN(2) == 0 {
 			s.built[k] = value(k.Type, s.content(k))
 			changed = append(changed, k)
 		}
