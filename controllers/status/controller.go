@@ -1,0 +1,329 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;meshconfigs/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+const (
+	// fieldOwner is under whose name conditions are applied.
+	fieldOwner = "tulle-status"
+	// kindConfig is the kind that the builder finds nothing about.
+	kindConfig = "MeshConfig"
+	// workers write at once. A write is a wait for the API server.
+	workers = 4
+	// defaultDelay is long enough for what one change of the mesh finds about
+	// an object and its neighbours to settle, and short for a person.
+	defaultDelay = 50 * time.Millisecond
+)
+
+// Findings is where findings come from: a *build.Builder.
+type Findings interface {
+	// Subscribe has the targets built, and the subscriber told of every value.
+	Subscribe(s build.Subscriber, keys ...build.Key)
+	// Unsubscribe ends that.
+	Unsubscribe(s build.Subscriber, keys ...build.Key)
+	// Value is what was built, or nil.
+	Value(k build.Key) *build.Value
+}
+
+// Recorder makes events about objects: a manager's GetEventRecorder.
+type Recorder interface {
+	// Eventf makes one event; related may be nil.
+	Eventf(regarding, related runtime.Object, eventtype, reason, action, note string, args ...any)
+}
+
+// Options of a Controller.
+type Options struct {
+	Findings Findings // required
+	// Registerer gets the metrics; nil for none.
+	Registerer prometheus.Registerer
+	// Delay between a finding and its write, so that a burst is one write;
+	// 50 ms when 0.
+	Delay time.Duration
+	// Now is the clock of conditions' transition times; time.Now when nil.
+	Now func() time.Time
+}
+
+// Controller keeps the status of all MeshPolicies, TrafficSplits and
+// MeshConfigs.
+type Controller struct {
+	findings Findings
+	delay    time.Duration
+	now      func() time.Time
+	writes   *prometheus.CounterVec
+
+	reader client.Reader
+	writer client.SubResourceWriter
+	events Recorder
+
+	mu    sync.Mutex
+	queue workqueue.TypedRateLimitingInterface[object] // nil before the start
+	known map[object]*record
+}
+
+var _ build.Subscriber = (*Controller)(nil)
+
+// object names an object that has a status.
+type object struct {
+	kind string
+	name mesh.Name
+}
+
+func (o object) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: o.name.Namespace, Name: o.name.Name}
+}
+
+func (o object) String() string { return o.kind + " " + strings.TrimPrefix(o.name.String(), "/") }
+
+// target is what the builder finds something about; ok is false for kinds that
+// it finds nothing about.
+func (o object) target() (k build.Key, ok bool) {
+	return translate.FindingsKey(o.kind, o.name), o.kind != kindConfig
+}
+
+// record is what was last done about an object.
+type record struct {
+	uid types.UID
+	// read is the resource version of the object that led to the last write,
+	// and wrote the conditions of that write. As long as the cache still has
+	// that version, it lags behind the write.
+	read  string
+	wrote []metav1.Condition
+}
+
+// New makes a Controller.
+func New(o Options) *Controller {
+	c := &Controller{
+		findings: o.Findings,
+		delay:    o.Delay,
+		now:      o.Now,
+		known:    map[object]*record{},
+		writes: promauto.With(o.Registerer).NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_status_writes_total",
+			Help: "Writes of objects' status to the API server, by kind of object.",
+		}, []string{"kind"}),
+	}
+	if c.delay == 0 {
+		c.delay = defaultDelay
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	return c
+}
+
+// SetupWithManager has the manager run the controller wherever it is the
+// leader.
+func (c *Controller) SetupWithManager(mgr manager.Manager) error {
+	c.reader = mgr.GetClient()
+	c.writer = mgr.GetClient().Status()
+	c.events = mgr.GetEventRecorder("tulle")
+	ctl, err := controller.NewTyped("status", mgr, controller.TypedOptions[object]{
+		Reconciler:              c,
+		MaxConcurrentReconciles: workers,
+	})
+	if err != nil {
+		return fmt.Errorf("making the status controller: %w", err)
+	}
+	for _, s := range []source.TypedSource[object]{
+		source.TypedFunc[object](c.attach),
+		source.TypedKind(mgr.GetCache(), &v1alpha1.MeshPolicy{}, enqueue[*v1alpha1.MeshPolicy](translate.KindPolicy)),
+		source.TypedKind(mgr.GetCache(), &v1alpha1.TrafficSplit{}, enqueue[*v1alpha1.TrafficSplit](translate.KindSplit)),
+		source.TypedKind(mgr.GetCache(), &v1alpha1.MeshConfig{}, enqueue[*v1alpha1.MeshConfig](kindConfig)),
+	} {
+		if err := ctl.Watch(s); err != nil {
+			return fmt.Errorf("watching for the status controller: %w", err)
+		}
+	}
+	return nil
+}
+
+func enqueue[T client.Object](kind string) handler.TypedEventHandler[T, object] {
+	return handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, o T) []object {
+		return []object{{kind, mesh.Name{Namespace: o.GetNamespace(), Name: o.GetName()}}}
+	})
+}
+
+func (c *Controller) attach(_ context.Context, q workqueue.TypedRateLimitingInterface[object]) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = q
+	return nil
+}
+
+// Changed takes note that findings have changed; it is the builder's to call.
+func (c *Controller) Changed(keys []build.Key) {
+	c.mu.Lock()
+	q := c.queue
+	c.mu.Unlock()
+	if q == nil {
+		return
+	}
+	for _, k := range keys {
+		if o, ok := objectOf(k); ok {
+			q.AddAfter(o, c.delay)
+		}
+	}
+}
+
+// objectOf is the inverse of object.target.
+func objectOf(k build.Key) (object, bool) {
+	kind, rest, _ := strings.Cut(k.Name, "/")
+	namespace, name, ok := strings.Cut(rest, "/")
+	if k.Type != translate.Findings || !ok {
+		return object{}, false
+	}
+	return object{kind, mesh.Name{Namespace: namespace, Name: name}}, true
+}
+
+// Reconcile writes the object's conditions if they differ from what was found
+// about its present generation. Where that is not known yet it does nothing:
+// the builder tells when it is.
+func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result, error) {
+	obj, err := emptyObject(o.kind)
+	if err != nil {
+		return reconcile.Result{}, reconcile.TerminalError(err)
+	}
+	switch err := c.reader.Get(ctx, o.key(), obj); {
+	case apierrors.IsNotFound(err):
+		c.forget(o)
+		return reconcile.Result{}, nil
+	case err != nil:
+		return reconcile.Result{}, fmt.Errorf("reading %s: %w", o, err)
+	}
+	have := c.remember(o, obj)
+	found := c.foundAbout(o, obj)
+	if !evaluated(found, obj.GetGeneration()) {
+		return reconcile.Result{}, nil
+	}
+	want, changed, turned := merge(have, desired(found), c.now())
+	if !changed {
+		return reconcile.Result{}, nil
+	}
+	switch err := c.write(ctx, o, obj, want); {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
+		// It is gone, or another one of the same name is there: the cache will
+		// say so.
+		return reconcile.Result{}, nil
+	case err != nil:
+		return reconcile.Result{}, fmt.Errorf("writing the status of %s: %w", o, err)
+	}
+	for _, t := range turned {
+		c.events.Eventf(obj, nil, corev1.EventTypeWarning, t.Reason, "Evaluate", "%s is False: %s", t.Type, t.Message)
+	}
+	return reconcile.Result{}, nil
+}
+
+func emptyObject(kind string) (client.Object, error) {
+	switch kind {
+	case translate.KindPolicy:
+		return &v1alpha1.MeshPolicy{}, nil
+	case translate.KindSplit:
+		return &v1alpha1.TrafficSplit{}, nil
+	case kindConfig:
+		return &v1alpha1.MeshConfig{}, nil
+	}
+	return nil, errors.New("objects of kind " + kind + " have no status of ours")
+}
+
+// remember subscribes to what is found about the object, if that is not done
+// yet, and returns the conditions that the object has: the cache's, or our own
+// last ones where the cache has not seen them yet.
+func (c *Controller) remember(o object, obj client.Object) []metav1.Condition {
+	c.mu.Lock()
+	r, ok := c.known[o]
+	if !ok {
+		r = &record{}
+		c.known[o] = r
+	}
+	if r.uid != obj.GetUID() {
+		*r = record{uid: obj.GetUID()}
+	}
+	read, wrote := r.read, r.wrote
+	c.mu.Unlock()
+	if k, has := o.target(); has && !ok {
+		c.findings.Subscribe(c, k)
+	}
+	if read != "" && read == obj.GetResourceVersion() {
+		return wrote
+	}
+	return conditionsOf(obj)
+}
+
+func (c *Controller) forget(o object) {
+	c.mu.Lock()
+	_, ok := c.known[o]
+	delete(c.known, o)
+	c.mu.Unlock()
+	if k, has := o.target(); has && ok {
+		c.findings.Unsubscribe(c, k)
+	}
+}
+
+func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
+	if config, ok := obj.(*v1alpha1.MeshConfig); ok {
+		return configFindings(config)
+	}
+	k, _ := o.target()
+	if v := c.findings.Value(k); v != nil {
+		return v.Findings
+	}
+	return nil
+}
+
+// write applies the conditions. The uid makes sure that they go to the object
+// that they are about, and to no other of its name.
+func (c *Controller) write(ctx context.Context, o object, obj client.Object, conditions []metav1.Condition) error {
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshPolicyStatus{Conditions: conditions})
+	if err != nil {
+		return err
+	}
+	apply := &unstructured.Unstructured{Object: map[string]any{"status": raw}}
+	apply.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind(o.kind))
+	apply.SetNamespace(obj.GetNamespace())
+	apply.SetName(obj.GetName())
+	apply.SetUID(obj.GetUID())
+	err = c.writer.Apply(ctx, client.ApplyConfigurationFromUnstructured(apply), client.FieldOwner(fieldOwner), client.ForceOwnership)
+	if err != nil {
+		return err
+	}
+	c.writes.WithLabelValues(o.kind).Inc()
+	log.FromContext(ctx).V(1).Info("status written", "kind", o.kind, "object", o.name.String())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, ok := c.known[o]; ok {
+		r.read, r.wrote = obj.GetResourceVersion(), conditions
+	}
+	return nil
+}
