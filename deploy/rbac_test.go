@@ -43,7 +43,7 @@ func needed() []permission {
 		all = append(all, permission{verb: "patch", group: "mesh.tulle.dev", resource: resource, subresource: "status", namespace: "shop"})
 	}
 	for _, resource := range []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"} {
-		for _, verb := range []string{"get", "patch"} {
+		for _, verb := range []string{"list", "watch", "update"} {
 			all = append(all, permission{verb: verb, group: "admissionregistration.k8s.io", resource: resource, name: "tulle"})
 		}
 	}
@@ -53,6 +53,9 @@ func needed() []permission {
 		permission{verb: "patch", group: "events.k8s.io", resource: "events", namespace: "shop"},
 		permission{verb: "create", resource: "configmaps", namespace: "shop"},
 		permission{verb: "update", resource: "configmaps", namespace: "shop", name: "tulle-trust"},
+		// One that somebody made immutable is made anew.
+		permission{verb: "delete", resource: "configmaps", namespace: "shop", name: "tulle-trust"},
+		permission{verb: "get", resource: "namespaces", name: "shop"},
 		permission{verb: "create", resource: "secrets", namespace: "tulle-system"},
 		permission{verb: "get", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},
 		permission{verb: "watch", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},
@@ -76,7 +79,7 @@ func forbidden() []permission {
 		{verb: "list", resource: "configmaps"},
 		{verb: "update", resource: "configmaps", namespace: "shop", name: "other"},
 		{verb: "patch", resource: "configmaps", namespace: "kube-system", name: "kube-root-ca.crt"},
-		{verb: "delete", resource: "configmaps", namespace: "shop", name: "tulle-trust"},
+		{verb: "delete", resource: "configmaps", namespace: "shop", name: "other"},
 		{verb: "create", resource: "pods", namespace: "shop"},
 		{verb: "create", resource: "pods", subresource: "exec", namespace: "shop"},
 		{verb: "patch", resource: "pods", namespace: "shop"},
@@ -87,7 +90,7 @@ func forbidden() []permission {
 		{verb: "delete", group: "mesh.tulle.dev", resource: "meshpolicies", namespace: "shop"},
 		{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "kube-system", name: "kube-scheduler"},
 		{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "tulle-system", name: "other"},
-		{verb: "patch", group: "admissionregistration.k8s.io", resource: "mutatingwebhookconfigurations", name: "other"},
+		{verb: "update", group: "admissionregistration.k8s.io", resource: "mutatingwebhookconfigurations", name: "other"},
 		{verb: "create", group: "admissionregistration.k8s.io", resource: "mutatingwebhookconfigurations"},
 		{verb: "delete", group: "admissionregistration.k8s.io", resource: "mutatingwebhookconfigurations", name: "tulle"},
 		{verb: "bind", group: "rbac.authorization.k8s.io", resource: "clusterroles"},
