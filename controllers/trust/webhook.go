@@ -1,0 +1,83 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+)
+
+// webhookReconciler keeps the roots in the caBundle of a webhook configuration,
+// by which the API server verifies whom it calls. Manifests leave it out: who
+// writes them cannot know it.
+//
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations;validatingwebhookconfigurations,resourceNames=tulle,verbs=list;watch;update
+type webhookReconciler[T client.Object] struct {
+	reader  client.Reader
+	writer  client.Writer
+	roots   Roots
+	service types.NamespacedName
+	empty   T
+	configs func(T) []*admissionv1.WebhookClientConfig
+}
+
+func forObject[T client.Object]() handler.TypedEventHandler[T, reconcile.Request] {
+	return &handler.TypedEnqueueRequestForObject[T]{}
+}
+
+// Reconcile writes the configuration if a webhook of our service has another
+// caBundle.
+func (r *webhookReconciler[T]) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	current := r.empty.DeepCopyObject().(T)
+	if err := r.reader.Get(ctx, request.NamespacedName, current); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if !r.fill(current) {
+		return reconcile.Result{}, nil
+	}
+	err := r.writer.Update(ctx, current)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return reconcile.Result{}, nil // the event that the cache has not seen yet asks again
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("caBundle of %T %s: %w", current, request.Name, err)
+	}
+	log.FromContext(ctx).Info("updated the webhooks' caBundle", "configuration", request.Name)
+	return reconcile.Result{}, nil
+}
+
+// fill sets the caBundle of those webhooks that call our service, and reports
+// whether one had another.
+func (r *webhookReconciler[T]) fill(configuration T) (changed bool) {
+	roots := r.roots.Roots()
+	for _, c := range r.configs(configuration) {
+		if c.Service == nil || c.Service.Name != r.service.Name || c.Service.Namespace != r.service.Namespace {
+			continue
+		}
+		if !bytes.Equal(c.CABundle, roots) {
+			c.CABundle, changed = bytes.Clone(roots), true
+		}
+	}
+	return changed
+}
+
+func mutatingConfigs(m *admissionv1.MutatingWebhookConfiguration) (configs []*admissionv1.WebhookClientConfig) {
+	for i := range m.Webhooks {
+		configs = append(configs, &m.Webhooks[i].ClientConfig)
+	}
+	return configs
+}
+
+func validatingConfigs(v *admissionv1.ValidatingWebhookConfiguration) (configs []*admissionv1.WebhookClientConfig) {
+	for i := range v.Webhooks {
+		configs = append(configs, &v.Webhooks[i].ClientConfig)
+	}
+	return configs
+}
