@@ -23,6 +23,7 @@ var installed *kube.Cluster
 func TestMain(m *testing.M) { os.Exit(install(m)) }
 
 func install(m *testing.M) int {
+	kube.Quiet()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	c, err := kube.Connect(ctx)

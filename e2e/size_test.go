@@ -205,3 +205,19 @@ func bytesFromControlPlane(ctx context.Context, c *kube.Cluster, namespace, pod 
 	}
 	return total, nil
 }
+
+func TestADumpsDynamicResourcesAreCountedByKind(t *testing.T) {
+	counts := map[string]int{}
+	err := countResources([]byte(`{"configs": [
+		{"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
+		 "bootstrap": {"@type": "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap"}},
+		{"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump", "dynamic_active_clusters": [
+			{"cluster": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "one"}},
+			{"cluster": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "two"}}]},
+		{"@type": "type.googleapis.com/envoy.admin.v3.ScopedRoutesConfigDump", "dynamic_scoped_route_configs": [
+			{"scoped_route_configs": [{"@type": "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration"}]}]}]}`), counts)
+	must(t, err)
+	if len(counts) != 2 || counts["Cluster"] != 2 || counts[scopesKind] != 1 {
+		t.Errorf("counts %v, want two clusters and a scope", counts)
+	}
+}

@@ -33,6 +33,9 @@ func trafficKinds(host string) map[string][]string {
 // checkTraffic makes a call of every kind.
 func (s *space) checkTraffic(t *testing.T, from kube.Pod, host string) {
 	t.Helper()
+	// From here on kube-proxy knows the Service, which a caller outside the mesh
+	// depends on.
+	s.callUntil(from, answered(200), "http", "http://"+host)
 	for kind, args := range trafficKinds(host) {
 		t.Run(kind, func(t *testing.T) {
 			r := s.on(t).call(from, args...)

@@ -149,7 +149,10 @@ func (d *demo) callUntil(ctx context.Context, from kube.Pod, judge func(*report.
 	err := kube.Eventually(ctx, settle, "the right answer", func(ctx context.Context) error {
 		var c report.Call
 		if err := d.cluster.Echo(ctx, from, &c, append([]string{"call"}, args...)...); err != nil {
-			seen = err.Error()
+			// What the last whole call showed says more than how the wait ended.
+			if seen == "" || ctx.Err() == nil {
+				seen = err.Error()
+			}
 			return err
 		}
 		if seen, ok = judge(&c); !ok {

@@ -43,6 +43,7 @@ func main() {
 	ctx, cancel := context.WithTimeout(ctx, 6*time.Minute)
 	defer cancel()
 
+	kube.Quiet()
 	screen := newScreen(os.Stdout)
 	ok, err := run(ctx, o, screen)
 	if err != nil {

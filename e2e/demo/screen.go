@@ -68,7 +68,13 @@ func (s *screen) table(rows []row) bool {
 			verdict = "DIFFERS"
 			all = false
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.what, r.expected, r.seen, verdict)
+		// The whole of it was said when it was seen.
+		const widest = 70
+		seen := r.seen
+		if runes := []rune(seen); len(runes) > widest {
+			seen = string(runes[:widest-1]) + "…"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.what, r.expected, seen, verdict)
 	}
 	_ = w.Flush() // a strings.Builder does not fail
 	for line := range strings.Lines(text.String()) {

@@ -99,7 +99,7 @@ func callCommand(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // jobCommand is a batch Job: it makes one call, says what came of it and exits;
-// it fails if the call did, or answered with an error.
+// it fails if the call did, or was answered with an error.
 func jobCommand(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) < 1 || strings.HasPrefix(args[0], "-") {
 		return errors.New("usage: job URL [flags]")
@@ -107,16 +107,30 @@ func jobCommand(ctx context.Context, args []string, out io.Writer) error {
 	o := callOptions{kind: "http", target: args[0]}
 	f := flag.NewFlagSet("job", flag.ContinueOnError)
 	o.register(f)
+	patience := f.Duration("patience", 0, "try again for so long, where what it calls may not be there yet")
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
-	r, err := call(ctx, o)
-	if err != nil {
-		return err
+	end := time.Now().Add(*patience)
+	for {
+		r, err := call(ctx, o)
+		if err != nil {
+			return err
+		}
+		err = complaint(r)
+		if err != nil && time.Now().Before(end) {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				continue
+			case <-ctx.Done():
+			}
+		}
+		return errors.Join(writeJSON(out, r), err)
 	}
-	if err := writeJSON(out, r); err != nil {
-		return err
-	}
+}
+
+// complaint is an error unless the call was answered, and not with an error.
+func complaint(r *Result) error {
 	if r.Failure != nil {
 		return errors.New("the call failed: " + r.Failure.Text)
 	}

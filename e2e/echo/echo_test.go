@@ -293,3 +293,15 @@ func TestTLSRecordsAreRecognisedInFrames(t *testing.T) {
 		t.Error("what is no TLS was taken for it")
 	}
 }
+
+func TestAJobIsPatientWhenItIsToldTo(t *testing.T) {
+	at, _ := serving(t)
+	url := "http://" + at["http"]
+	mustCall(t, "http", url+"/toggle/ready?to=false")
+	done := make(chan error, 1)
+	go func() { done <- run(t.Context(), []string{"job", url + "/ready", "--patience", "1m"}, io.Discard) }()
+	mustCall(t, "http", url+"/toggle/ready?to=true")
+	if err := <-done; err != nil {
+		t.Errorf("the job gave up: %v", err)
+	}
+}

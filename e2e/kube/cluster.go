@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 )
 
 // Cluster is a connection to a Kubernetes cluster.
@@ -56,6 +58,13 @@ func Connect(ctx context.Context) (*Cluster, error) {
 		return nil, fmt.Errorf("asking the cluster of %s for its version: %w", path, err)
 	}
 	return c, nil
+}
+
+// Quiet turns off what Kubernetes' client libraries log by themselves, of
+// connections that end as they should. For the main function to call.
+func Quiet() {
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 }
 
 // pollInterval is short: what is waited for mostly takes less than a second.

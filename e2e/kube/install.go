@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -34,26 +35,39 @@ func (c *Cluster) Installed(ctx context.Context) error {
 	if err := c.Deployed(ctx, TulleNamespace, 2*time.Minute); err != nil {
 		return err
 	}
-	return Eventually(ctx, time.Minute, "the webhook's certificate", c.webhookTrusted)
+	return Eventually(ctx, time.Minute, "the webhooks' certificate", c.webhooksTrusted)
 }
 
-// webhookTrusted checks that Tulle's webhooks have a caBundle: without it the
-// API server refuses the pods that it should have had injected.
-func (c *Cluster) webhookTrusted(ctx context.Context) error {
-	list, err := c.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
+// webhooksTrusted checks that Tulle's webhooks have a caBundle: without it the
+// API server refuses the pods and the objects that they should have seen.
+func (c *Cluster) webhooksTrusted(ctx context.Context) error {
+	mutating, err := c.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
+	validating, err := c.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	configs := map[string]admissionv1.WebhookClientConfig{}
+	for _, m := range mutating.Items {
+		for _, w := range m.Webhooks {
+			configs[w.Name] = w.ClientConfig
+		}
+	}
+	for _, v := range validating.Items {
+		for _, w := range v.Webhooks {
+			configs[w.Name] = w.ClientConfig
+		}
+	}
 	found := false
-	for _, configuration := range list.Items {
-		for _, w := range configuration.Webhooks {
-			if s := w.ClientConfig.Service; s == nil || s.Namespace != TulleNamespace {
-				continue
-			}
-			found = true
-			if len(w.ClientConfig.CABundle) == 0 {
-				return fmt.Errorf("%s has no caBundle yet", w.Name)
-			}
+	for name, config := range configs {
+		if config.Service == nil || config.Service.Namespace != TulleNamespace {
+			continue
+		}
+		found = true
+		if len(config.CABundle) == 0 {
+			return fmt.Errorf("%s has no caBundle yet", name)
 		}
 	}
 	if !found {
