@@ -23,7 +23,8 @@ mount --bind "$CACHE_DIR" /run/cache
 mount -t overlay -o lowerdir=/var/lib,upperdir=/run/var-lib/upper,workdir=/run/var-lib/work node /var/lib
 mount --bind /run/cache "$CACHE_DIR"
 
-if cgroup_is_v2; then
+# The new /sys has no cgroups yet: what they are is on record.
+if grep -q '^v2 ' "$STATE_DIR/cgroups"; then
   mount -t cgroup2 cgroup2 $CGROUP_FS
 else
   mount -t tmpfs -o mode=755 cgroup $CGROUP_FS

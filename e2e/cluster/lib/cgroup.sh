@@ -7,7 +7,7 @@
 # $STATE_DIR/cgroups lists them, one "CONTROLLERS DIR" a line; v2's controllers are called "v2".
 
 CGROUP_FS=/sys/fs/cgroup
-CGROUP_V2_CONTROLLERS='cpuset cpu io memory pids'
+CGROUP_V2_CONTROLLERS='cpuset cpu io memory hugetlb pids'
 
 cgroup_is_v2() { [ "$(stat -fc %T $CGROUP_FS)" = cgroup2fs ]; }
 
@@ -59,17 +59,20 @@ cgroup_delegate() {
 # cgroup_remove removes the sub-trees, once nothing runs in them, and undoes what
 # _cgroup_offer_controllers did.
 cgroup_remove() {
-  local controllers dir pid
+  local controllers dir controller
   [ -e "$STATE_DIR/cgroups" ] || return 0
   while read -r controllers dir; do
     # A group stays busy for a moment after its last process ended.
     wait_until 10 "removal of $dir" /dev/null _cgroup_remove_tree "$dir"
   done < "$STATE_DIR/cgroups"
+  [ -e "$STATE_DIR/offered-before" ] || return 0
+  for controller in $(< $CGROUP_FS/cgroup.subtree_control); do
+    # Refused where another group has come to need it meanwhile.
+    grep -qw "$controller" "$STATE_DIR/offered-before" ||
+      echo "-$controller" 2> /dev/null > $CGROUP_FS/cgroup.subtree_control || true
+  done
   if [ -d "$CGROUP_FS/$NODE_TAG-host" ]; then
-    for controllers in $(< $CGROUP_FS/cgroup.subtree_control); do
-      echo "-$controllers" > $CGROUP_FS/cgroup.subtree_control
-    done
-    _cgroup_move "$CGROUP_FS/$NODE_TAG-host" "$CGROUP_FS"
+    _cgroup_move "$CGROUP_FS/$NODE_TAG-host" $CGROUP_FS
     rmdir "$CGROUP_FS/$NODE_TAG-host"
   fi
 }
@@ -84,6 +87,7 @@ _cgroup_remove_tree() {
 # the top group holds the container's processes, and v2 forbids that; they step aside into a
 # group of their own until cgroup_remove brings them back.
 _cgroup_offer_controllers() {
+  cp $CGROUP_FS/cgroup.subtree_control "$STATE_DIR/offered-before"
   _cgroup_enable $CGROUP_FS 2> /dev/null && return
   say "moving this container's processes into the cgroup $NODE_TAG-host meanwhile"
   mkdir -p "$CGROUP_FS/$NODE_TAG-host"
