@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
@@ -18,8 +19,9 @@ type Push struct {
 	Type     translate.Type
 	// Bytes is about the size on the wire.
 	Bytes int
-	// Update reports whether a resource replaces one that the proxy had.
-	Update bool
+	// Since is when the oldest of the changes came in of which this tells; zero
+	// when the proxy was merely given what it asked for.
+	Since time.Time
 }
 
 // Next is the next response to send; nil when there is none until the next
@@ -254,7 +256,9 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 		case send:
 			sub.queued, sub.suspect, sub.force = false, false, false
 			version := s.version(p.t, sub, v)
-			p.update = p.update || sub.acked != "" && sub.acked != version
+			if sub.nonce != 0 && version != sub.sent {
+				p.tells(v)
+			}
 			sub.sent = version
 			p.add(part{sub: sub, version: version}, v, sub.name)
 			if p.t == translate.Cluster && v.EDS {
@@ -333,7 +337,7 @@ type pushing struct {
 	response *discovery.DeltaDiscoveryResponse
 	parts    []part
 	bytes    int
-	update   bool
+	since    time.Time
 }
 
 func (s *Stream) push(t translate.Type) *pushing {
@@ -343,6 +347,13 @@ func (s *Stream) push(t translate.Type) *pushing {
 func size(name, version string, v *build.Value) int {
 	const framing = 32 // of the resource and of its Any
 	return len(name) + len(version) + len(v.Body.GetTypeUrl()) + len(v.Body.GetValue()) + framing
+}
+
+// tells notes that the value replaces one that was sent on this stream.
+func (p *pushing) tells(v *build.Value) {
+	if !v.Since.IsZero() && (p.since.IsZero() || v.Since.Before(p.since)) {
+		p.since = v.Since
+	}
 }
 
 func (p *pushing) add(what part, v *build.Value, name string) {
@@ -368,5 +379,5 @@ func (s *Stream) sent(p *pushing) *Push {
 			what.sub.nonce = s.nonce
 		}
 	}
-	return &Push{Response: p.response, Type: p.t, Bytes: p.bytes, Update: p.update}
+	return &Push{Response: p.response, Type: p.t, Bytes: p.bytes, Since: p.since}
 }

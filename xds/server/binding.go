@@ -1,0 +1,72 @@
+package server
+
+import (
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/delta"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// binding says which targets the names on the proxy's stream mean.
+func (p proxy) binding() delta.Binding {
+	return delta.Binding{
+		Bind: p.bind,
+		Listeners: []string{
+			translate.ListenerOutbound, translate.ListenerEgress, translate.ListenerInbound,
+			translate.ListenerProbes, translate.ListenerStats,
+		},
+		Ready: translate.ListenerReady,
+		Needs: []translate.Type{translate.Secret, translate.Scope},
+		Clusters: []string{
+			translate.ClusterInbound, translate.ClusterPassthrough, translate.ClusterBlackhole,
+			translate.ClusterProbes, translate.ClusterProbesTLS, translate.ClusterAdmin,
+		},
+	}
+}
+
+// prefixSAN begins the names of validation contexts, which hold no secret.
+const prefixSAN = "san|"
+
+// bind is the one place that decides what a proxy may have. The certificate is
+// that of the stream's own identity, whatever else a proxy may ask for.
+func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
+	k := build.Key{Type: t, Name: name}
+	switch t {
+	case translate.Secret:
+		if name == translate.SecretWorkload {
+			k.For = p.identity
+			return k, true
+		}
+		return k, name == translate.SecretRoots || strings.HasPrefix(name, prefixSAN)
+	case translate.Listener:
+		switch name {
+		case translate.ListenerInbound, translate.ListenerProbes:
+			k.For = p.profile
+			return k, true
+		case translate.ListenerOutbound, translate.ListenerEgress, translate.ListenerStats, translate.ListenerReady:
+			return k, true
+		}
+		return k, false
+	case translate.Route:
+		k.For = p.namespace
+		if inboundRoute(name) {
+			k.For = p.profile
+		}
+		return k, true
+	case translate.Cluster, translate.Endpoints:
+		return k, true // a name that means nothing gets something empty
+	}
+	return k, false
+}
+
+func inboundRoute(name string) bool {
+	return name == translate.RouteInbound || strings.HasPrefix(name, translate.RouteInbound+"|")
+}
+
+var typeNames = [...]string{
+	translate.Secret: "Secret", translate.Cluster: "Cluster", translate.Endpoints: "Endpoints",
+	translate.Listener: "Listener", translate.Scope: "Scope", translate.Route: "Route",
+}
+
+func typeName(t translate.Type) string { return typeNames[t] }

@@ -1,0 +1,323 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/go-logr/logr"
+
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/delta"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// stream is one proxy's stream.
+type stream struct {
+	server   *Server
+	rpc      discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	close    context.CancelCauseFunc
+	peer     Peer
+	identity string
+	opened   time.Time
+	log      logr.Logger
+	requests chan *discovery.DeltaDiscoveryRequest
+
+	// What happens while the stream's own goroutine is busy.
+	in    sync.Mutex
+	dirty map[build.Key]struct{}
+	moved *proxy        // what the stream is to become
+	wake  chan struct{} // one pending wake-up
+
+	// Changed by the stream's own goroutine alone, under the lock; never held
+	// while sending.
+	lock     sync.Mutex
+	state    *delta.Stream
+	proxy    proxy
+	pushes   uint64
+	workload *mesh.Workload // touched by Server.watchPods alone once the stream is open
+
+	// Owned by the stream's own goroutine.
+	since    map[string]time.Time // by nonce: when the change came in that it tells of
+	named    bool                 // the node's id was looked at
+	reminder reminder
+}
+
+// proxy is what decides which targets the names on a stream mean.
+type proxy struct {
+	namespace, profile, identity string
+}
+
+// pendingRequests is how many requests may wait while a response is being sent.
+const pendingRequests = 16
+
+func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, p Peer, w *mesh.Workload, identity string, cancel context.CancelCauseFunc) *stream {
+	st := &stream{
+		server: s, rpc: rpc, close: cancel, peer: p, identity: identity, opened: time.Now(), workload: w,
+		log:      s.options.Log.WithValues("pod", p.Pod.String()),
+		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
+		wake:     make(chan struct{}, 1),
+		since:    map[string]time.Time{},
+		proxy: proxy{
+			namespace: p.Pod.Namespace, identity: identity,
+			profile: s.options.Builder.Snapshot().Profile(w),
+		},
+	}
+	b := st.proxy.binding()
+	b.Ahead, b.EagerScopes = s.siblings.known(st.proxy.profile)
+	st.state = delta.New(b, s.options.Limits)
+	return st
+}
+
+// Changed notes which keys have new values. It is called by the builder.
+func (st *stream) Changed(keys []build.Key) {
+	st.in.Lock()
+	if st.dirty == nil {
+		st.dirty = make(map[build.Key]struct{}, len(keys))
+	}
+	for _, k := range keys {
+		st.dirty[k] = struct{}{}
+	}
+	st.in.Unlock()
+	st.signal()
+}
+
+func (st *stream) signal() {
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow takes note of a change of the stream's pod.
+func (st *stream) follow(w *mesh.Workload, s *mesh.Snapshot) {
+	if w == st.workload {
+		return
+	}
+	st.workload = w
+	now := proxy{namespace: st.peer.Pod.Namespace, identity: st.identity, profile: s.Profile(w)}
+	st.in.Lock()
+	st.moved = &now
+	st.in.Unlock()
+	st.signal()
+}
+
+// read hands on what the proxy says, no faster than it is taken in.
+func (st *stream) read(ctx context.Context) {
+	for {
+		r, err := st.rpc.Recv()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = errDone
+			}
+			st.close(err)
+			return
+		}
+		select {
+		case st.requests <- r:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// write owns the state of the stream until its end.
+func (st *stream) write(ctx context.Context) {
+	defer st.leave()
+	defer st.reminder.stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-st.requests:
+			st.request(r)
+		case <-st.wake:
+		case <-st.reminder.due():
+			st.remind()
+		}
+		if err := st.flush(ctx); err != nil {
+			st.close(err)
+			return
+		}
+	}
+}
+
+func (st *stream) leave() {
+	st.lock.Lock()
+	keys := st.state.Close()
+	st.lock.Unlock()
+	if len(keys) > 0 {
+		st.server.options.Builder.Unsubscribe(st, keys...)
+	}
+}
+
+// flush sends until there is nothing to send. Between two responses it takes
+// in what came meanwhile.
+func (st *stream) flush(ctx context.Context) error {
+	for {
+		st.takeIn()
+		st.lock.Lock()
+		push, effects := st.state.Next(source{st.server.options.Builder})
+		if push != nil {
+			st.pushes++
+		}
+		unanswered := st.state.Unanswered(translate.Cluster)
+		st.lock.Unlock()
+		st.reminder.watch(unanswered)
+		st.carryOut(effects)
+		if push == nil || ctx.Err() != nil {
+			return nil
+		}
+		if !push.Since.IsZero() {
+			st.since[push.Response.Nonce] = push.Since
+		}
+		st.server.metrics.sent(push)
+		if err := st.rpc.Send(push.Response); err != nil {
+			return err
+		}
+	}
+}
+
+func (st *stream) takeIn() {
+	for len(st.requests) > 0 {
+		st.request(<-st.requests)
+	}
+	st.in.Lock()
+	dirty, moved := st.dirty, st.moved
+	st.dirty, st.moved = nil, nil
+	st.in.Unlock()
+	if len(dirty) > 0 {
+		keys := make([]build.Key, 0, len(dirty))
+		for k := range dirty {
+			keys = append(keys, k)
+		}
+		st.lock.Lock()
+		st.state.Dirty(keys)
+		st.lock.Unlock()
+	}
+	if moved != nil {
+		st.lock.Lock()
+		st.proxy = *moved
+		effects := st.state.Rebind(moved.binding())
+		st.lock.Unlock()
+		st.carryOut(effects)
+	}
+}
+
+func (st *stream) request(r *discovery.DeltaDiscoveryRequest) {
+	st.checkNode(r)
+	st.lock.Lock()
+	effects := st.state.Request(r)
+	st.lock.Unlock()
+	st.carryOut(effects)
+}
+
+// checkNode notices a proxy that calls itself something else than its token
+// does. Nothing follows from what it calls itself.
+func (st *stream) checkNode(r *discovery.DeltaDiscoveryRequest) {
+	if st.named || r.GetNode() == nil {
+		return
+	}
+	st.named = true
+	if id, want := r.GetNode().GetId(), st.peer.Pod.Name+"."+st.peer.Pod.Namespace; id != want {
+		st.server.metrics.mismatches.Inc()
+		st.log.V(1).Info("a proxy's node id is not its pod's; its token counts", "node", id)
+	}
+}
+
+func (st *stream) carryOut(e delta.Effects) {
+	b := st.server.options.Builder
+	if len(e.Unsubscribe) > 0 {
+		b.Unsubscribe(st, e.Unsubscribe...)
+	}
+	if len(e.Subscribe) > 0 {
+		b.Subscribe(st, e.Subscribe...)
+	}
+	if len(e.Asked) > 0 {
+		st.server.siblings.learn(st.proxy.profile, e.Asked)
+	}
+	for _, i := range e.Ignored {
+		st.server.metrics.ignored.WithLabelValues(string(i.Reason)).Inc()
+		st.log.V(1).Info("a proxy asked for what it cannot have", "type", i.URL, "name", i.Name, "reason", i.Reason)
+	}
+	if e.Acknowledged != "" {
+		if since, ok := st.since[e.Acknowledged]; ok {
+			st.server.metrics.convergence.Observe(time.Since(since).Seconds())
+			delete(st.since, e.Acknowledged)
+		}
+	}
+	if n := e.Refused; n != nil {
+		delete(st.since, n.Nonce)
+		st.server.metrics.nacks.WithLabelValues(typeName(n.Type)).Inc()
+		st.log.Info("a proxy refused what it was sent", "type", typeName(n.Type), "names", few(n.Names), "error", n.Message)
+	}
+}
+
+// few keeps a log line short.
+func few(names []string) []string {
+	const most = 5
+	if len(names) > most {
+		return append(names[:most:most], "…")
+	}
+	return names
+}
+
+func (st *stream) remind() {
+	st.lock.Lock()
+	st.state.Remind()
+	st.lock.Unlock()
+	st.log.V(1).Info("a proxy has not answered to its clusters for long; sending their endpoints again")
+}
+
+// reminder is due when the proxy's answer to clusters is late.
+type reminder struct {
+	timer      *time.Timer
+	unanswered int
+}
+
+// Clusters warm in milliseconds once their endpoints are there.
+const late = 5 * time.Second
+
+func (r *reminder) watch(unanswered int) {
+	if unanswered == r.unanswered {
+		return
+	}
+	r.unanswered = unanswered
+	r.stop()
+	if unanswered > 0 {
+		r.timer = time.NewTimer(late)
+	}
+}
+
+func (r *reminder) due() <-chan time.Time {
+	if r.timer == nil {
+		return nil
+	}
+	return r.timer.C
+}
+
+func (r *reminder) stop() {
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+}
+
+// source reads the builder for the state of a stream.
+type source struct{ Builder }
+
+func (s source) Scopes() delta.Collection {
+	if c := s.Builder.Scopes(); c != nil {
+		return collection{c}
+	}
+	return nil
+}
+
+// collection is a builder's collection as delta reads it.
+type collection struct{ *build.Collection }
+
+func (c collection) At() uint64 { return c.Revision }
