@@ -15,14 +15,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 out=$(cd "${1:-$root}" && pwd)
 cd "$root"
 
-controller_gen() { go tool -modfile=.ci/tools/go.mod controller-gen "$@"; }
-
-# The folders whose code asks for permissions; e2e is a module of its own.
-permissions=()
-while IFS= read -r dir; do
-	permissions+=("paths=./$dir")
-done < <(find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' -exec grep -l '+kubebuilder:rbac' {} + |
-	xargs -r -n1 dirname | sort -u)
+controller_gen() { go tool -modfile="$root/.ci/tools/go.mod" controller-gen "$@"; }
 
 mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/docs/reference"
 # A kind that is no longer there must not leave its CRD behind.
@@ -30,6 +23,20 @@ rm -f "$out"/deploy/crds/mesh.tulle.dev_*.yaml
 
 controller_gen object crd paths=./config/v1alpha1 \
 	output:object:dir="$out/config/v1alpha1" output:crd:dir="$out/deploy/crds"
-controller_gen rbac:roleName=tulled,fileName=role.yaml "${permissions[@]}" \
-	output:rbac:dir="$out/deploy/base/rbac"
+
+# controller-gen passes over RBAC markers in the comment of a type or function
+# without a word, and a permission that is missing is noticed late. So it is given
+# all of them, wherever they stand, in a package that has nothing else. (e2e is a
+# module of its own and asks for none.)
+markers=$(mktemp -d)
+trap 'rm -rf "$markers"' EXIT
+printf 'module markers\n\ngo 1.26\n' >"$markers/go.mod"
+{
+	printf 'package markers\n\n'
+	find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' \
+		-exec grep -h '^[[:space:]]*// +kubebuilder:rbac:' {} + | sort -u
+} >"$markers/markers.go"
+(cd "$markers" && controller_gen rbac:roleName=tulled,fileName=role.yaml paths=. \
+	output:rbac:dir="$out/deploy/base/rbac")
+
 go -C .ci/tools run ./apiref "$out/deploy/crds" >"$out/docs/reference/api.md"
