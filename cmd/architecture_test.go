@@ -1,0 +1,139 @@
+package cmd
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/tulle-mesh/tulle/"
+
+// edge is an import that is allowed between two packages of this module, or
+// between a package and what lies below another one ("ca" stands for "ca/…"
+// too), and why.
+type edge struct{ from, to, why string }
+
+// edges are all that there are: data goes one way. What is not listed is not
+// allowed; what is listed and not used fails too.
+var edges = []edge{
+	{"xds/translate", "xds/mesh", "resources are made of the model, through its views alone"},
+	{"xds/build", "xds/mesh", "snapshots and changed facts decide what is built again"},
+	{"xds/build", "xds/translate", "a target is built by its translator"},
+	{"xds/delta", "xds/build", "what a stream holds are keys and values of the builder"},
+	{"xds/delta", "xds/translate", "the order of types is the order in which they are sent"},
+	{"xds/server", "xds/delta", "a connection drives the state of its stream"},
+	{"xds/server", "xds/build", "streams subscribe to targets and read their values"},
+	{"xds/server", "xds/mesh", "a peer's pod is looked up in the snapshot"},
+	{"xds/server", "xds/translate", "the names on the wire are bound to keys"},
+	{"xds/server", "ca", "identities are formed and checked in one place"},
+	{"controllers/observe", "config/v1alpha1", "mesh objects become entities"},
+	{"controllers/observe", "xds/mesh", "informer events become changes"},
+	{"controllers/status", "config/v1alpha1", "conditions are written to mesh objects"},
+	{"controllers/status", "xds/mesh", "findings are the model's"},
+	{"controllers/status", "xds/build", "findings are targets, and status subscribes to them"},
+	{"controllers/status", "xds/translate", "the keys of findings"},
+	{"controllers/trust", "xds/mesh", "the trust bundle is part of the model"},
+	{"webhook", "config/v1alpha1", "mesh objects are validated"},
+	{"webhook", "xds/bootstrap", "the sidecar's command line holds its bootstrap"},
+	{"webhook", "xds/mesh", "rewritten probes are recorded as the model has them"},
+}
+
+// composers may import everything: it is what they are for.
+var composers = []string{"cmd/tulled"}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func TestImportsGoOneWay(t *testing.T) {
+	used := map[edge]bool{}
+	for _, p := range packages(t) {
+		from := strings.TrimPrefix(p.ImportPath, module)
+		for _, i := range p.Imports {
+			to, ours := strings.CutPrefix(i, module)
+			if !ours || within(from, root(to)) && root(from) == root(to) || within(from, composers...) {
+				continue
+			}
+			k := slices.IndexFunc(edges, func(e edge) bool { return within(from, e.from) && within(to, e.to) })
+			if k < 0 {
+				t.Errorf("%s imports %s, which is not in the table of edges: imports go one way, see CONTRIBUTING.md", from, to)
+				continue
+			}
+			used[edges[k]] = true
+		}
+	}
+	for _, e := range edges {
+		if !used[e] {
+			t.Errorf("no package needs the edge from %s to %s any more: take it out of the table", e.from, e.to)
+		}
+	}
+}
+
+// Each list is a property of the design: the model knows neither Kubernetes nor
+// Envoy, a stream's state knows no network, and the API is for everybody.
+func TestPackagesStayPure(t *testing.T) {
+	never := map[string][]string{
+		"xds/mesh":        {"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/envoyproxy/", "google.golang.org/"},
+		"xds/translate":   {"k8s.io/", "sigs.k8s.io/controller-runtime", "google.golang.org/grpc"},
+		"xds/build":       {"k8s.io/", "sigs.k8s.io/controller-runtime", "google.golang.org/grpc"},
+		"xds/delta":       {"k8s.io/", "sigs.k8s.io/controller-runtime", "google.golang.org/grpc", "sync"},
+		"ca":              {"github.com/envoyproxy/", "google.golang.org/"},
+		"config/v1alpha1": {"k8s.io/client-go", "github.com/envoyproxy/"},
+	}
+	for _, p := range packages(t) {
+		from := strings.TrimPrefix(p.ImportPath, module)
+		for _, i := range p.Imports {
+			for _, bad := range never[from] {
+				if i == bad || strings.HasSuffix(bad, "/") && strings.HasPrefix(i, bad) || strings.HasPrefix(i, bad+"/") {
+					t.Errorf("%s imports %s, which it must not know", from, i)
+				}
+			}
+		}
+	}
+}
+
+// root is the package whose folder the package lies in: "ca/secret" is "ca".
+func root(p string) string {
+	for _, r := range []string{"ca", "webhook", "cmd/tulle", "cmd/tulled", "cmd/tulle-init", "config/apitest"} {
+		if within(p, r) {
+			return r
+		}
+	}
+	return p
+}
+
+func within(p string, folders ...string) bool {
+	return slices.ContainsFunc(folders, func(f string) bool { return p == f || strings.HasPrefix(p, f+"/") })
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	list := exec.Command("go", "list", "-json=ImportPath,Imports", "../...")
+	out, err := list.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := list.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var all []pkg
+	for d := json.NewDecoder(out); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(fmt.Errorf("reading go list: %w", err))
+		}
+		all = append(all, p)
+	}
+	if err := list.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}

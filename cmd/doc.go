@@ -1,0 +1,2 @@
+// Package cmd holds the programs, and the test of what may import what.
+package cmd

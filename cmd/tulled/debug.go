@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+)
+
+// debugServer answers the CLI, which reaches the pod's loopback by
+// port-forward: whoever may forward ports to the control plane may ask.
+func debugServer(address string, profile bool, proxies http.Handler) runnable {
+	mux := http.NewServeMux()
+	mux.Handle("GET /debug/proxies", proxies)
+	if profile {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return func(ctx context.Context) error {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("listening for debugging: %w", err)
+		}
+		s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+		stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+		defer stop()
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving debugging: %w", err)
+		}
+		return nil
+	}
+}
+
+// runnable runs on every replica, leader or not, until its context ends.
+type runnable func(ctx context.Context) error
+
+// Start runs it.
+func (r runnable) Start(ctx context.Context) error { return r(ctx) }
+
+// NeedLeaderElection says that it does not.
+func (runnable) NeedLeaderElection() bool { return false }

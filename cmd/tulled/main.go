@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/zapr"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "dev"
+
+func main() {
+	if err := command().Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "tulled:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command's flags.
+type options struct {
+	namespace, service    string
+	proxyImage, initImage string
+	xds, metrics, health  string
+	debug                 string
+	webhookPort           int
+	pprof                 bool
+	logLevel              string
+	pod                   string
+}
+
+func command() *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:           "tulled",
+		Short:         "Tulle's control plane: drives the Envoy sidecars of a Kubernetes cluster",
+		Version:       version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(*cobra.Command, []string) error {
+			log, err := logger(o.logLevel)
+			if err != nil {
+				return err
+			}
+			ctrl.SetLogger(log)
+			klog.SetLogger(log)
+			return run(ctrl.SetupSignalHandler(), o, log)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.namespace, "namespace", env("POD_NAMESPACE", "tulle-system"), "namespace of the control plane, whose policies hold for the whole mesh")
+	f.StringVar(&o.service, "service", "tulled", "name of the control plane's Service in that namespace")
+	f.StringVar(&o.proxyImage, "proxy-image", "localhost/envoy:1.40.0", "image of Envoy, unless the MeshConfig names another")
+	f.StringVar(&o.initImage, "init-image", "localhost/tulle-init:dev", "image of tulle-init")
+	f.StringVar(&o.xds, "xds-address", ":15010", "address to serve proxies on, over TLS")
+	f.IntVar(&o.webhookPort, "webhook-port", 9443, "port to serve admission webhooks on, over TLS")
+	f.StringVar(&o.metrics, "metrics-address", ":8080", "address to serve Prometheus metrics on")
+	f.StringVar(&o.health, "health-address", ":8081", "address to serve /healthz and /readyz on")
+	f.StringVar(&o.debug, "debug-address", "127.0.0.1:8082", "address to serve /debug/proxies on, for the CLI; keep it on the loopback")
+	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the debug address too")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	o.pod = env("POD_NAME", "tulled")
+	return c
+}
+
+func env(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// logger writes JSON lines to standard error.
+func logger(level string) (logr.Logger, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return logr.Logger{}, fmt.Errorf("--log-level: %w", err)
+	}
+	c := zap.NewProductionConfig()
+	c.Level = zap.NewAtomicLevelAt(l)
+	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	c.DisableStacktrace = true
+	z, err := c.Build()
+	if err != nil {
+		return logr.Logger{}, fmt.Errorf("making the logger: %w", err)
+	}
+	return zapr.NewLogger(z), nil
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	toolscache "k8s.io/client-go/tools/cache"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/tulle-mesh/tulle/ca"
+	"github.com/tulle-mesh/tulle/ca/secret"
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/controllers/observe"
+	"github.com/tulle-mesh/tulle/controllers/trust"
+	"github.com/tulle-mesh/tulle/webhook"
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// caSecret holds the built-in authority.
+const caSecret = "tulle-ca"
+
+// controlPlane is the parts, as they are wired.
+type controlPlane struct {
+	options      options
+	log          logr.Logger
+	manager      ctrl.Manager
+	authority    *ca.Authority
+	certificates *ca.Certificates
+	builder      *build.Builder
+	observer     *observe.Observer
+}
+
+// run is the control plane, until the context ends.
+func run(ctx context.Context, o options, log logr.Logger) error {
+	p := &controlPlane{options: o, log: log}
+	for _, step := range []func(context.Context) error{
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wireStatus, p.wireHealth,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	log.Info("starting", "version", version)
+	return p.manager.Start(ctx)
+}
+
+func (p *controlPlane) startManager(context.Context) error {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return fmt.Errorf("building the scheme: %w", err)
+		}
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("finding the API server: %w", err)
+	}
+	config.QPS, config.Burst = 50, 100
+	p.manager, err = ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        scheme,
+		Cache:                         observe.CacheOptions(),
+		Metrics:                       metricsserver.Options{BindAddress: p.options.metrics},
+		HealthProbeBindAddress:        p.options.health,
+		LeaderElection:                true,
+		LeaderElectionID:              "tulled",
+		LeaderElectionNamespace:       p.options.namespace,
+		LeaderElectionReleaseOnCancel: true,
+		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
+			Port: p.options.webhookPort,
+			TLSOpts: []func(*tls.Config){func(c *tls.Config) {
+				c.MinVersion = tls.VersionTLS12
+				c.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return p.certificates.GetCertificate(h) }
+			}},
+		}),
+	})
+	if err != nil {
+		return fmt.Errorf("making the manager: %w", err)
+	}
+	return nil
+}
+
+func (p *controlPlane) openAuthority(ctx context.Context) error {
+	direct, err := client.NewWithWatch(p.manager.GetConfig(), client.Options{Scheme: p.manager.GetScheme()})
+	if err != nil {
+		return fmt.Errorf("making a client for the authority's Secret: %w", err)
+	}
+	p.authority, err = ca.Open(ctx, ca.AuthorityOptions{
+		Store: secret.New(direct, types.NamespacedName{Namespace: p.options.namespace, Name: caSecret}),
+		Log:   p.log.WithName("ca"), Registerer: metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	p.certificates, err = ca.NewCertificates(ca.Options{
+		Issuer:       p.authority,
+		ServingNames: ca.ServingNames(p.options.service, p.options.namespace),
+		OnRenew: func(identity string) {
+			p.builder.Invalidate(build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: identity})
+		},
+		Log: p.log.WithName("ca"), Registerer: metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range []runnable{p.authority.Run, p.certificates.Run} {
+		if err := p.manager.Add(r); err != nil {
+			return fmt.Errorf("adding the authority: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *controlPlane) wireBuilder(context.Context) error {
+	p.builder = build.New(build.Options{
+		Issue: func(ctx context.Context, identity string) (build.Certificate, error) {
+			c, err := p.certificates.Issue(ctx, identity)
+			if err != nil {
+				return build.Certificate{}, err
+			}
+			return build.Certificate{Chain: c.Chain, Key: c.Key, Version: c.Version}, nil
+		},
+		Forget: p.certificates.Forget,
+		Log:    p.log.WithName("build"), Metrics: metrics.Registry,
+	})
+	return p.manager.Add(runnable(p.builder.Run))
+}
+
+// wireObserver also has certificates follow the MeshConfig's lifetime.
+func (p *controlPlane) wireObserver(ctx context.Context) error {
+	p.observer = observe.New(observe.Options{Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe")})
+	if err := p.observer.SetupWithManager(p.manager); err != nil {
+		return err
+	}
+	informer, err := p.manager.GetCache().GetInformer(ctx, &v1alpha1.MeshConfig{})
+	if err != nil {
+		return fmt.Errorf("watching the MeshConfig: %w", err)
+	}
+	follow := func(obj any) {
+		if c, ok := obj.(*v1alpha1.MeshConfig); ok && c.Name == v1alpha1.MeshConfigName && c.Spec.Certificates.Lifetime != nil {
+			p.certificates.SetLifetime(c.Spec.Certificates.Lifetime.Duration)
+		}
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    follow,
+		UpdateFunc: func(_, obj any) { follow(obj) },
+		DeleteFunc: func(any) { p.certificates.SetLifetime(0) },
+	})
+	if err != nil {
+		return fmt.Errorf("watching the MeshConfig: %w", err)
+	}
+	return nil
+}
+
+func (p *controlPlane) wireTrust(context.Context) error {
+	return trust.SetupWithManager(p.manager, trust.Options{
+		Roots: p.authority, Applier: p.builder, Webhooks: "tulle",
+		Service: types.NamespacedName{Namespace: p.options.namespace, Name: p.options.service},
+	})
+}
+
+func (p *controlPlane) wireWebhooks(context.Context) error {
+	s := p.manager.GetWebhookServer()
+	in := injection{options: p.options, reader: p.manager.GetClient(), builder: p.builder, log: p.log.WithName("inject")}
+	s.Register(webhook.InjectPath, &admission.Webhook{Handler: &webhook.Injector{
+		Settings: in.settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject"),
+	}})
+	s.Register(webhook.ValidatePath, &admission.Webhook{Handler: webhook.Validator{}})
+	return nil
+}
