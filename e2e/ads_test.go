@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -123,24 +122,41 @@ func (a *adsClient) ask(token, node string, within time.Duration, names ...strin
 	}
 }
 
-// refusals is the sum of the replica's counters of what it refused.
-func (a *adsClient) refusals() float64 {
+// The replica's counters of what it refused or found odd.
+const (
+	authenticationFailures = "tulle_xds_authentication_failures_total"
+	refusedSubscriptions   = "tulle_xds_refused_subscriptions_total"
+	nodeMismatches         = "tulle_xds_node_mismatches_total"
+)
+
+// counter is the sum of a metric of the replica over its labels.
+func (a *adsClient) counter(name string) float64 {
 	a.t.Helper()
 	response, err := http.Get("http://" + a.metrics + "/metrics")
 	must(a.t, err)
 	defer response.Body.Close()
-	refused := regexp.MustCompile(`^tulle_[a-z_]*(refus|reject|denied|unauthenticated|authentication_failures|foreign)[a-z_]*(\{.*\})? (\S+)$`)
+	series := regexp.MustCompile(`^` + name + `(?:\{.*\})? (\S+)$`)
 	total := 0.0
 	lines := bufio.NewScanner(response.Body)
 	for lines.Scan() {
-		if m := refused.FindStringSubmatch(lines.Text()); m != nil {
-			v, err := strconv.ParseFloat(m[3], 64)
+		if m := series.FindStringSubmatch(lines.Text()); m != nil {
+			v, err := strconv.ParseFloat(m[1], 64)
 			must(a.t, err)
 			total += v
 		}
 	}
 	must(a.t, lines.Err())
 	return total
+}
+
+// counts fails the test unless f makes a counter grow.
+func (a *adsClient) counts(t *testing.T, name string, f func()) {
+	t.Helper()
+	before := a.counter(name)
+	f()
+	if after := a.counter(name); after <= before {
+		t.Errorf("%s was %v and is %v: nothing was counted", name, before, after)
+	}
 }
 
 // token asks the API server for a token of a pod, as a kubelet does.
@@ -180,7 +196,8 @@ func TestAClientMadeByHandGetsNoIdentityButItsOwn(t *testing.T) {
 	good, expires := s.token(mallory, "tulle")
 	wrongAudience, _ := s.token(mallory, "somebody-else")
 
-	got, err := a.ask(good, "mallory", 3*time.Second, "workload")
+	node := mallory.Name + "." + s.name
+	got, err := a.ask(good, node, 3*time.Second, "workload")
 	must(t, err)
 	if got["workload"] == nil || identity(t, got["workload"]) != own {
 		t.Fatalf("with its own token mallory got %v, want the identity %s", got, own)
@@ -190,31 +207,30 @@ func TestAClientMadeByHandGetsNoIdentityButItsOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) { a.mustRefuse(t, token) })
 	}
 	t.Run("another pod's node id", func(t *testing.T) {
-		got, err := a.ask(good, victim.Name+"."+s.name, 3*time.Second, "workload")
-		must(t, err)
-		if got["workload"] == nil || identity(t, got["workload"]) != own {
-			t.Errorf("got %v, want the identity of the token, %s", got, own)
-		}
+		a.counts(t, nodeMismatches, func() {
+			got, err := a.ask(good, victim.Name+"."+s.name, 3*time.Second, "workload")
+			if err != nil || got["workload"] == nil || identity(t, got["workload"]) != own {
+				t.Errorf("got %v and %v, want the identity of the token, %s", got, err, own)
+			}
+		})
 	})
 	t.Run("another identity's secret by name", func(t *testing.T) {
-		before := a.refusals()
 		names := []string{
 			"spiffe://cluster.local/ns/" + s.name + "/sa/victim",
 			"workload|spiffe://cluster.local/ns/" + s.name + "/sa/victim",
 			s.name + "/victim", "victim", "workload|" + victim.Name,
 		}
-		got, err := a.ask(good, "mallory", 3*time.Second, append(names, "workload")...)
-		if err == nil && (got["workload"] == nil || identity(t, got["workload"]) != own) {
-			t.Errorf("the stream went on, but its own identity did not come: %v", got)
-		}
-		for name, one := range got {
-			if one.GetTlsCertificate() != nil && identity(t, one) != own {
-				t.Errorf("secret %q brought the identity %s", name, identity(t, one))
+		a.counts(t, refusedSubscriptions, func() {
+			got, err := a.ask(good, node, 3*time.Second, append(names, "workload")...)
+			if err == nil && (got["workload"] == nil || identity(t, got["workload"]) != own) {
+				t.Errorf("the stream went on, but its own identity did not come: %v", got)
 			}
-		}
-		if after := a.refusals(); after <= before {
-			t.Errorf("no metric counts it: refusals were %v, are %v", before, after)
-		}
+			for name, one := range got {
+				if one.GetTlsCertificate() != nil && identity(t, one) != own {
+					t.Errorf("secret %q brought the identity %s", name, identity(t, one))
+				}
+			}
+		})
 	})
 	// The API server gives no token for less than ten minutes.
 	t.Run("an expired token", func(t *testing.T) {
@@ -232,18 +248,13 @@ func TestAClientMadeByHandGetsNoIdentityButItsOwn(t *testing.T) {
 // mustRefuse fails the test unless the token gets nothing, and is counted.
 func (a *adsClient) mustRefuse(t *testing.T, token string) {
 	t.Helper()
-	before := a.refusals()
-	got, err := a.ask(token, "mallory", 3*time.Second, "workload")
-	if code := status.Code(err); err == nil || (code != codes.Unauthenticated && code != codes.PermissionDenied) {
-		t.Errorf("the stream ended with %v, want it refused as unauthenticated", err)
-	}
-	if len(got) > 0 {
-		t.Errorf("got %d secrets", len(got))
-	}
-	if after := a.refusals(); after <= before {
-		t.Errorf("no metric counts it: refusals were %v, are %v", before, after)
-	}
-	if t.Failed() {
-		t.Log(fmt.Sprintf("token of %d bytes", len(token)))
-	}
+	a.counts(t, authenticationFailures, func() {
+		got, err := a.ask(token, "mallory", 3*time.Second, "workload")
+		if code := status.Code(err); err == nil || (code != codes.Unauthenticated && code != codes.PermissionDenied) {
+			t.Errorf("the stream ended with %v, want it refused as unauthenticated", err)
+		}
+		if len(got) > 0 {
+			t.Errorf("got %d secrets", len(got))
+		}
+	})
 }
