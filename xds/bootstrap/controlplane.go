@@ -7,6 +7,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	injectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/credential_injector/v3"
 	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
@@ -30,9 +31,10 @@ const (
 	keepAliveTimeout  = 10 * time.Second
 
 	// The control plane's Service keeps its address for as long as it lives:
-	// Envoy's default of 5 s would be six queries from each sidecar each time
-	// (three search domains, two families) for nothing. Failures are tried
-	// again soon, so that a start does not wait for a slow DNS server.
+	// Envoy's default of 5 s would be three queries from each sidecar each time
+	// (one for each search domain until there is an answer) for nothing, and
+	// seven if IPv6 were asked for first. Failures are tried again soon, so
+	// that a start does not wait for a slow DNS server.
 	dnsRefresh        = 30 * time.Second
 	dnsJitter         = 10 * time.Second
 	dnsFailureBase    = 500 * time.Millisecond
@@ -78,8 +80,9 @@ func controlPlane(o Options) (*clusterv3.Cluster, error) {
 	// With several addresses each is an endpoint of its own (what Envoy calls
 	// strict DNS).
 	dns, err := packed(&dnsv3.DnsCluster{
-		DnsRefreshRate: durationpb.New(dnsRefresh),
-		DnsJitter:      durationpb.New(dnsJitter),
+		DnsRefreshRate:  durationpb.New(dnsRefresh),
+		DnsJitter:       durationpb.New(dnsJitter),
+		DnsLookupFamily: dnscommonv3.DnsLookupFamily_V4_PREFERRED,
 		DnsFailureRefreshRate: &dnsv3.DnsCluster_RefreshRate{
 			BaseInterval: durationpb.New(dnsFailureBase),
 			MaxInterval:  durationpb.New(dnsFailureMax),
