@@ -32,7 +32,7 @@ func (s *summary) lacks() bool {
 }
 
 func (s *summary) table(now time.Time) *table {
-	t := &table{header: []string{"PROXY", ""}}
+	t := &table{header: []string{"PROXY", "VALUE"}}
 	t.row("Envoy", s.Envoy)
 	t.row("state", strings.ToLower(s.State)+", up "+s.Uptime)
 	t.row("identity", s.Identity)
