@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/go-logr/logr"
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -15,12 +14,12 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// KubernetesTokens verifies tokens of the cluster behind the client. It needs
+// NewVerifier verifies tokens of the cluster behind the client. It needs
 // to get the non-resource URLs /openid/v1/jwks and
 // /.well-known/openid-configuration (ClusterRole
 // system:service-account-issuer-discovery) and to create TokenReviews
 // (ClusterRole system:auth-delegator).
-func KubernetesTokens(client kubernetes.Interface, log logr.Logger) *Tokens {
+func NewVerifier(client kubernetes.Interface) *Tokens {
 	get := func(path string) func(context.Context) ([]byte, error) {
 		return func(ctx context.Context) ([]byte, error) {
 			return client.Discovery().RESTClient().Get().AbsPath(path).DoRaw(ctx)
@@ -30,7 +29,6 @@ func KubernetesTokens(client kubernetes.Interface, log logr.Logger) *Tokens {
 		Keys:   get("/openid/v1/jwks"),
 		Issuer: get("/.well-known/openid-configuration"),
 		Review: func(ctx context.Context, token string) (Peer, error) { return review(ctx, client, token) },
-		Log:    log,
 	})
 }
 

@@ -252,9 +252,8 @@ func (s *Server) all() []*stream {
 	return out
 }
 
-// watchPods closes the streams of pods that are gone, and has those follow
-// whose pod changed. Workloads that did not change are the same pointers from
-// one snapshot to the next.
+// watchPods closes the streams of pods that are gone, and wakes those whose pod
+// changed.
 func (s *Server) watchPods(ctx context.Context) {
 	tick := time.NewTicker(s.options.PodCheck)
 	defer tick.Stop()
@@ -276,12 +275,11 @@ func (s *Server) watchPods(ctx context.Context) {
 		}
 		last = now
 		for _, st := range s.all() {
-			w, ok := now.Workload(st.peer.Pod)
-			if !ok || w.UID != st.peer.UID || w.Terminal {
+			if w, ok := st.current(now); !ok {
 				st.close(errPodGone)
-				continue
+			} else if w != st.workload.Load() {
+				st.signal()
 			}
-			st.follow(w, now)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -30,16 +31,16 @@ type stream struct {
 	// What happens while the stream's own goroutine is busy.
 	in    sync.Mutex
 	dirty map[build.Key]struct{}
-	moved *proxy        // what the stream is to become
 	wake  chan struct{} // one pending wake-up
+	// workload is the stream's pod as it was taken in last.
+	workload atomic.Pointer[mesh.Workload]
 
 	// Changed by the stream's own goroutine alone, under the lock; never held
 	// while sending.
-	lock     sync.Mutex
-	state    *delta.Stream
-	proxy    proxy
-	pushes   uint64
-	workload *mesh.Workload // touched by Server.watchPods alone once the stream is open
+	lock   sync.Mutex
+	state  *delta.Stream
+	proxy  proxy
+	pushes uint64
 
 	// Owned by the stream's own goroutine.
 	since    map[string]time.Time // by nonce: when the change came in that it tells of
@@ -57,7 +58,7 @@ const pendingRequests = 16
 
 func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, p Peer, w *mesh.Workload, identity string, cancel context.CancelCauseFunc) *stream {
 	st := &stream{
-		server: s, rpc: rpc, close: cancel, peer: p, identity: identity, opened: time.Now(), workload: w,
+		server: s, rpc: rpc, close: cancel, peer: p, identity: identity, opened: time.Now(),
 		log:      s.options.Log.WithValues("pod", p.Pod.String()),
 		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
 		wake:     make(chan struct{}, 1),
@@ -67,6 +68,7 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 			profile: s.options.Builder.Snapshot().Profile(w),
 		},
 	}
+	st.workload.Store(w)
 	b := st.proxy.binding()
 	b.Ahead, b.EagerScopes = s.siblings.known(st.proxy.profile)
 	st.state = delta.New(b, s.options.Limits)
@@ -93,17 +95,33 @@ func (st *stream) signal() {
 	}
 }
 
-// follow takes note of a change of the stream's pod.
-func (st *stream) follow(w *mesh.Workload, s *mesh.Snapshot) {
-	if w == st.workload {
+// current is the stream's pod in the snapshot; false when it is gone or has
+// ended.
+func (st *stream) current(s *mesh.Snapshot) (*mesh.Workload, bool) {
+	w, ok := s.Workload(st.peer.Pod)
+	return w, ok && w.UID == st.peer.UID && !w.Terminal
+}
+
+// follow takes in a change of the stream's pod. It comes before new values are
+// looked at: what is built for a class that the pod has left is not for it.
+// Workloads that did not change are the same pointers from one snapshot to the
+// next.
+func (st *stream) follow() {
+	snapshot := st.server.options.Builder.Snapshot()
+	w, ok := st.current(snapshot)
+	if !ok || w == st.workload.Load() {
 		return
 	}
-	st.workload = w
-	now := proxy{namespace: st.peer.Pod.Namespace, identity: st.identity, profile: s.Profile(w)}
-	st.in.Lock()
-	st.moved = &now
-	st.in.Unlock()
-	st.signal()
+	st.workload.Store(w)
+	profile := snapshot.Profile(w)
+	if profile == st.proxy.profile {
+		return
+	}
+	st.lock.Lock()
+	st.proxy.profile = profile
+	effects := st.state.Rebind(st.proxy.binding())
+	st.lock.Unlock()
+	st.carryOut(effects)
 }
 
 // read hands on what the proxy says, no faster than it is taken in.
@@ -187,9 +205,10 @@ func (st *stream) takeIn() {
 		st.request(<-st.requests)
 	}
 	st.in.Lock()
-	dirty, moved := st.dirty, st.moved
-	st.dirty, st.moved = nil, nil
+	dirty := st.dirty
+	st.dirty = nil
 	st.in.Unlock()
+	st.follow()
 	if len(dirty) > 0 {
 		keys := make([]build.Key, 0, len(dirty))
 		for k := range dirty {
@@ -198,13 +217,6 @@ func (st *stream) takeIn() {
 		st.lock.Lock()
 		st.state.Dirty(keys)
 		st.lock.Unlock()
-	}
-	if moved != nil {
-		st.lock.Lock()
-		st.proxy = *moved
-		effects := st.state.Rebind(moved.binding())
-		st.lock.Unlock()
-		st.carryOut(effects)
 	}
 }
 

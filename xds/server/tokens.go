@@ -10,7 +10,6 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
-	"github.com/go-logr/logr"
 	"golang.org/x/time/rate"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -40,7 +39,6 @@ type TokenOptions struct {
 	// decide. It returns an *AuthError. nil: such tokens are refused.
 	Review func(ctx context.Context, token string) (Peer, error)
 	Now    func() time.Time // default time.Now
-	Log    logr.Logger
 }
 
 // Tokens verifies service account tokens here, by the keys that the API server
@@ -160,18 +158,17 @@ const (
 func (t *Tokens) signed(ctx context.Context, token *jwt.JSONWebToken, issuer string) (verdict, error) {
 	kid := token.Headers[0].KeyID
 	keys, published := t.current()
-	if keys == nil || len(keys.Key(kid)) == 0 {
-		if err := t.fetch(ctx, kid); err != nil {
-			t.options.Log.Info("cannot fetch the API server's keys", "error", err.Error())
-		}
+	var failed error
+	if keys == nil || len(keys.Key(kid)) == 0 || published == "" {
+		failed = t.fetch(ctx, kid)
 		keys, published = t.current()
 	}
 	if keys == nil {
-		return undecided, errors.New("the API server's keys are not known")
+		return undecided, errors.Join(errors.New("the API server's keys are not known"), failed)
 	}
 	candidates := keys.Key(kid)
 	if kid == "" || len(candidates) == 0 {
-		return undecided, errors.New("the token's key is not among those that the API server publishes")
+		return undecided, errors.Join(errors.New("the token's key is not among those that the API server publishes"), failed)
 	}
 	for _, k := range candidates {
 		if !k.Valid() || !k.IsPublic() {
@@ -199,7 +196,7 @@ func (t *Tokens) current() (*jose.JSONWebKeySet, string) {
 func (t *Tokens) fetch(ctx context.Context, kid string) error {
 	t.fetching.Lock()
 	defer t.fetching.Unlock()
-	if keys, _ := t.current(); keys != nil && len(keys.Key(kid)) > 0 || !t.fetches.AllowN(t.options.Now(), 1) {
+	if keys, issuer := t.current(); keys != nil && len(keys.Key(kid)) > 0 && issuer != "" || !t.fetches.AllowN(t.options.Now(), 1) {
 		return nil
 	}
 	// The result is for all: it does not depend on who waits for it.
