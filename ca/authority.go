@@ -64,7 +64,7 @@ var _ Issuer = (*Authority)(nil)
 // registered.
 func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
 	if opts.Now == nil {
-		opts.Now = time.Now //nolint:forbidigo // the default of the injected clock
+		opts.Now = time.Now
 	}
 	if opts.Rand == nil {
 		opts.Rand = rand.Reader

@@ -137,7 +137,7 @@ func NewCertificates(opts Options) (*Certificates, error) {
 		return nil, errors.New("certificates: no issuer")
 	}
 	if opts.Now == nil {
-		opts.Now = time.Now //nolint:forbidigo // the default of the injected clock
+		opts.Now = time.Now
 	}
 	if opts.Rand == nil {
 		opts.Rand = rand.Reader

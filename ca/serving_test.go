@@ -16,15 +16,15 @@ func handshake(t *testing.T, server *tls.Config, roots []byte, name string, now 
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(roots)
 	a, b := net.Pipe()
-	defer a.Close()
+	defer func() { _ = a.Close() }()
 	served := make(chan error, 1)
 	go func() {
-		defer b.Close()
+		defer func() { _ = b.Close() }()
 		served <- tls.Server(b, server).HandshakeContext(t.Context())
 	}()
 	client := tls.Client(a, &tls.Config{RootCAs: pool, ServerName: name, Time: now})
 	err := client.HandshakeContext(t.Context())
-	a.Close()
+	_ = a.Close() // the server sees it, if it still waits
 	<-served
 	if err != nil {
 		return nil, err
