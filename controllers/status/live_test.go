@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -13,12 +14,16 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tulle-mesh/tulle/config/apitest"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/controllers/observe"
+	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
@@ -35,6 +40,14 @@ func eventually(t *testing.T, what string, holds func(ctx context.Context) (bool
 
 func TestStatusOnARealAPIServer(t *testing.T) {
 	config := apitest.Start(t)
+	t.Run("findings of the test's making", func(t *testing.T) { followsFindings(t, config) })
+	t.Run("findings of the builder", func(t *testing.T) { followsTheBuilder(t, config) })
+}
+
+// newManager is a manager that has not been started, and a client without a
+// cache.
+func newManager(t *testing.T, config *rest.Config) (manager.Manager, client.Client) {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -45,31 +58,51 @@ func TestStatusOnARealAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	create := func(o client.Object) {
-		t.Helper()
-		if err := direct.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	mgr, err := manager.New(config, manager.Options{Scheme: scheme, Metrics: server.Options{BindAddress: "0"}, Logger: testr.New(t)})
+	mgr, err := manager.New(config, manager.Options{
+		Scheme: scheme, Cache: observe.CacheOptions(), Metrics: server.Options{BindAddress: "0"}, Logger: testr.New(t),
+		// The names of controllers are unique to a process, and this is the
+		// second manager of the test's.
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return mgr, direct
+}
+
+// run runs something until the test ends, and waits for its end.
+func run(t *testing.T, what func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- what(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
+func creating(t *testing.T, c client.Client) func(client.Object) {
+	return func(o client.Object) {
+		t.Helper()
+		if err := c.Create(t.Context(), o); err != nil {
+			t.Fatalf("creating %T %s: %v", o, o.GetName(), err)
+		}
+	}
+}
+
+func followsFindings(t *testing.T, config *rest.Config) {
+	mgr, direct := newManager(t, config)
+	create := creating(t, direct)
 	b := newBuilder()
 	metrics := prometheus.NewRegistry()
 	c := New(Options{Findings: b, Registerer: metrics})
 	if err := c.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- mgr.Start(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the manager: %v", err)
-		}
-	})
+	run(t, mgr.Start)
 
 	create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 	policy := &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"},
@@ -159,4 +192,50 @@ func TestStatusOnARealAPIServer(t *testing.T) {
 		}
 		eventually(t, "no subscription", func(context.Context) (bool, error) { return b.subscriptions() == 0, nil })
 	})
+}
+
+// followsTheBuilder goes the whole way of an object: observed, built, written.
+func followsTheBuilder(t *testing.T, config *rest.Config) {
+	mgr, direct := newManager(t, config)
+	create := creating(t, direct)
+	b := build.New(build.Options{Config: &mesh.Config{}})
+	observer := observe.New(observe.Options{Applier: b, Log: testr.New(t)})
+	if err := observer.SetupWithManager(mgr); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(Options{Findings: b}).SetupWithManager(mgr); err != nil {
+		t.Fatal(err)
+	}
+	run(t, b.Run)
+	run(t, mgr.Start)
+
+	create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "calls"}})
+	policy := &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "p"}, Spec: v1alpha1.MeshPolicySpec{
+		TargetRefs: []v1alpha1.TargetRef{{Name: "web"}},
+		Traffic:    &v1alpha1.Traffic{Timeout: &metav1.Duration{Duration: time.Second}},
+	}}
+	create(policy)
+	is := func(conditionType string, status metav1.ConditionStatus) {
+		t.Helper()
+		eventually(t, conditionType+" is "+string(status), func(ctx context.Context) (bool, error) {
+			err := direct.Get(ctx, client.ObjectKeyFromObject(policy), policy)
+			c := find(policy.Status.Conditions, conditionType)
+			return c != nil && c.Status == status && c.ObservedGeneration == policy.Generation, err
+		})
+	}
+	is(v1alpha1.ConditionResolvedRefs, metav1.ConditionFalse)
+	is(v1alpha1.ConditionAccepted, metav1.ConditionTrue)
+
+	create(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "web"},
+		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
+	is(v1alpha1.ConditionResolvedRefs, metav1.ConditionTrue)
+
+	policy.Spec.TargetRefs = nil
+	if err := direct.Update(t.Context(), policy); err != nil {
+		t.Fatal(err)
+	}
+	is(v1alpha1.ConditionAccepted, metav1.ConditionTrue)
+	if c := find(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs); c != nil {
+		t.Errorf("it refers to nothing any more, and its status still says %+v", c)
+	}
 }
