@@ -95,6 +95,13 @@ func (s *memoryStore) overwrite(c *Stored) {
 	s.put(c)
 }
 
+// counts returns how often something was created and updated.
+func (s *memoryStore) counts() (creates, updates int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.creates, s.updates
+}
+
 // setAway cuts the connection, watches included, or restores it.
 func (s *memoryStore) setAway(away bool) {
 	s.mu.Lock()
@@ -188,8 +195,8 @@ func TestReplicasThatStartTogetherShareOneAuthority(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if store.creates != 1 {
-		t.Fatalf("created %d times", store.creates)
+	if creates, _ := store.counts(); creates != 1 {
+		t.Fatalf("created %d times", creates)
 	}
 	for _, a := range authorities[1:] {
 		if a.Epoch() != authorities[0].Epoch() || !bytes.Equal(a.Roots(), authorities[0].Roots()) {
@@ -233,13 +240,14 @@ func TestIssuerIsRenewedOnceByAnyReplicaAndSignsEverywhere(t *testing.T) {
 
 		time.Sleep(49 * time.Hour)
 		synctest.Wait()
-		if a.Epoch() != first || store.updates != 0 {
+		if _, updates := store.counts(); a.Epoch() != first || updates != 0 {
 			t.Fatal("renewed before half of its life")
 		}
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if a.Epoch() == first || a.Epoch() != b.Epoch() || store.updates != 1 || told.Load() != 1 {
-			t.Fatalf("first %v, now %v and %v, %d updates, told %d times", first, a.Epoch(), b.Epoch(), store.updates, told.Load())
+		_, updates := store.counts()
+		if a.Epoch() == first || a.Epoch() != b.Epoch() || updates != 1 || told.Load() != 1 {
+			t.Fatalf("first %v, now %v and %v, %d updates, told %d times", first, a.Epoch(), b.Epoch(), updates, told.Load())
 		}
 		if !bytes.Equal(roots, a.Roots()) || a.Epoch().Roots != first.Roots {
 			t.Error("the root has changed with the issuer")
@@ -293,8 +301,8 @@ func TestDeletedAuthorityIsPutBack(t *testing.T) {
 		if stored, err := store.Load(t.Context()); err != nil || !bytes.Equal(stored.Root, a.material.Load().stored.Root) {
 			t.Errorf("after the deletion %s is stored, %v", stored, err)
 		}
-		if a.Epoch() != first || b.Epoch() != first || store.creates != 2 {
-			t.Errorf("%v and %v, want %v; created %d times", a.Epoch(), b.Epoch(), first, store.creates)
+		if creates, _ := store.counts(); a.Epoch() != first || b.Epoch() != first || creates != 2 {
+			t.Errorf("%v and %v, want %v; created %d times", a.Epoch(), b.Epoch(), first, creates)
 		}
 	})
 }
@@ -366,8 +374,8 @@ func TestIssuerIsNotRenewedInVainWhenItsRootEnds(t *testing.T) {
 		openAuthority(t, store, shortIssuer, func(o *AuthorityOptions) { o.RootLifetime = 120 * time.Hour })
 		time.Sleep(119 * time.Hour)
 		synctest.Wait()
-		if store.updates != 1 {
-			t.Errorf("renewed %d times, want once: the second already ends with the root", store.updates)
+		if _, updates := store.counts(); updates != 1 {
+			t.Errorf("renewed %d times, want once: the second already ends with the root", updates)
 		}
 	})
 }
