@@ -17,6 +17,7 @@ export GOFLAGS=-buildvcs=false CGO_ENABLED=0
 
 # program MODULE PACKAGE NAME compiles a static program into bin/.
 program() {
+  say "compiling $3"
   go build -C "$1" -trimpath -ldflags="-s -w -X main.version=$VERSION" -o "$BIN_DIR/$3" "$2"
 }
 
