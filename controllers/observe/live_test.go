@@ -163,8 +163,10 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 		if err := direct.Status().Update(t.Context(), pod); err != nil {
 			t.Fatal(err)
 		}
-		slice := &discoveryv1.EndpointSlice{ObjectMeta: shop("s0-x"), AddressType: discoveryv1.AddressTypeIPv4,
-			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.7"}}}}
+		slice := &discoveryv1.EndpointSlice{
+			ObjectMeta: shop("s0-x"), AddressType: discoveryv1.AddressTypeIPv4,
+			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.7"}}},
+		}
 		slice.Labels = map[string]string{discoveryv1.LabelServiceName: "s0"}
 		create(t, direct, slice)
 		m.until(t, "the pod's address and the service's endpoint", func(v *mesh.View) bool {
@@ -174,8 +176,10 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 		})
 	})
 	t.Run("the configuration is seen", func(t *testing.T) {
-		create(t, direct, &v1alpha1.MeshConfig{ObjectMeta: metav1.ObjectMeta{Name: "default"},
-			Spec: v1alpha1.MeshConfigSpec{MTLS: v1alpha1.MeshMTLS{Mode: v1alpha1.MTLSStrict}}})
+		create(t, direct, &v1alpha1.MeshConfig{
+			ObjectMeta: metav1.ObjectMeta{Name: "default"},
+			Spec:       v1alpha1.MeshConfigSpec{MTLS: v1alpha1.MeshMTLS{Mode: v1alpha1.MTLSStrict}},
+		})
 		m.until(t, "Strict as the mesh's default", func(v *mesh.View) bool { return v.Config().MTLS == mesh.MTLSStrict })
 		create(t, direct, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Spec: corev1.NodeSpec{PodCIDR: "10.9.0.0/24", PodCIDRs: []string{"10.9.0.0/24"}}})
 		m.until(t, "the node's range", func(v *mesh.View) bool { return len(v.Config().PodRanges) == 1 })

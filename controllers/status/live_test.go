@@ -105,8 +105,10 @@ func followsFindings(t *testing.T, config *rest.Config) {
 	run(t, mgr.Start)
 
 	create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
-	policy := &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"},
-		Spec: v1alpha1.MeshPolicySpec{MTLS: &v1alpha1.MTLS{Mode: v1alpha1.MTLSStrict}}}
+	policy := &v1alpha1.MeshPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"},
+		Spec:       v1alpha1.MeshPolicySpec{MTLS: &v1alpha1.MTLS{Mode: v1alpha1.MTLSStrict}},
+	}
 	create(policy)
 	config1 := &v1alpha1.MeshConfig{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
 	create(config1)
@@ -226,8 +228,10 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	is(v1alpha1.ConditionResolvedRefs, metav1.ConditionFalse)
 	is(v1alpha1.ConditionAccepted, metav1.ConditionTrue)
 
-	create(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "web"},
-		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
+	create(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "web"},
+		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	})
 	is(v1alpha1.ConditionResolvedRefs, metav1.ConditionTrue)
 
 	policy.Spec.TargetRefs = nil
