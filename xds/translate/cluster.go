@@ -26,6 +26,11 @@ const (
 	// a certificate's life, an hour at most.
 	maxConnectionAge      = time.Hour
 	certificateLifeShares = 4
+	// hairpin marks connections to workloads. One to the proxy's own pod, which
+	// a service may choose, would go to the application over the loopback, past
+	// the redirect; tulle-init redirects marked ones. It is a socket priority,
+	// which needs no capability (socket(7), SO_PRIORITY).
+	hairpin = 4
 )
 
 func clusterFor(k Key, v *mesh.View) Result {
@@ -114,8 +119,8 @@ func serviceCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       seconds(connectTimeout),
 		LbPolicy:             cluster.Cluster_LEAST_REQUEST,
-		CommonLbConfig:       &cluster.Cluster_CommonLbConfig{},
 		CircuitBreakers:      unlimited(),
+		UpstreamBindConfig:   marked(),
 	}
 	check := validation(sanName(d.service.Name, d.port.Port))
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
@@ -136,6 +141,7 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 	}
 	c.LoadAssignment = assignment(name, lbEndpoint(d.address, false))
 	c.CircuitBreakers = unlimited()
+	c.UpstreamBindConfig = marked()
 	if d.http {
 		c.TypedExtensionProtocolOptions = protocolOptions(connectionAge(v))
 	}
@@ -144,6 +150,14 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 		c.TransportSocket = clientTLS(alpn(d.http), validation(SecretRoots, sans([]string{id})...))
 	}
 	return c
+}
+
+func marked() *core.BindConfig {
+	const solSocket, soPriority = 1, 12
+	return &core.BindConfig{SocketOptions: []*core.SocketOption{{
+		Description: "hairpin", Level: solSocket, Name: soPriority,
+		Value: &core.SocketOption_IntValue{IntValue: hairpin}, State: core.SocketOption_STATE_PREBIND,
+	}}}
 }
 
 func within(ps []netip.Prefix, a netip.Addr) bool {
