@@ -76,7 +76,7 @@ func (p *proxy) binding() delta.Binding {
 
 func (w *world) connect(p *proxy) {
 	if p.stream != nil {
-		p.check(w)
+		p.check()
 		w.unsubscribe(p, p.stream.Close())
 		if len(p.owed) > 0 {
 			p.fail("a closed stream still subscribes to %v", p.owed)
@@ -89,7 +89,7 @@ func (w *world) connect(p *proxy) {
 }
 
 // check is what must hold of a stream at any time.
-func (p *proxy) check(*world) {
+func (p *proxy) check() {
 	for h := range p.stream.Holdings() {
 		if !p.owed[h.Key] {
 			p.fail("the stream holds %v without subscribing to it", h.Key)
@@ -332,7 +332,7 @@ func (w *world) blocked(p *proxy) bool {
 	return false
 }
 
-func simulate(seed uint64) (err error, trace []string) {
+func simulate(seed uint64) (trace []string, err error) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := &world{rng: rng, source: newSource(rng)}
 	w.limits = delta.Limits{Bytes: 40 + rng.IntN(600), Unacknowledged: 1 + rng.IntN(4)}
@@ -346,13 +346,13 @@ func simulate(seed uint64) (err error, trace []string) {
 	}
 	for range 3 {
 		if err := w.settle(); err != nil {
-			return err, w.trace
+			return w.trace, err
 		}
 		for _, p := range w.proxies {
-			p.check(w)
+			p.check()
 			w.verify(p)
 			if p.wrong != nil {
-				return p.wrong, w.trace
+				return w.trace, p.wrong
 			}
 			w.connect(p) // and nothing that it has may come again
 		}
@@ -365,7 +365,7 @@ func simulate(seed uint64) (err error, trace []string) {
 // what they have.
 func TestSimulatedProxiesConverge(t *testing.T) {
 	if *seedFlag != 0 {
-		if err, trace := simulate(*seedFlag); err != nil {
+		if trace, err := simulate(*seedFlag); err != nil {
 			t.Fatalf("%s\nseed %d: %v", strings.Join(trace, "\n"), *seedFlag, err)
 		}
 		return
@@ -376,7 +376,7 @@ func TestSimulatedProxiesConverge(t *testing.T) {
 	}
 	start := rand.Uint64N(1 << 40)
 	for seed := start; seed < start+uint64(n); seed++ {
-		if err, _ := simulate(seed + 1); err != nil {
+		if _, err := simulate(seed + 1); err != nil {
 			t.Fatalf("seed %d: %v\nreplay with: go test ./xds/delta -run %s -seed %d", seed+1, err, t.Name(), seed+1)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
 	"net"
 	"net/netip"
@@ -37,6 +38,9 @@ type harness struct {
 	registry *prometheus.Registry
 	address  string
 	roots    *x509.CertPool
+	rootPEM  []byte
+	genuine  bool   // identities get a certificate that is one
+	keyPEM   []byte // of the certificate in rootPEM
 	stop     context.CancelFunc
 	stopped  chan struct{}
 }
@@ -84,6 +88,9 @@ func newHarness(t *testing.T, change func(*Options)) *harness {
 	h.builder = &countingBuilder{keys: map[build.Subscriber]map[build.Key]bool{}, Builder: build.New(build.Options{
 		Config: &mesh.Config{TrustDomain: "test.mesh", RootNamespace: "tulle-system"},
 		Issue: func(_ context.Context, identity string) (build.Certificate, error) {
+			if h.genuine {
+				return build.Certificate{Chain: h.rootPEM, Key: h.keyPEM, Version: "1 " + identity}, nil
+			}
 			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: "1 " + identity}, nil
 		},
 		Log: testr.New(t),
@@ -144,6 +151,12 @@ func (h *harness) certificate() *tls.Config {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	rawKey, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.rootPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw})
+	h.keyPEM = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rawKey})
 	h.roots = x509.NewCertPool()
 	h.roots.AddCert(parsed)
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: key}}}
