@@ -317,10 +317,14 @@ func (h *harness) metric(name string) float64 {
 // eventually waits for a condition that nothing announces.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); {
-		if time.Now().After(deadline) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(20 * time.Second)
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-timeout:
 			t.Fatalf("%s did not come about", what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
