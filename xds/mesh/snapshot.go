@@ -49,7 +49,7 @@ func (t tree[T]) prefix(prefix string) []T {
 // New is an empty mesh with the given configuration.
 func New(c *Config) *Snapshot {
 	return &Snapshot{
-		config: c, trust: &TrustBundle{}, sniffing: &Sniffing{},
+		config: c, trust: &TrustBundle{}, sniffing: (&Snapshot{services: newTree[*Service]()}).sniff(),
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
 		workloads: newTree[*Workload](), addresses: newTree[Name](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),

@@ -20,6 +20,12 @@ type Sniffing struct {
 	Opaque []netip.AddrPort
 }
 
+// serverFirst are ports of protocols in which the server speaks first (FTP, SSH,
+// SMTP, POP3, IMAP, submission, MySQL; IANA's service names). Nothing is looked
+// at on them whoever declares what: each change of the ports drains every
+// proxy's outbound listener, so that the usual ones should not make any.
+var serverFirst = [...]uint16{21, 22, 25, 110, 143, 587, 3306}
+
 // portUse is who declares what on one port number.
 type portUse struct {
 	opaque, http []netip.AddrPort
@@ -55,6 +61,12 @@ func (s *Snapshot) sniff() *Sniffing {
 		return false
 	})
 	out := &Sniffing{}
+	for _, port := range serverFirst {
+		if uses[port] == nil {
+			uses[port] = &portUse{}
+		}
+		uses[port].opaqueAny, uses[port].detect = true, false
+	}
 	for port, u := range uses {
 		switch {
 		case !u.opaqueAny:
@@ -78,6 +90,7 @@ func use(uses map[uint16]*portUse, svc *Service, p ServicePort) {
 		uses[p.Port] = u
 	}
 	switch {
+	case p.Protocol == TLS: // its client speaks first, and what it says is not HTTP
 	case p.Protocol.Opaque():
 		u.opaqueAny = true
 	case p.Protocol.IsHTTP() && !svc.Headless():
@@ -87,7 +100,7 @@ func use(uses map[uint16]*portUse, svc *Service, p ServicePort) {
 	}
 	for _, a := range svc.Addresses {
 		vip := netip.AddrPortFrom(a, p.Port)
-		if p.Protocol.Opaque() {
+		if p.Protocol == TCP {
 			u.opaque = append(u.opaque, vip)
 		} else if p.Protocol.IsHTTP() {
 			u.http = append(u.http, vip)
