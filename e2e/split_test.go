@@ -120,8 +120,8 @@ func TestASplitSwitchedUnderLoadTakesMillisecondsAndFailsNothing(t *testing.T) {
 	load := s.startLoad(from, "http", s.url("server"), "--timeline", "--rate", fmt.Sprint(rate), "--connections", "16",
 		"--duration", fmt.Sprint((switches+2)*between))
 	type turn struct {
-		at  time.Time
-		old string
+		asked, at time.Time // when the API server was asked, and had answered
+		old       string
 	}
 	var turns []turn
 	next := time.NewTicker(between)
@@ -132,16 +132,18 @@ func TestASplitSwitchedUnderLoadTakesMillisecondsAndFailsNothing(t *testing.T) {
 		if i%2 == 1 {
 			patch, old = `{"spec":{"backends":[{"service":"server-v1","weight":1}]}}`, "v2"
 		}
+		asked := time.Now()
 		must(t, s.c.MergePatch(t.Context(), kube.MeshKind("TrafficSplit"), s.name, "server", patch))
-		turns = append(turns, turn{time.Now(), old})
+		turns = append(turns, turn{asked, time.Now(), old})
 	}
 	r := load.wait()
 	noFailure(s, r)
 	var after []float64
 	for i, turn := range turns {
+		// The next switch may be seen before the API server has answered.
 		end := r.End
 		if i+1 < len(turns) {
-			end = turns[i+1].at
+			end = turns[i+1].asked
 		}
 		after = append(after, lastOf(r, turn.old, turn.at, end))
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"net"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,8 +31,16 @@ func trafficKinds(host string) map[string][]string {
 	}
 }
 
+// Detection is what a server-first protocol must not wait for on a port that is
+// declared TCP. A caller without a proxy has to under Permissive, for he might
+// be about to begin TLS.
+const (
+	greetingAtOnce   = 500 * time.Millisecond
+	greetingDetected = 1500 * time.Millisecond
+)
+
 // checkTraffic makes a call of every kind.
-func (s *space) checkTraffic(t *testing.T, from kube.Pod, host string) {
+func (s *space) checkTraffic(t *testing.T, from kube.Pod, host string, greeting time.Duration) {
 	t.Helper()
 	// From here on kube-proxy knows the Service, which a caller outside the mesh
 	// depends on.
@@ -45,9 +54,8 @@ func (s *space) checkTraffic(t *testing.T, from kube.Pod, host string) {
 			if args[0] == "tls" && r.Peer != "echo.application.test" {
 				t.Errorf("certificate of %q, want the application's own", r.Peer)
 			}
-			// Detection is what a server-first protocol must not wait for.
-			if args[0] == "greet" && r.StepsMS[0] > 500 {
-				t.Errorf("the greeting took %.0f ms", r.StepsMS[0])
+			if limit := float64(greeting.Milliseconds()); args[0] == "greet" && r.StepsMS[0] > limit {
+				t.Errorf("the greeting took %.0f ms, want at most %.0f", r.StepsMS[0], limit)
 			}
 		})
 	}
@@ -57,7 +65,7 @@ func TestTrafficOfEveryKindPassesUnderStrict(t *testing.T) {
 	s := newSpace(t, "strict", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	s.strict()
-	s.checkTraffic(t, s.in("client"), s.host("server"))
+	s.checkTraffic(t, s.in("client"), s.host("server"), greetingAtOnce)
 }
 
 func TestTrafficOfEveryKindFromOutsidePassesUnderPermissive(t *testing.T) {
@@ -65,7 +73,7 @@ func TestTrafficOfEveryKindFromOutsidePassesUnderPermissive(t *testing.T) {
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "server"})
 	outside.deploy(app{name: "client"})
-	outside.checkTraffic(t, outside.in("client"), s.host("server"))
+	outside.checkTraffic(t, outside.in("client"), s.host("server"), greetingDetected)
 }
 
 func TestTrafficOfEveryKindPassesToWorkloadsOutsideTheMesh(t *testing.T) {
@@ -73,7 +81,7 @@ func TestTrafficOfEveryKindPassesToWorkloadsOutsideTheMesh(t *testing.T) {
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "client"})
 	outside.deploy(app{name: "server"})
-	s.checkTraffic(t, s.in("client"), outside.host("server"))
+	s.checkTraffic(t, s.in("client"), outside.host("server"), greetingAtOnce)
 }
 
 func TestHeadlessServicesAndPodAddressesWork(t *testing.T) {
