@@ -83,6 +83,9 @@ func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
 			// Tell clients at once that a replaced listener's connections are
 			// to be closed, not with a chance that grows over the drain time.
 			"--drain-strategy", "immediate",
+			// The access log is read as it happens; by default Envoy keeps lines
+			// for ten seconds.
+			"--file-flush-interval-msec", "1000",
 			// A container is replaced, never restarted in place.
 			"--disable-hot-restart",
 			"--config-yaml", config,

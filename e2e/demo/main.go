@@ -78,6 +78,9 @@ func run(ctx context.Context, o options, screen *screen) (bool, error) {
 			return false, fmt.Errorf("%s: %w", step.title, err)
 		}
 	}
+	if err := c.SetLifetime(ctx, ""); err != nil {
+		return false, fmt.Errorf("giving certificates their usual life again: %w", err)
+	}
 	ok := screen.table(d.rows)
 	screen.next(ok)
 	return ok, nil
