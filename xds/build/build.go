@@ -215,17 +215,17 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 		return
 	}
 	b.snapshot.Store(next)
-	services := false
+	var vips []string
 	for _, f := range facts {
-		services = services || f.Kind == mesh.FactService
+		if f.Kind == mesh.FactVIP {
+			vips = append(vips, f.Name)
+		}
 		for t := range b.readers[f] {
 			w.dirty[t] = struct{}{}
 		}
 	}
-	if !services {
-		return
-	}
-	if c := b.scopes.Load().update(next); c != b.scopes.Load() {
+	slices.Sort(vips)
+	if c := b.scopes.Load().update(next, vips); c != b.scopes.Load() {
 		b.scopes.Store(c)
 		for s := range b.watchers {
 			w.notify[s] = append(w.notify[s], AllScopes)

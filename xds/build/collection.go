@@ -61,33 +61,39 @@ func (c *Collection) Since(revision uint64) (names []string, ok bool) {
 	return names, true
 }
 
-// update returns the collection of the snapshot's scopes: the receiver itself
-// when they are the same.
-func (c *Collection) update(s *mesh.Snapshot) *Collection {
+// recent is the end of a log. It begins with a revision's first change, or a
+// stream that is just before that revision would miss some of it.
+func recent(log []logged) []logged {
+	first := len(log) - logLength
+	for first < len(log) && log[first].revision == log[first-1].revision {
+		first++
+	}
+	return append([]logged(nil), log[first:]...)
+}
+
+// update returns the collection of the snapshot's scopes, of which those with
+// the names may have come or gone: the receiver itself when they are the same.
+func (c *Collection) update(s *mesh.Snapshot, names []string) *Collection {
 	values := c.values.Txn()
 	next := Collection{Revision: c.Revision + 1, log: c.log}
 	if len(next.log) >= 2*logLength {
-		next.log = append([]logged(nil), next.log[len(next.log)-logLength:]...)
+		next.log = recent(next.log)
 	}
-	seen := make(map[string]struct{}, c.Len())
 	changed := false
-	note := func(name string) {
+	for _, name := range names {
+		_, had := values.Get([]byte(name))
+		has := s.Routed(name)
+		switch {
+		case has == had:
+			continue
+		case has:
+			v, _ := Scratch(s, Key{Type: translate.Scope, Name: name})
+			values.Insert([]byte(name), v)
+		default:
+			values.Delete([]byte(name))
+		}
 		next.log = append(next.log, logged{next.Revision, name})
 		changed = true
-	}
-	s.VIPs(func(vip string) {
-		seen[vip] = struct{}{}
-		if _, ok := values.Get([]byte(vip)); !ok {
-			v, _ := Scratch(s, Key{Type: translate.Scope, Name: vip})
-			values.Insert([]byte(vip), v)
-			note(vip)
-		}
-	})
-	for name := range c.All() {
-		if _, ok := seen[name]; !ok {
-			values.Delete([]byte(name))
-			note(name)
-		}
 	}
 	if !changed {
 		return c

@@ -21,7 +21,7 @@ type Snapshot struct {
 	slices    tree[*Slice]    // namespace/name
 	byService tree[*Slice]    // namespace/service/name
 	workloads tree[*Workload] // namespace/name
-	addresses tree[Name]      // address of a pod
+	addresses tree[*Workload] // address/namespace/name of a pod that has not ended
 	vips      tree[Name]      // address:port of a service
 	profiles  tree[*Profile]  // id
 	policies  tree[*Policy]   // namespace/name
@@ -51,7 +51,7 @@ func New(c *Config) *Snapshot {
 	return &Snapshot{
 		config: c, trust: &TrustBundle{}, sniffing: (&Snapshot{services: newTree[*Service]()}).sniff(),
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
-		workloads: newTree[*Workload](), addresses: newTree[Name](), vips: newTree[Name](),
+		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](),
 	}
@@ -69,20 +69,30 @@ func (s *Snapshot) Workload(n Name) (*Workload, bool) { return s.workloads.get(n
 // VIPs calls f for each address and port of a service that carries traffic
 // which proxies route (all but declared opaque ports), sorted by its text.
 func (s *Snapshot) VIPs(f func(vip string)) {
-	s.vips.t.Root().Walk(func(k []byte, n Name) bool {
-		svc, ok := s.services.get(n.String())
-		if !ok {
-			return false
-		}
-		ap, err := netip.ParseAddrPort(string(k))
-		if err != nil {
-			return false
-		}
-		if p, ok := svc.Port(ap.Port()); ok && !p.Protocol.Opaque() {
+	s.vips.t.Root().Walk(func(k []byte, _ Name) bool {
+		if s.Routed(string(k)) {
 			f(string(k))
 		}
 		return false
 	})
+}
+
+// Routed reports whether [Snapshot.VIPs] has the address and port.
+func (s *Snapshot) Routed(vip string) bool {
+	n, ok := s.vips.get(vip)
+	if !ok {
+		return false
+	}
+	svc, ok := s.services.get(n.String())
+	if !ok {
+		return false
+	}
+	at, err := netip.ParseAddrPort(vip)
+	if err != nil {
+		return false
+	}
+	p, ok := svc.Port(at.Port())
+	return ok && !p.Protocol.Opaque()
 }
 
 // Apply returns the snapshot after the changes, and the facts that differ. When
@@ -90,6 +100,7 @@ func (s *Snapshot) VIPs(f func(vip string)) {
 func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 	next := *s
 	f := facts{}
+	sniffing := false // it may differ
 	for _, c := range changes {
 		switch c.kind {
 		case KindConfig:
@@ -97,7 +108,7 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 		case KindTrust:
 			next.setTrust(f, c)
 		case KindService:
-			next.setService(f, c)
+			sniffing = next.setService(f, c) || sniffing
 		case KindSlice:
 			next.setSlice(f, c)
 		case KindWorkload:
@@ -111,7 +122,9 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 	if len(f) == 0 {
 		return s, nil
 	}
-	next.updateSniffing(f)
+	if sniffing {
+		next.updateSniffing(f)
+	}
 	next.revision++
 	out := make([]Fact, 0, len(f))
 	for k := range f {
@@ -145,12 +158,13 @@ func (s *Snapshot) setTrust(f facts, c Change) {
 	f.add(FactTrust, "")
 }
 
-func (s *Snapshot) setService(f facts, c Change) {
+// setService reports whether Sniffing may differ.
+func (s *Snapshot) setService(f facts, c Change) bool {
 	key := c.name.String()
 	old, had := s.services.get(key)
 	now, has, equal := same(old, had, c)
 	if equal {
-		return
+		return false
 	}
 	f.add(FactService, key)
 	f.add(FactServices, c.name.Namespace)
@@ -170,6 +184,7 @@ func (s *Snapshot) setService(f facts, c Change) {
 			f.add(FactVIP, vip)
 		}
 	}
+	return s.sniffs(old) || s.sniffs(now)
 }
 
 // VIPs are the service's address:port pairs.
@@ -218,7 +233,7 @@ func (s *Snapshot) setWorkload(f facts, c Change) {
 		s.workloads.put(key, now)
 		if !now.Terminal {
 			for _, a := range now.Addresses {
-				s.addresses.put(a.String(), now.Name)
+				s.addresses.put(a.String()+"/"+key, now)
 				f.add(FactAddress, a.String())
 			}
 		}
@@ -226,14 +241,10 @@ func (s *Snapshot) setWorkload(f facts, c Change) {
 	s.updateProfile(f, old, now)
 }
 
-// dropAddresses forgets a workload's addresses, but for one that another pod
-// has been given meanwhile.
 func (s *Snapshot) dropAddresses(f facts, w *Workload) {
 	for _, a := range w.Addresses {
-		if n, ok := s.addresses.get(a.String()); ok && n == w.Name {
-			s.addresses.delete(a.String())
-			f.add(FactAddress, a.String())
-		}
+		s.addresses.delete(a.String() + "/" + w.Name.String())
+		f.add(FactAddress, a.String())
 	}
 }
 

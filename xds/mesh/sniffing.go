@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"net/netip"
-	"reflect"
 	"slices"
 )
 
@@ -18,6 +17,9 @@ type Sniffing struct {
 	// Opaque are the addresses that are declared not to be HTTP on a port where
 	// proxies look, since another service on it has declared nothing.
 	Opaque []netip.AddrPort
+	// decides are the ports on which somebody may not be looked at: nobody
+	// else's services matter.
+	decides map[uint16]bool
 }
 
 // serverFirst are ports of protocols in which the server speaks first (FTP, SSH,
@@ -33,21 +35,19 @@ type portUse struct {
 	detect       bool
 }
 
-// updateSniffing works out Sniffing anew when a service changed.
+// sniffs reports whether the service has a say in Sniffing, which is worked out
+// anew from all services only then.
+func (s *Snapshot) sniffs(svc *Service) bool {
+	return svc != nil && slices.ContainsFunc(svc.Ports, func(p ServicePort) bool {
+		return p.Protocol == TCP || s.sniffing.decides[p.Port]
+	})
+}
+
+// updateSniffing works out Sniffing anew.
 func (s *Snapshot) updateSniffing(f facts) {
-	changed := false
-	for k := range f {
-		if k.Kind == FactService {
-			changed = true
-			break
-		}
-	}
-	if !changed {
-		return
-	}
-	now := s.sniff()
-	if !reflect.DeepEqual(now, s.sniffing) {
-		s.sniffing = now
+	old := s.sniffing
+	s.sniffing = s.sniff()
+	if !slices.Equal(old.Off, s.sniffing.Off) || !slices.Equal(old.HTTP, s.sniffing.HTTP) || !slices.Equal(old.Opaque, s.sniffing.Opaque) {
 		f.add(FactSniffing, "")
 	}
 }
@@ -60,7 +60,7 @@ func (s *Snapshot) sniff() *Sniffing {
 		}
 		return false
 	})
-	out := &Sniffing{}
+	out := &Sniffing{decides: map[uint16]bool{}}
 	for _, port := range serverFirst {
 		if uses[port] == nil {
 			uses[port] = &portUse{}
@@ -68,8 +68,11 @@ func (s *Snapshot) sniff() *Sniffing {
 		uses[port].opaqueAny, uses[port].detect = true, false
 	}
 	for port, u := range uses {
+		if !u.opaqueAny {
+			continue
+		}
+		out.decides[port] = true
 		switch {
-		case !u.opaqueAny:
 		case u.detect:
 			out.Opaque = append(out.Opaque, u.opaque...)
 		default:

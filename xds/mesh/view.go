@@ -84,14 +84,18 @@ func (v *View) Workload(n Name) (*Workload, bool) {
 	return v.s.workloads.get(n.String())
 }
 
-// WorkloadAt returns the workload that has the address.
+// WorkloadAt returns the workload that has the address. An address is given to
+// the next pod when the one before has ended, which may be known only later: of
+// several workloads it is one that is not ending.
 func (v *View) WorkloadAt(a netip.Addr) (*Workload, bool) {
 	v.read(FactAddress, a.String())
-	n, ok := v.s.addresses.get(a.String())
-	if !ok {
-		return nil, false
+	var found *Workload
+	for _, w := range v.s.addresses.prefix(a.String() + "/") {
+		if found == nil || found.Terminating && !w.Terminating {
+			found = w
+		}
 	}
-	return v.Workload(n)
+	return found, found != nil
 }
 
 // Profile returns the profile with the id.
