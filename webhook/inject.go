@@ -58,7 +58,7 @@ func add(pod *corev1.Pod, s Settings, o overrides, probes []mesh.Probe) error {
 	)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
 
-	status, err := json.Marshal(injection{Version: s.Version, Probes: probes})
+	status, err := json.Marshal(injection{Version: s.Version, Probes: probes, Direct: o.excludeInbound})
 	if err != nil {
 		return fmt.Errorf("writing the annotation %s: %w", AnnotationStatus, err)
 	}
@@ -71,6 +71,9 @@ func add(pod *corev1.Pod, s Settings, o overrides, probes []mesh.Probe) error {
 type injection struct {
 	Version string       `json:"version"`
 	Probes  []mesh.Probe `json:"probes,omitempty"`
+	// Direct are the ports that callers reach without the sidecar, so that
+	// their own sidecars do not speak mesh mTLS to them.
+	Direct []uint16 `json:"direct,omitempty"`
 }
 
 // removeOurs takes away what an earlier injection put into the pod, but for

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -309,7 +310,13 @@ func TestEndOfAPodIsSeen(t *testing.T) {
 }
 
 func TestBrokenAnnotationMeansNoProbes(t *testing.T) {
-	if got := probes(`{"probes": [`); got != nil {
+	if got, _ := injected(`{"probes": [`); got != nil {
 		t.Errorf("got %v", got)
+	}
+}
+
+func TestPortsRoundTheSidecarAreKnown(t *testing.T) {
+	if _, got := injected(`{"direct": [9002, 9001, 9002]}`); !slices.Equal(got, []uint16{9001, 9002}) {
+		t.Errorf("got %v, want 9001 and 9002", got)
 	}
 }

@@ -22,6 +22,7 @@ const (
 // injection is the value of statusAnnotation, as far as it is used here.
 type injection struct {
 	Probes []mesh.Probe `json:"probes"`
+	Direct []uint16     `json:"direct"`
 }
 
 // workload converts a Pod, meshed or not: the others are callers and endpoints
@@ -43,7 +44,7 @@ func workload(p *corev1.Pod) *mesh.Workload {
 		out.Addresses = podIPs(&p.Status)
 	}
 	if out.Meshed {
-		out.Probes = probes(p.Annotations[statusAnnotation])
+		out.Probes, out.Direct = injected(p.Annotations[statusAnnotation])
 	}
 	return out
 }
@@ -96,22 +97,23 @@ func podIPs(status *corev1.PodStatus) []netip.Addr {
 	return addresses(texts)
 }
 
-// probes are those that injection wrote down. The annotation is anybody's who
+// injected reads what injection wrote down: the probes that the sidecar answers,
+// and the ports that its redirect leaves alone. The annotation is anybody's who
 // may write the pod, so what makes no sense is left out: a bad path would make
 // the pod's own proxy reject the listener.
-func probes(annotation string) []mesh.Probe {
+func injected(annotation string) (probes []mesh.Probe, direct []uint16) {
 	if annotation == "" {
-		return nil
+		return nil, nil
 	}
 	var in injection
 	if err := json.Unmarshal([]byte(annotation), &in); err != nil {
-		return nil
+		return nil, nil
 	}
-	var out []mesh.Probe
 	for _, p := range in.Probes {
 		if p.Port != 0 && strings.HasPrefix(p.Path, "/") && strings.HasPrefix(p.Target, "/") {
-			out = append(out, p)
+			probes = append(probes, p)
 		}
 	}
-	return out
+	slices.Sort(in.Direct)
+	return probes, slices.Compact(in.Direct)
 }

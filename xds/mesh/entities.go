@@ -161,6 +161,7 @@ type Workload struct {
 	Terminal       bool // its phase is Succeeded or Failed
 	Ports          []ContainerPort
 	Probes         []Probe
+	Direct         []uint16 // ports that callers reach without its sidecar, sorted
 }
 
 // ContainerPort is a declared TCP port of a workload's containers.
