@@ -19,7 +19,7 @@ const (
 	// ReasonAccepted is the reason of Accepted=True.
 	ReasonAccepted = "Accepted"
 	// ReasonInvalid is the reason of Accepted=False where the object contradicts
-	// itself in a way that admission could not see.
+	// itself, or asks what cannot be, in a way that admission could not see.
 	ReasonInvalid = "Invalid"
 	// ReasonConflicted is the reason of Accepted=False where another object, of
 	// equal standing, speaks about the same thing and wins.

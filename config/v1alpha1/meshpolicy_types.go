@@ -72,6 +72,7 @@ type WorkloadSelector struct {
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=16
 	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) <= 317)",message="a label's name has at most 63 characters, after a prefix of at most 253 and a slash"
+	// +kubebuilder:validation:XValidation:rule="!('pod-template-hash' in self) && !('controller-revision-hash' in self)",message="pod-template-hash and controller-revision-hash differ from one rollout to the next: name a label of the workload, such as app"
 	MatchLabels map[string]LabelValue `json:"matchLabels"`
 }
 

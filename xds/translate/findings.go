@@ -15,6 +15,19 @@ const (
 	KindSplit  = "TrafficSplit"
 )
 
+// The types and reasons of conditions, which are the API's (config/v1alpha1).
+const (
+	conditionAccepted     = "Accepted"
+	conditionResolvedRefs = "ResolvedRefs"
+
+	reasonAccepted        = "Accepted"
+	reasonResolvedRefs    = "ResolvedRefs"
+	reasonInvalid         = "Invalid"
+	reasonConflicted      = "Conflicted"
+	reasonServiceNotFound = "ServiceNotFound"
+	reasonPortNotFound    = "PortNotFound"
+)
+
 // FindingsKey is the target that says what the status of an object is.
 func FindingsKey(kind string, n mesh.Name) Key {
 	return Key{Type: Findings, Name: kind + "/" + n.String()}
@@ -43,14 +56,14 @@ func findings(name string, v *mesh.View) []mesh.Finding {
 func report(kind mesh.Kind, m mesh.Meta, refs bool, fs ...*fault) []mesh.Finding {
 	base := mesh.Finding{Kind: kind, Object: m.Name, Generation: m.Generation, OK: true}
 	accepted, resolved := base, base
-	accepted.Type, accepted.Reason, accepted.Message = "Accepted", "Accepted", "the object holds"
-	resolved.Type, resolved.Reason, resolved.Message = "ResolvedRefs", "ResolvedRefs", "everything it refers to exists"
+	accepted.Type, accepted.Reason, accepted.Message = conditionAccepted, reasonAccepted, "the object holds"
+	resolved.Type, resolved.Reason, resolved.Message = conditionResolvedRefs, reasonResolvedRefs, "everything it refers to exists"
 	for _, f := range fs {
 		if f == nil {
 			continue
 		}
 		to := &accepted
-		if f.condition == "ResolvedRefs" {
+		if f.condition == conditionResolvedRefs {
 			to = &resolved
 		}
 		if to.OK {
@@ -68,7 +81,7 @@ func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
 	svc, ok := v.Service(root)
 	if !ok {
 		return report(mesh.KindSplit, s.Meta, true, invalid(s.Invalid), &fault{
-			"ResolvedRefs", "ServiceNotFound",
+			conditionResolvedRefs, reasonServiceNotFound,
 			fmt.Sprintf("there is no Service %s to split; create it, or correct spec.service", root),
 		})
 	}
@@ -83,15 +96,15 @@ func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
 		fs = append(fs, f)
 		if f == nil {
 			if winner := splitFor(svc, p, v); winner != nil && winner.Meta.Name != s.Meta.Name {
-				fs = append(fs, &fault{"Accepted", "Conflicted", fmt.Sprintf("TrafficSplit %s is older and splits port %d of %s; merge the two, or delete one", winner.Meta.Name, p.Port, root)})
+				fs = append(fs, &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("TrafficSplit %s is older and splits port %d of %s; merge the two, or delete one", winner.Meta.Name, p.Port, root)})
 			}
 		}
 	}
 	if !held {
-		fs = append(fs, &fault{"ResolvedRefs", "PortNotFound", fmt.Sprintf("Service %s has no HTTP port%s to split; a port that is declared TCP or TLS cannot be split", root, ofNumber(s.Port))})
+		fs = append(fs, &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no HTTP port%s to split; a port that is declared TCP or TLS cannot be split", root, ofNumber(s.Port))})
 	}
 	if svc.Headless() {
-		fs = append(fs, &fault{"Accepted", "Unsupported", fmt.Sprintf("Service %s is headless: its clients call pods by their own addresses; split a Service with a cluster IP", root)})
+		fs = append(fs, &fault{conditionAccepted, reasonInvalid, fmt.Sprintf("Service %s is headless: its clients call pods by their own addresses; split a Service with a cluster IP", root)})
 	}
 	return report(mesh.KindSplit, s.Meta, true, fs...)
 }
@@ -107,7 +120,7 @@ func invalid(why string) *fault {
 	if why == "" {
 		return nil
 	}
-	return &fault{"Accepted", "Invalid", why}
+	return &fault{conditionAccepted, reasonInvalid, why}
 }
 
 func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
@@ -116,10 +129,10 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 		svc, ok := v.Service(t.Name)
 		switch {
 		case !ok:
-			fs = append(fs, &fault{"ResolvedRefs", "TargetNotFound", fmt.Sprintf("there is no Service %s; create it, or correct targetRefs", t.Name)})
+			fs = append(fs, &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or correct targetRefs", t.Name)})
 		case t.Port != 0:
 			if _, ok := svc.Port(t.Port); !ok {
-				fs = append(fs, &fault{"ResolvedRefs", "TargetPortNotFound", fmt.Sprintf("Service %s has no port %d; name one of its Service ports in targetRefs", t.Name, t.Port)})
+				fs = append(fs, &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port %d; name one of its Service ports in targetRefs", t.Name, t.Port)})
 			}
 		}
 	}
@@ -140,7 +153,7 @@ func mtlsConflict(p *mesh.Policy, v *mesh.View) *fault {
 			continue
 		}
 		if p.MTLS.Mode != mesh.MTLSUnset && q.MTLS.Mode > p.MTLS.Mode {
-			return &fault{"Accepted", "Conflicted", fmt.Sprintf("MeshPolicy %s selects the same workloads with a stricter mtls.mode, which wins; delete one of the two", q.Meta.Name)}
+			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s selects the same workloads with a stricter mtls.mode, which wins; delete one of the two", q.Meta.Name)}
 		}
 	}
 	return nil
@@ -164,7 +177,7 @@ func trafficConflict(p *mesh.Policy, v *mesh.View) *fault {
 			continue
 		}
 		if p.Traffic.Timeout != nil && q.Traffic.Timeout != nil && *p.Traffic.Timeout != *q.Traffic.Timeout || p.Traffic.Retries != nil && q.Traffic.Retries != nil {
-			return &fault{"Accepted", "Conflicted", fmt.Sprintf("MeshPolicy %s is older and sets the same for the same target, and wins; merge the two, or delete one", q.Meta.Name)}
+			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s is older and sets the same for the same target, and wins; merge the two, or delete one", q.Meta.Name)}
 		}
 	}
 	return nil
