@@ -1,9 +1,11 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strconv"
 	"strings"
 
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -40,11 +42,11 @@ func authorization(policies []*mesh.Policy, trustDomain string, http bool) verdi
 			if policy == nil {
 				continue
 			}
+			to := allow
 			if r.Action == mesh.Deny {
-				deny[RuleID(p, i)] = policy
-			} else {
-				allow[RuleID(p, i)] = policy
+				to = deny
 			}
+			to[ruleID(to, p, i)] = policy
 		}
 	}
 	var out verdicts
@@ -57,13 +59,15 @@ func authorization(policies []*mesh.Policy, trustDomain string, http bool) verdi
 	return out
 }
 
-// RuleID names a rule in logs: "namespace/policy#rule", where the rule is its
-// name, or its place in the list where it has none.
-func RuleID(p *mesh.Policy, i int) string {
-	if n := p.Authorization.Rules[i].Name; n != "" {
-		return fmt.Sprintf("%s#%s", p.Meta.Name, n)
+// ruleID names a rule in logs: "namespace/policy#rule", where the rule is its
+// name, or its place in the list where it has none. Names need not differ: to
+// one that is taken the place is added, so that no rule replaces another.
+func ruleID(taken map[string]*rbacconfig.Policy, p *mesh.Policy, i int) string {
+	id := fmt.Sprintf("%s#%s", p.Meta.Name, cmp.Or(p.Authorization.Rules[i].Name, strconv.Itoa(i)))
+	if _, ok := taken[id]; ok {
+		id = fmt.Sprintf("%s.%d", id, i)
 	}
-	return fmt.Sprintf("%s#%d", p.Meta.Name, i)
+	return id
 }
 
 // rbacPolicy is nil for a rule that can never match.
@@ -153,7 +157,8 @@ func pattern(s string) *matcher.StringMatcher {
 }
 
 // hostPattern is a regular expression for a host, in any case (RFC 9110,
-// section 4.2.3) and with any port unless the pattern names one.
+// section 4.2.3), with the dot of a fully qualified name or without, and with
+// any port unless the pattern names one.
 func hostPattern(h string) string {
 	inner, before, after := h, "", ""
 	switch {
@@ -168,7 +173,7 @@ func hostPattern(h string) string {
 	if i := strings.LastIndexByte(inner, ':'); i >= 0 && !strings.HasSuffix(inner, "]") {
 		port = ""
 	}
-	return "(?i)" + before + regexp.QuoteMeta(inner) + after + port
+	return "(?is)" + before + regexp.QuoteMeta(inner) + after + `\.?` + port
 }
 
 func principal(s mesh.Source, namespace, trustDomain string) *rbacconfig.Principal {

@@ -160,10 +160,13 @@ func portMatcher(mode mesh.MTLSMode, p mesh.Protocol, used map[string]bool) *xds
 	if mode == mesh.MTLSDisabled {
 		tls = plainTCP
 	} else {
-		choices := map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: to(chainMeshHTTP, true)}
-		if !p.IsHTTP() {
-			choices[ALPNTCP] = to(chainMeshTCP, true)
+		// A client that could not look at what it sends, on a port of a protocol
+		// in which servers speak first, calls HTTP TCP as well.
+		tcp := chainMeshTCP
+		if p.IsHTTP() {
+			tcp = chainMeshHTTP
 		}
+		choices := map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: to(chainMeshHTTP, true), ALPNTCP: to(tcp, true)}
 		tls = further(byProtocol(choices, plainTCP))
 	}
 	if http := to(chainPlainHTTP, mode != mesh.MTLSStrict); http != nil {
@@ -235,15 +238,15 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	if !ok {
 		return routesOf(RouteInbound) // 404
 	}
-	in := inboundOf(p, v)
+	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v)}
 	r := routesOf(RouteInbound, &route.Route{
 		Name:  "application",
 		Match: prefixMatch("/"),
 		Action: &route.Route_Route{Route: &route.RouteAction{
 			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: ClusterInbound},
 			Timeout:          durationpb.New(0), IdleTimeout: durationpb.New(0),
-			// The application may close an idle connection just as a request is
-			// put on it; what it has not begun to answer can be sent again.
+			// The application may have closed an idle connection; a request that
+			// was not put on it yet goes on another.
 			RetryPolicy: &route.RetryPolicy{RetryOn: "reset-before-request", NumRetries: wrapperspb.UInt32(2)},
 		}},
 	})

@@ -78,6 +78,7 @@ func baseListener(name string, port uint32) *listener.Listener {
 func directListener(name string, port uint32, routes ...*route.Route) *listener.Listener {
 	l := baseListener(name, port)
 	m := connectionManager(name, 0)
+	m.UpgradeConfigs = nil // a probe that became a WebSocket would be a way in
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesOf(name, routes...)}
 	m.HttpFilters = httpFilters()
 	l.FilterChains = []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}}

@@ -29,10 +29,6 @@ const (
 
 	SecretWorkload = "workload"
 	SecretRoots    = "roots"
-
-	// ScopeEager is the Key.For of a scope whose routes a proxy asks for at
-	// once, not when it first needs them.
-	ScopeEager = "eager"
 )
 
 // Ports that a sidecar listens on, and the names of the mesh's own protocols

@@ -166,10 +166,11 @@ func onDemandTCP(stat string, c *mesh.Config) []*listener.Filter {
 	}
 }
 
-// scope maps an address and port to its routes, which have the same name.
+// scope maps an address and port to its routes, which have the same name and
+// are fetched when first used.
 func scope(k Key) *route.ScopedRouteConfiguration {
 	return &route.ScopedRouteConfiguration{
-		Name: k.Name, OnDemand: k.For != ScopeEager, RouteConfigurationName: k.Name,
+		Name: k.Name, OnDemand: true, RouteConfigurationName: k.Name,
 		Key: &route.ScopedRouteConfiguration_Key{Fragments: []*route.ScopedRouteConfiguration_Key_Fragment{{
 			Type: &route.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: k.Name},
 		}}},

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -56,12 +57,13 @@ func mtlsModes(namespace string, labels map[string]string, v *mesh.View) modes {
 		out.all = mesh.MTLSPermissive
 	}
 	for _, level := range selected(namespace, labels, mesh.SectionMTLS, v) {
+		if slices.ContainsFunc(level, func(p *mesh.Policy) bool { return p.Invalid != "" }) {
+			// It may have meant any port, and nothing is stricter.
+			out = modes{all: mesh.MTLSStrict, ports: map[uint16]mesh.MTLSMode{}}
+			continue
+		}
 		all, ports := mesh.MTLSUnset, map[uint16]mesh.MTLSMode{}
 		for _, p := range level {
-			if p.Invalid != "" {
-				all = mesh.MTLSStrict
-				continue
-			}
 			all = max(all, p.MTLS.Mode)
 			for port, mode := range p.MTLS.Ports {
 				ports[port] = max(ports[port], mode)
@@ -81,7 +83,7 @@ func mtlsModes(namespace string, labels map[string]string, v *mesh.View) modes {
 
 // takesMTLS reports whether clients speak mesh mTLS to the workload's port.
 func takesMTLS(w *mesh.Workload, port uint16, v *mesh.View) bool {
-	return w.Meshed && mtlsModes(w.Namespace, w.Labels, v).at(port) != mesh.MTLSDisabled
+	return w.Meshed && !slices.Contains(w.Direct, port) && mtlsModes(w.Namespace, w.Labels, v).at(port) != mesh.MTLSDisabled
 }
 
 // authorizations are all authorization sections that hold for a workload: they

@@ -35,7 +35,7 @@ func probeRoute(p mesh.Probe) *route.Route {
 	}
 	return &route.Route{
 		Name:  p.Path,
-		Match: pathMatch(p.Path),
+		Match: onlyGET(pathMatch(p.Path)),
 		Action: &route.Route_Route{Route: &route.RouteAction{
 			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: to},
 			Timeout:          durationpb.New(0), // the kubelet has its own
@@ -49,6 +49,15 @@ func probeRoute(p mesh.Probe) *route.Route {
 			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}},
 	}
+}
+
+// onlyGET is what kubelets ask with. Nothing else is answered: who calls is not
+// asked here, so that other methods would pass the workload's policies by.
+func onlyGET(m *route.RouteMatch) *route.RouteMatch {
+	m.Headers = append(m.Headers, &route.HeaderMatcher{
+		Name: ":method", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: exact("GET")},
+	})
+	return m
 }
 
 // substitution is text that stands for itself in a rewrite, where a backslash

@@ -118,7 +118,7 @@ func requestMatch(m mesh.RequestMatch) *route.RouteMatch {
 		case mesh.Exact:
 			out = pathMatch(m.Path.Value)
 		case mesh.Prefix:
-			if p := strings.TrimSuffix(m.Path.Value, "/"); p != "" {
+			if p := strings.TrimRight(m.Path.Value, "/"); p != "" {
 				out = &route.RouteMatch{PathSpecifier: &route.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: p}}
 			}
 		case mesh.Regex:
@@ -154,7 +154,7 @@ type fault struct{ condition, reason, message string }
 // splitFault looks for what keeps a split from holding on the port.
 func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 	if s.Invalid != "" {
-		return &fault{"Accepted", "Invalid", s.Invalid}
+		return &fault{conditionAccepted, reasonInvalid, s.Invalid}
 	}
 	lists := [][]mesh.Backend{s.Backends}
 	for _, r := range s.Rules {
@@ -167,14 +167,14 @@ func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 			n := mesh.Name{Namespace: s.Meta.Namespace, Name: b.Service}
 			svc, ok := v.Service(n)
 			if !ok {
-				return &fault{"ResolvedRefs", "BackendNotFound", fmt.Sprintf("there is no Service %s; create it, or take it out of backends", n)}
+				return &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or take it out of backends", n)}
 			}
 			if _, ok := svc.Port(port); !ok {
-				return &fault{"ResolvedRefs", "BackendPortNotFound", fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
+				return &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
 			}
 		}
 		if sum == 0 || sum > math.MaxUint32 {
-			return &fault{"Accepted", "InvalidWeights", "the weights of each list of backends must add up to more than 0, and to less than 2^32"}
+			return &fault{conditionAccepted, reasonInvalid, "the weights of each list of backends must add up to more than 0, and to less than 2^32"}
 		}
 	}
 	return nil
