@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -72,6 +73,9 @@ func report(kind mesh.Kind, m mesh.Meta, refs bool, fs ...*fault) []mesh.Finding
 	}
 	if !refs {
 		return []mesh.Finding{accepted}
+	}
+	if accepted.OK && !resolved.OK {
+		accepted.Message = "the object is understood; ResolvedRefs says what keeps it from holding"
 	}
 	return []mesh.Finding{accepted, resolved}
 }
@@ -145,15 +149,24 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	return report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
 }
 
-// mtlsConflict finds a policy with the same selector that is stricter, and so
-// wins over this one.
+// mtlsConflict finds a policy with the same selector that is stricter about
+// something that both set, and so wins over this one. One that cannot be
+// understood is as strict as can be.
 func mtlsConflict(p *mesh.Policy, v *mesh.View) *fault {
 	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionMTLS) {
-		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) || q.Invalid != "" {
+		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) {
 			continue
+		}
+		if q.Invalid != "" {
+			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s selects the same workloads and cannot be understood, so that Strict holds for them; correct it, or delete it", q.Meta.Name)}
 		}
 		if p.MTLS.Mode != mesh.MTLSUnset && q.MTLS.Mode > p.MTLS.Mode {
 			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s selects the same workloads with a stricter mtls.mode, which wins; delete one of the two", q.Meta.Name)}
+		}
+		for _, port := range slices.Sorted(maps.Keys(p.MTLS.Ports)) {
+			if q.MTLS.Ports[port] > p.MTLS.Ports[port] {
+				return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s selects the same workloads with a stricter mode for port %d, which wins; take the port out of one of the two", q.Meta.Name, port)}
+			}
 		}
 	}
 	return nil

@@ -194,6 +194,7 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 	t.Helper()
 	out := shown{Type: k.Type.String(), Name: k.Name, For: k.For, Clusters: r.Clusters}
 	for _, f := range r.Findings {
+		checkWords(t, f)
 		out.Findings = append(out.Findings, fmt.Sprintf("%s=%t %s: %s", f.Type, f.OK, f.Reason, f.Message))
 	}
 	if r.Message == nil {
@@ -207,6 +208,19 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// checkWords holds findings to the API's types and reasons of conditions, which
+// the translator does not import.
+func checkWords(t *testing.T, f mesh.Finding) {
+	t.Helper()
+	words := map[string][]string{
+		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
+		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound},
+	}
+	if !slices.Contains(words[f.Type], f.Reason) {
+		t.Errorf("%s=%t for the reason %s is not in the API's words", f.Type, f.OK, f.Reason)
+	}
 }
 
 // validate has a real Envoy read everything that was built.
@@ -236,6 +250,9 @@ func validate(t *testing.T, messages []proto.Message) {
 			port++
 			l.Name = fmt.Sprint(l.Name, port)
 			l.GetAddress().GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
+			for _, a := range l.GetAdditionalAddresses() {
+				a.GetAddress().GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
+			}
 			r.Listeners = append(r.Listeners, l)
 		case *route.RouteConfiguration:
 			port++

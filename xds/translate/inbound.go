@@ -87,7 +87,7 @@ func targetPort(sp mesh.ServicePort, p *mesh.Profile) (uint16, bool) {
 // by its ALPN, so that an application's own TLS passes where plaintext may.
 // Where the profile is gone, nothing is let in.
 func inboundListener(profile string, v *mesh.View) *listener.Listener {
-	l := baseListener(ListenerInbound, PortInbound)
+	l := baseListener(ListenerInbound, PortInbound, v.Config())
 	l.TrafficDirection = core.TrafficDirection_INBOUND
 	l.ListenerFilters = []*listener.ListenerFilter{originalDst()}
 	p, ok := v.Profile(profile)

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -32,14 +34,14 @@ func listenerFor(k Key, v *mesh.View) *listener.Listener {
 	case ListenerProbes:
 		return probesListener(k.For, v)
 	case ListenerStats:
-		return directListener(ListenerStats, PortStats, &route.Route{
+		return directListener(ListenerStats, PortStats, v.Config(), &route.Route{
 			Match: pathMatch("/stats/prometheus"),
 			Action: &route.Route_Route{Route: &route.RouteAction{
 				ClusterSpecifier: &route.RouteAction_Cluster{Cluster: ClusterAdmin}, Timeout: durationpb.New(0),
 			}},
 		})
 	case ListenerReady:
-		return directListener(ListenerReady, PortReady, &route.Route{
+		return directListener(ListenerReady, PortReady, v.Config(), &route.Route{
 			Match:  pathMatch("/ready"),
 			Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}},
 		})
@@ -56,15 +58,16 @@ func egressListener(v *mesh.View) *listener.Listener {
 	if c.Egress == mesh.RegistryOnly {
 		to = ClusterBlackhole
 	}
-	l := baseListener(ListenerEgress, PortEgress)
+	l := baseListener(ListenerEgress, PortEgress, c)
 	l.ListenerFilters = []*listener.ListenerFilter{originalDst()}
 	l.FilterChains = []*listener.FilterChain{{Name: to, Filters: []*listener.Filter{tcpProxy("egress", to, c, outboundLog)}}}
 	return l
 }
 
-// baseListener binds every address of both families where there are two.
-func baseListener(name string, port uint32) *listener.Listener {
-	return &listener.Listener{
+// baseListener binds every IPv4 address, and every IPv6 one where the cluster
+// has such addresses: where there are none, the kernel may not let it.
+func baseListener(name string, port uint32, c *mesh.Config) *listener.Listener {
+	l := &listener.Listener{
 		Name:                                 name,
 		Address:                              socketAddress("0.0.0.0", port),
 		ListenerFiltersTimeout:               seconds(inspectionTimeout),
@@ -72,11 +75,15 @@ func baseListener(name string, port uint32) *listener.Listener {
 		PerConnectionBufferLimitBytes:        wrapperspb.UInt32(1 << 18),
 		MaxConnectionsToAcceptPerSocketEvent: wrapperspb.UInt32(16),
 	}
+	if slices.ContainsFunc(slices.Concat(c.PodRanges, c.ServiceRanges), func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		l.AdditionalAddresses = []*listener.AdditionalAddress{{Address: socketAddress("::", port)}}
+	}
+	return l
 }
 
 // directListener is a small HTTP server with one route.
-func directListener(name string, port uint32, routes ...*route.Route) *listener.Listener {
-	l := baseListener(name, port)
+func directListener(name string, port uint32, c *mesh.Config, routes ...*route.Route) *listener.Listener {
+	l := baseListener(name, port, c)
 	m := connectionManager(name, 0)
 	m.UpgradeConfigs = nil // a probe that became a WebSocket would be a way in
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesOf(name, routes...)}

@@ -41,7 +41,7 @@ const (
 // the listener's size does not depend on how many there are.
 func outboundListener(v *mesh.View) *listener.Listener {
 	c, s := v.Config(), v.Sniffing()
-	l := baseListener(ListenerOutbound, PortOutbound)
+	l := baseListener(ListenerOutbound, PortOutbound, c)
 	l.TrafficDirection = core.TrafficDirection_OUTBOUND
 	l.ListenerFilters = []*listener.ListenerFilter{originalDst(), notOn(httpInspector(), s.Off)}
 	elsewhere := ClusterPassthrough

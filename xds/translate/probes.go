@@ -25,7 +25,7 @@ func probesListener(profile string, v *mesh.View) *listener.Listener {
 			routes = append(routes, probeRoute(probe))
 		}
 	}
-	return directListener(ListenerProbes, PortProbes, routes...)
+	return directListener(ListenerProbes, PortProbes, v.Config(), routes...)
 }
 
 func probeRoute(p mesh.Probe) *route.Route {

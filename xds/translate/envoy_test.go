@@ -1,0 +1,281 @@
+package translate
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"net/netip"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// application is a server behind a sidecar. It notes what reaches it.
+type application struct {
+	net.Listener
+	lock sync.Mutex
+	seen []string // request lines and headers, lower case
+}
+
+// startApplication answers every request with 200, or as its path says: /fail
+// with 503.
+func startApplication(t *testing.T) *application {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &application{Listener: l}
+	both := new(http.Protocols)
+	both.SetHTTP1(true)
+	both.SetUnencryptedHTTP2(true)
+	s := &http.Server{Protocols: both, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text := fmt.Sprintf("%s %s %s\n", r.Method, r.Host, r.RequestURI)
+		for k, v := range r.Header {
+			text += strings.ToLower(k) + ": " + strings.Join(v, ",") + "\n"
+		}
+		a.lock.Lock()
+		a.seen = append(a.seen, text)
+		a.lock.Unlock()
+		if strings.HasPrefix(r.URL.Path, "/fail") {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close() })
+	return a
+}
+
+func (a *application) take() []string {
+	a.lock.Lock()
+	defer a.lock.Unlock()
+	out := a.seen
+	a.seen = nil
+	return out
+}
+
+// startEnvoy runs a real Envoy with the manager of a profile's inbound
+// listener for plaintext, before the application. It returns its address.
+func startEnvoy(t *testing.T, a *application, policies ...*mesh.Policy) string {
+	t.Helper()
+	envoy := os.Getenv("ENVOY")
+	if envoy == "" {
+		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
+	}
+	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
+	es := []mesh.Entity{w}
+	for _, p := range policies {
+		es = append(es, p)
+	}
+	v := view(es...)
+	profile := mesh.ProfileOf(w)
+	m := inboundOf(profile, v).manager(false)
+	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v)}
+	port := freePort(t)
+	to := staticCluster(ClusterInbound)
+	to.ClusterDiscoveryType, to.LbPolicy = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, cluster.Cluster_ROUND_ROBIN
+	to.LoadAssignment = assignment(ClusterInbound, lbEndpoint(netip.MustParseAddrPort(a.Addr().String()), false))
+	b := &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
+		Clusters: []*cluster.Cluster{to},
+		Listeners: []*listener.Listener{{
+			Name: "inbound", Address: socketAddress("127.0.0.1", uint32(port)),
+			FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}},
+		}},
+	}}
+	j, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "envoy.json")
+	if err := os.WriteFile(file, j, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, envoy, "-c", file, "-l", "error", "--use-dynamic-base-id", "--concurrency", "1")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(); _ = cmd.Wait() })
+	at := fmt.Sprint("127.0.0.1:", port)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		c, err := net.Dial("tcp", at)
+		if err == nil {
+			c.Close()
+			return at
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Envoy does not listen: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// ask sends a request as it stands and returns the answer's status; 0 where the
+// connection was closed instead.
+func ask(t *testing.T, at string, lines ...string) int {
+	t.Helper()
+	c, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return 0
+	}
+	return r.StatusCode
+}
+
+// Each request asks for what a rule refuses in a way that the rule does not
+// spell. None may reach the application.
+func TestRulesCannotBeTalkedRound(t *testing.T) {
+	rule := func(to mesh.Operation) mesh.Rule {
+		return mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{to}}
+	}
+	app := startApplication(t)
+	at := startEnvoy(t, app, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+		rule(mesh.Operation{Paths: []string{"/admin", "/admin/*"}}),
+		rule(mesh.Operation{Hosts: []string{"admin.example"}}),
+		rule(mesh.Operation{Methods: []string{"DELETE"}}),
+		rule(mesh.Operation{Methods: []string{"GET"}, Paths: []string{"/socket"}}),
+	}})...)
+	if got := ask(t, at, "GET /open HTTP/1.1", "host: open.example"); got != 200 {
+		t.Fatalf("what no rule refuses is answered with %d, want 200", got)
+	}
+	app.take()
+	const host = "host: open.example"
+	for name, lines := range map[string][]string{
+		"the path":                     {"GET /admin HTTP/1.1", host},
+		"a query":                      {"GET /admin?x HTTP/1.1", host},
+		"a fragment":                   {"GET /admin#x HTTP/1.1", host},
+		"escaped letters":              {"GET /%61dmin HTTP/1.1", host},
+		"dots":                         {"GET /open/../admin HTTP/1.1", host},
+		"escaped dots":                 {"GET /open/%2e%2e/admin HTTP/1.1", host},
+		"two slashes":                  {"GET //admin HTTP/1.1", host},
+		"two slashes further on":       {"GET /admin//x HTTP/1.1", host},
+		"an escaped slash":             {"GET /admin%2fx HTTP/1.1", host},
+		"a backslash":                  {`GET /open\..\admin HTTP/1.1`, host},
+		"an absolute form":             {"GET http://open.example/admin HTTP/1.1", host},
+		"HTTP/1.0":                     {"GET /admin HTTP/1.0", host},
+		"the host":                     {"GET / HTTP/1.1", "host: admin.example"},
+		"the host in capitals":         {"GET / HTTP/1.1", "host: ADMIN.example"},
+		"the host with a port":         {"GET / HTTP/1.1", "host: admin.example:8080"},
+		"the host with its last dot":   {"GET / HTTP/1.1", "host: admin.example."},
+		"dot and port":                 {"GET / HTTP/1.1", "host: admin.example.:80"},
+		"the host in an absolute form": {"GET http://admin.example/ HTTP/1.1", host},
+		"a user before the host":       {"GET / HTTP/1.1", "host: x@admin.example"},
+		"the method":                   {"DELETE / HTTP/1.1", host},
+		"the method in small letters":  {"delete / HTTP/1.1", host},
+		"a method put over another":    {"DELETE / HTTP/1.1", host, "x-http-method-override: GET"},
+		"a WebSocket":                  {"GET /socket HTTP/1.1", host, "connection: upgrade", "upgrade: websocket"},
+		"a WebSocket in capitals":      {"GET /socket HTTP/1.1", host, "connection: Upgrade", "upgrade: WebSocket"},
+		"an upgrade to h2c":            {"GET /socket HTTP/1.1", host, "connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"},
+		"CONNECT":                      {"CONNECT admin.example:80 HTTP/1.1", "host: admin.example:80"},
+		"another upgrade":              {"GET / HTTP/1.1", host, "connection: upgrade", "upgrade: tcp"},
+		"no host":                      {"GET /admin HTTP/1.0"},
+	} {
+		status := ask(t, at, lines...)
+		if got := app.take(); len(got) > 0 {
+			t.Errorf("%s: reaches the application (%d): %q", name, status, got)
+		}
+	}
+}
+
+// The same over HTTP/2, whose requests are spelt otherwise.
+func TestRulesHoldForHTTP2(t *testing.T) {
+	app := startApplication(t)
+	at := startEnvoy(t, app, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+		{Action: mesh.Deny, To: []mesh.Operation{{Paths: []string{"/admin"}}, {Hosts: []string{"admin.example"}}, {Methods: []string{"DELETE"}}}},
+	}})...)
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(transport.CloseIdleConnections)
+	for _, c := range []struct {
+		method, path, host string
+		want               int
+	}{
+		{"GET", "/open", "open.example", 200},
+		{"GET", "/admin", "open.example", 403},
+		{"GET", "/%61dmin?x", "open.example", 403},
+		{"GET", "/open", "ADMIN.example.:80", 403},
+		{"DELETE", "/open", "open.example", 403},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), c.method, "http://"+at+c.path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = c.host
+		answer, err := transport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.ProtoMajor != 2 || answer.StatusCode != c.want {
+			t.Errorf("%s %s%s over %s: %d, want %d over HTTP/2", c.method, c.host, c.path, answer.Proto, answer.StatusCode, c.want)
+		}
+	}
+}
+
+// A caller cannot say to the application what only the sidecar knows, nor make
+// the sidecar repeat its requests or cut them short.
+func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
+	app := startApplication(t)
+	at := startEnvoy(t, app)
+	for _, from := range []string{"", "10.0.0.1", "127.0.0.1", "192.0.2.1, 10.0.0.1"} {
+		lines := []string{
+			"GET /fail HTTP/1.1", "host: web", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 20", "x-envoy-upstream-rq-timeout-ms: 1",
+			"x-envoy-retriable-status-codes: 503", "x-envoy-hedge-on-per-try-timeout: true", "x-envoy-internal: true",
+			"x-forwarded-client-cert: By=spiffe://x;URI=spiffe://cluster.local/ns/shop/sa/admin",
+			"x-envoy-original-dst-host: 127.0.0.1:1", "x-tulle-dst: 10.0.0.1:80",
+		}
+		if from != "" {
+			lines = append(lines, "x-forwarded-for: "+from)
+		}
+		if got := ask(t, at, lines...); got != 503 {
+			t.Errorf("from %q: the answer is %d, want the application's 503", from, got)
+		}
+		seen := app.take()
+		if len(seen) != 1 {
+			t.Errorf("from %q: the application was asked %d times, want once", from, len(seen))
+			continue
+		}
+		if strings.Contains(seen[0], "x-forwarded-client-cert") {
+			t.Errorf("from %q: the application is told who called, by the caller: %s", from, seen[0])
+		}
+		if from != "" && !strings.Contains(seen[0], "x-forwarded-for: "+from+"\n") {
+			t.Errorf("from %q: the header is not what it was: %s", from, seen[0])
+		}
+	}
+}
