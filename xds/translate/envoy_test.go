@@ -136,6 +136,62 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// An application may close an idle connection just as a request is put on it.
+// What is safe to send twice is not lost by that, and nothing else is sent twice.
+func TestConnectionThatTheApplicationCloses(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	var lock sync.Mutex
+	seen := map[string]int{} // by method and path
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // answers one request, and closes when the next comes
+				defer c.Close()
+				in := bufio.NewReader(c)
+				for i := range 2 {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					lock.Lock()
+					seen[r.Method+r.URL.Path]++
+					lock.Unlock()
+					if i == 0 {
+						_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+					}
+				}
+			}()
+		}
+	}()
+	at := startEnvoy(t, &application{Listener: l})
+	lost := 0
+	for i := range 20 {
+		if got := ask(t, at, fmt.Sprintf("GET /%d HTTP/1.1", i), "host: web"); got != 200 {
+			t.Errorf("GET %d is answered with %d, want 200", i, got)
+		}
+		if got := ask(t, at, fmt.Sprintf("POST /%d HTTP/1.1", i), "host: web", "content-length: 0"); got != 200 {
+			lost++
+		}
+	}
+	lock.Lock()
+	defer lock.Unlock()
+	for i := range 20 {
+		if n := seen[fmt.Sprint("POST/", i)]; n != 1 {
+			t.Errorf("POST %d reached the application %d times, want once", i, n)
+		}
+	}
+	if lost == 0 {
+		t.Error("no connection was closed under a POST: the test shows nothing")
+	}
+}
+
 // ask sends a request as it stands and returns the answer's status; 0 where the
 // connection was closed instead.
 func ask(t *testing.T, at string, lines ...string) int {

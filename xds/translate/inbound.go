@@ -239,17 +239,14 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 		return routesOf(RouteInbound) // 404
 	}
 	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v)}
-	r := routesOf(RouteInbound, &route.Route{
-		Name:  "application",
-		Match: prefixMatch("/"),
-		Action: &route.Route_Route{Route: &route.RouteAction{
-			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: ClusterInbound},
-			Timeout:          durationpb.New(0), IdleTimeout: durationpb.New(0),
-			// The application may have closed an idle connection; a request that
-			// was not put on it yet goes on another.
-			RetryPolicy: &route.RetryPolicy{RetryOn: "reset-before-request", NumRetries: wrapperspb.UInt32(2)},
-		}},
-	})
+	safe := prefixMatch("/")
+	safe.Headers = []*route.HeaderMatcher{{
+		Name: ":method", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex("GET|HEAD|OPTIONS")},
+	}}
+	r := routesOf(RouteInbound,
+		toApplication(safe, "reset,reset-before-request"),
+		toApplication(prefixMatch("/"), "reset-before-request"),
+	)
 	filters := map[string]*anypb.Any{}
 	verdicts := authorization(in.policies, in.config.TrustDomain, true)
 	if verdicts.deny != nil {
@@ -260,4 +257,20 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
 	return r
+}
+
+// toApplication tries again when the application closes an idle connection just
+// as a request is put on it, as it may at any time. One that was not sent yet
+// goes on another connection; one that was is sent again where that is safe
+// (RFC 9110, section 9.2.2) and nothing of an answer has come.
+func toApplication(m *route.RouteMatch, retryOn string) *route.Route {
+	return &route.Route{
+		Name:  "application",
+		Match: m,
+		Action: &route.Route_Route{Route: &route.RouteAction{
+			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: ClusterInbound},
+			Timeout:          durationpb.New(0), IdleTimeout: durationpb.New(0),
+			RetryPolicy: &route.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(2)},
+		}},
+	}
 }
