@@ -4,11 +4,10 @@ package main
 // markers from which make generate writes deploy/base/rbac/role.yaml. Those here
 // are what wiring the parts needs, and no part alone.
 //
-// Leader election, and the events that it leaves:
+// Leader election:
 //
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=tulle-system,resources=leases,verbs=create
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=tulle-system,resources=leases,resourceNames=tulled,verbs=get;update
-// +kubebuilder:rbac:groups="",namespace=tulle-system,resources=events,verbs=create;patch
 //
 // Verifying the tokens of proxies, by the API server's published keys, and by
 // asking it where those do not tell:

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -39,6 +43,7 @@ type controlPlane struct {
 	certificates *ca.Certificates
 	builder      *build.Builder
 	observer     *observe.Observer
+	serving      atomic.Bool // proxies, on the xDS address
 }
 
 // run is the control plane, until the context ends.
@@ -67,15 +72,20 @@ func (p *controlPlane) startManager(context.Context) error {
 		return fmt.Errorf("finding the API server: %w", err)
 	}
 	config.QPS, config.Burst = 50, 100
+	lease, err := newLease(config, p.options.namespace, p.options.pod, p.log.WithName("lease"))
+	if err != nil {
+		return err
+	}
 	p.manager, err = ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        scheme,
-		Cache:                         observe.CacheOptions(),
-		Metrics:                       metricsserver.Options{BindAddress: p.options.metrics},
-		HealthProbeBindAddress:        p.options.health,
-		LeaderElection:                true,
-		LeaderElectionID:              "tulled",
-		LeaderElectionNamespace:       p.options.namespace,
-		LeaderElectionReleaseOnCancel: true,
+		Scheme:                 scheme,
+		Cache:                  observe.CacheOptions(),
+		Metrics:                metricsserver.Options{BindAddress: p.options.metrics},
+		HealthProbeBindAddress: p.options.health,
+		LeaderElection:         true,
+		LeaderElectionID:       leaseName, // in messages and metrics; the lock is lease
+		// The process ends with the manager, so the next leader need not wait.
+		LeaderElectionReleaseOnCancel:       true,
+		LeaderElectionResourceLockInterface: lease,
 		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
 			Port: p.options.webhookPort,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) {
@@ -147,8 +157,12 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 		return fmt.Errorf("watching the MeshConfig: %w", err)
 	}
 	follow := func(obj any) {
-		if c, ok := obj.(*v1alpha1.MeshConfig); ok && c.Name == v1alpha1.MeshConfigName && c.Spec.Certificates.Lifetime != nil {
-			p.certificates.SetLifetime(c.Spec.Certificates.Lifetime.Duration)
+		if c, ok := obj.(*v1alpha1.MeshConfig); ok && c.Name == v1alpha1.MeshConfigName {
+			var lifetime time.Duration // the default's
+			if l := c.Spec.Certificates.Lifetime; l != nil {
+				lifetime = l.Duration
+			}
+			p.certificates.SetLifetime(lifetime)
 		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
@@ -172,9 +186,20 @@ func (p *controlPlane) wireTrust(context.Context) error {
 func (p *controlPlane) wireWebhooks(context.Context) error {
 	s := p.manager.GetWebhookServer()
 	in := injection{options: p.options, reader: p.manager.GetClient(), builder: p.builder, log: p.log.WithName("inject")}
-	s.Register(webhook.InjectPath, &admission.Webhook{Handler: &webhook.Injector{
-		Settings: in.settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject"),
-	}})
+	injector := &webhook.Injector{Settings: in.settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
+	s.Register(webhook.InjectPath, &admission.Webhook{Handler: p.whenComplete(injector)})
 	s.Register(webhook.ValidatePath, &admission.Webhook{Handler: webhook.Validator{}})
 	return nil
+}
+
+// whenComplete has requests wait for the cluster's initial state. The API server
+// may send some before this replica is ready, after a restart of the container;
+// what a pod is injected with it keeps for its life.
+func (p *controlPlane) whenComplete(next admission.Handler) admission.Handler {
+	return admission.HandlerFunc(func(ctx context.Context, r admission.Request) admission.Response {
+		if !p.complete(ctx) {
+			return admission.Errored(http.StatusServiceUnavailable, errors.New("the control plane is starting: try again"))
+		}
+		return next.Handle(ctx, r)
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -36,7 +37,13 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 		if !p.complete(ctx) {
 			return nil
 		}
-		return s.ListenAndServe(ctx, p.options.xds)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.options.xds)
+		if err != nil {
+			return fmt.Errorf("listening for proxies: %w", err)
+		}
+		p.serving.Store(true)
+		defer p.serving.Store(false)
+		return s.Serve(ctx, l)
 	})); err != nil {
 		return fmt.Errorf("adding the xDS server: %w", err)
 	}
@@ -75,9 +82,9 @@ func (p *controlPlane) wireStatus(context.Context) error {
 func (p *controlPlane) wireHealth(context.Context) error {
 	for name, check := range map[string]healthz.Checker{
 		"observed": p.observer.Ready,
-		"built": func(*http.Request) error {
-			if !p.built() {
-				return errors.New("the initial state is not built yet")
+		"xds": func(*http.Request) error {
+			if !p.serving.Load() {
+				return errors.New("proxies are not served: the initial state is not built yet, or this replica is stopping")
 			}
 			return nil
 		},

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/go-logr/logr/testr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// answering is a lock whose API server answers with the error.
+type answering struct {
+	resourcelock.Interface
+	holder string
+	err    error
+}
+
+func (l *answering) Identity() string { return "us" }
+
+func (l *answering) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	return &resourcelock.LeaderElectionRecord{HolderIdentity: l.holder}, nil, l.err
+}
+
+func (l *answering) Update(context.Context, resourcelock.LeaderElectionRecord) error { return l.err }
+
+func TestLeaderStaysOnlyWhileNobodyAnswers(t *testing.T) {
+	leases := schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}
+	refused := errors.New("connection refused")
+	ours, released := resourcelock.LeaderElectionRecord{HolderIdentity: "us"}, resourcelock.LeaderElectionRecord{}
+	for name, c := range map[string]struct {
+		leads  bool
+		record resourcelock.LeaderElectionRecord
+		err    error
+		stays  bool
+	}{
+		"nobody is there":                 {true, ours, refused, true},
+		"etcd is away":                    {true, ours, apierrors.NewInternalError(errors.New("etcd: no leader")), true},
+		"too busy":                        {true, ours, apierrors.NewTooManyRequests("later", 1), true},
+		"another has it":                  {true, ours, apierrors.NewConflict(leases, leaseName, errors.New("changed")), false},
+		"it is gone":                      {true, ours, apierrors.NewNotFound(leases, leaseName), false},
+		"no right to it any more":         {true, ours, apierrors.NewForbidden(leases, leaseName, nil), false},
+		"it was never ours":               {false, ours, refused, false},
+		"giving it up does not come true": {true, released, refused, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := &answering{}
+			lease := &patientLease{Interface: api, log: testr.New(t)}
+			if c.leads {
+				if err := lease.Update(t.Context(), ours); err != nil {
+					t.Fatal(err)
+				}
+			}
+			api.err = c.err
+			if err := lease.Update(t.Context(), c.record); (err == nil) != c.stays {
+				t.Errorf("renewing: %v", err)
+			}
+		})
+	}
+
+	t.Run("another was seen to have it", func(t *testing.T) {
+		api := &answering{holder: "them"}
+		lease := &patientLease{Interface: api, log: testr.New(t)}
+		if err := lease.Update(t.Context(), ours); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := lease.Get(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		api.err = refused
+		if lease.Update(t.Context(), ours) == nil {
+			t.Error("it leads beside the other")
+		}
+	})
+}
