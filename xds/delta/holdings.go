@@ -2,7 +2,6 @@ package delta
 
 import (
 	"iter"
-	"strings"
 
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -40,11 +39,9 @@ func (s *Stream) Holding(k build.Key) (Holding, bool) {
 func (s *subscription) holding(t translate.Type) Holding {
 	h := Holding{Key: s.key(t), Sent: s.sent, Acknowledged: s.acked, Rejected: s.rejected}
 	if t == translate.Endpoints { // see Stream.version
-		h.Sent, _, _ = strings.Cut(h.Sent, ofCluster)
-		h.Acknowledged, _, _ = strings.Cut(h.Acknowledged, ofCluster)
+		h.Sent, h.Acknowledged = own(h.Sent), own(h.Acknowledged)
 		if h.Rejected != nil {
-			own, _, _ := strings.Cut(h.Rejected.Version, ofCluster)
-			h.Rejected = &Rejection{Version: own, Message: h.Rejected.Message}
+			h.Rejected = &Rejection{Version: own(h.Rejected.Version), Message: h.Rejected.Message}
 		}
 	}
 	return h

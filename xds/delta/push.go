@@ -124,13 +124,20 @@ func (s *Stream) version(t translate.Type, sub *subscription, v *build.Value) st
 	return v.Version
 }
 
+// own is the version without that of the cluster: what a change of the resource
+// itself makes differ.
+func own(version string) string {
+	version, _, _ = strings.Cut(version, ofCluster)
+	return version
+}
+
 // is reports whether a version on this stream is that of the value.
 func (s *Stream) is(t translate.Type, sub *subscription, version string, v *build.Value) bool {
 	if t != translate.Endpoints {
 		return version == v.Version
 	}
-	own, cluster, _ := strings.Cut(version, ofCluster)
-	if own != v.Version {
+	assignment, cluster, _ := strings.Cut(version, ofCluster)
+	if assignment != v.Version {
 		return false
 	}
 	c, ok := s.types[translate.Cluster].names[sub.name]
@@ -256,9 +263,10 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 		case send:
 			sub.queued, sub.suspect, sub.force = false, false, false
 			version := s.version(p.t, sub, v)
-			if sub.nonce != 0 && version != sub.sent {
+			if sub.nonce != 0 && !sub.moved && own(version) != own(sub.sent) {
 				p.tells(v)
 			}
+			sub.moved = false
 			sub.sent = version
 			p.add(part{sub: sub, version: version}, v, sub.name)
 			if p.t == translate.Cluster && v.EDS {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
@@ -213,7 +214,7 @@ func (s *Stream) answered(t translate.Type, req *discovery.DeltaDiscoveryRequest
 		}
 		subs.unacked = append(subs.unacked[:0:0], subs.unacked[i+1:]...)
 		if req.GetErrorDetail() != nil {
-			s.nacked(t, r, req.GetErrorDetail().GetMessage())
+			s.nacked(t, r, words(req.GetErrorDetail().GetMessage()))
 		} else {
 			s.acked(t, r)
 		}
@@ -235,6 +236,19 @@ func (s *Stream) acked(t translate.Type, r response) {
 			s.types[t].enqueue(p.sub)
 		}
 	}
+}
+
+// MaxMessage is how much is kept of what a proxy says to a refusal, in bytes:
+// it is kept for each resource, and a proxy may say anything.
+const MaxMessage = 2048
+
+// words is what is kept of a message, in memory of its own.
+func words(message string) string {
+	if len(message) <= MaxMessage {
+		return message
+	}
+	const more = " …"
+	return strings.ToValidUTF8(message[:MaxMessage-len(more)], "") + more
 }
 
 func (s *Stream) nacked(t translate.Type, r response, message string) {

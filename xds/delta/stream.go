@@ -190,6 +190,7 @@ type subscription struct {
 	queued      bool // it is in the queue or among the suspects
 	force       bool // send it though it was sent
 	suspect     bool // send it alone
+	moved       bool // it was sent under another key: what is new is the key, not the value
 }
 
 // Rejection is what a proxy said to a resource that it did not take.
@@ -273,7 +274,7 @@ func (s *Stream) Rebind(b Binding) Effects {
 				}
 			case k.For != sub.bound:
 				s.effects.Unsubscribe = append(s.effects.Unsubscribe, sub.key(typ))
-				sub.bound = k.For
+				sub.bound, sub.moved = k.For, true
 				s.effects.Subscribe = append(s.effects.Subscribe, k)
 				subs.enqueue(sub)
 			}

@@ -1,0 +1,117 @@
+package delta_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	status "google.golang.org/genproto/googleapis/rpc/status"
+
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/delta"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// fixed is a source of what a test puts into it.
+type fixed map[build.Key]*build.Value
+
+func (f fixed) Value(k build.Key) *build.Value { return f[k] }
+func (f fixed) Scopes() delta.Collection       { return nil }
+
+// binding has one cluster for all, and routes for a class.
+func bindingOf(class string) delta.Binding {
+	return delta.Binding{
+		Clusters: []string{"c"},
+		Bind: func(t translate.Type, name string) (build.Key, bool) {
+			k := build.Key{Type: t, Name: name}
+			if t == translate.Route {
+				k.For = class
+			}
+			return k, true
+		},
+	}
+}
+
+// exchange sends all there is to send, each acknowledged, and returns the times
+// of the changes that it tells of, by type.
+func exchange(s *delta.Stream, src fixed) map[translate.Type]time.Time {
+	told := map[translate.Type]time.Time{}
+	for {
+		p, _ := s.Next(src)
+		if p == nil {
+			return told
+		}
+		told[p.Type] = p.Since
+		s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: p.Type.URL(), ResponseNonce: p.Response.GetNonce()})
+	}
+}
+
+func at(t translate.Type, serial int, eds bool, since time.Time) *build.Value {
+	v := value(t, body{serial: serial, eds: eds})
+	v.Since = since
+	return v
+}
+
+// What is sent again for another reason than its own change does not tell of a
+// change of long ago.
+func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
+	long, now := time.Unix(1000, 0), time.Unix(9000, 0)
+	cluster, endpoints := build.Key{Type: translate.Cluster, Name: "c"}, build.Key{Type: translate.Endpoints, Name: "c"}
+	here, there := build.Key{Type: translate.Route, Name: "r", For: "here"}, build.Key{Type: translate.Route, Name: "r", For: "there"}
+	src := fixed{
+		cluster: at(translate.Cluster, 1, true, long), endpoints: at(translate.Endpoints, 1, false, long),
+		here: at(translate.Route, 1, false, long), there: at(translate.Route, 2, false, long),
+	}
+	s := delta.New(bindingOf("here"), delta.Limits{})
+	for typ, name := range map[translate.Type]string{translate.Cluster: "*", translate.Endpoints: "c", translate.Route: "r"} {
+		s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: typ.URL(), ResourceNamesSubscribe: []string{name}})
+	}
+	for typ, since := range exchange(s, src) {
+		if !since.IsZero() {
+			t.Errorf("the first %v tells of a change", typ)
+		}
+	}
+
+	src[cluster] = at(translate.Cluster, 2, true, now)
+	s.Dirty([]build.Key{cluster})
+	told := exchange(s, src)
+	if !told[translate.Cluster].Equal(now) {
+		t.Errorf("the cluster tells of a change at %v", told[translate.Cluster])
+	}
+	if since, ok := told[translate.Endpoints]; !ok || !since.IsZero() {
+		t.Errorf("the endpoints that go with it (sent: %t) tell of a change at %v", ok, since)
+	}
+
+	s.Rebind(bindingOf("there"))
+	if since, ok := exchange(s, src)[translate.Route]; !ok || !since.IsZero() {
+		t.Errorf("the route of another class (sent: %t) tells of a change at %v", ok, since)
+	}
+	src[there] = at(translate.Route, 3, false, now)
+	s.Dirty([]build.Key{there})
+	if since := exchange(s, src)[translate.Route]; !since.Equal(now) {
+		t.Errorf("its own change tells of %v", since)
+	}
+}
+
+func TestWordsOfARefusalAreKeptShort(t *testing.T) {
+	route := build.Key{Type: translate.Route, Name: "r", For: "here"}
+	src := fixed{route: at(translate.Route, 1, false, time.Time{})}
+	s := delta.New(bindingOf("here"), delta.Limits{})
+	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"r"}})
+	p, _ := s.Next(src)
+	e := s.Request(&discovery.DeltaDiscoveryRequest{
+		TypeUrl: translate.Route.URL(), ResponseNonce: p.Response.GetNonce(),
+		ErrorDetail: &status.Status{Code: 3, Message: strings.Repeat("ü", 1<<20)},
+	})
+	held, ok := s.Holding(route)
+	if !ok || held.Rejected == nil {
+		t.Fatal("the refusal is not known")
+	}
+	for _, kept := range []string{held.Rejected.Message, e.Refused.Message} {
+		if len(kept) > delta.MaxMessage || len(kept) < delta.MaxMessage/2 || !utf8.ValidString(kept) || !strings.HasSuffix(kept, "…") {
+			t.Errorf("%d bytes are kept: %.20q", len(kept), kept)
+		}
+	}
+}
