@@ -103,6 +103,13 @@ func testDeployment(t *testing.T, config *rest.Config) {
 			t.Errorf("the container does not name port %d", port)
 		}
 	}
+	// The API server goes on sending pods to admit until it hears that the
+	// endpoint is gone.
+	if l := container.Lifecycle; l == nil || l.PreStop == nil || l.PreStop.Sleep == nil || l.PreStop.Sleep.Seconds < 5 {
+		t.Error("a replica that is deleted stops at once, while it is still being called")
+	} else if *created.Spec.TerminationGracePeriodSeconds < l.PreStop.Sleep.Seconds+10 {
+		t.Error("there is too little time to stop in")
+	}
 	privileged := true
 	pod.Spec.Containers[0].SecurityContext.AllowPrivilegeEscalation = &privileged
 	_, err = clients.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})

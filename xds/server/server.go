@@ -69,6 +69,7 @@ const (
 	keepaliveInterval = 30 * time.Second
 	keepaliveTimeout  = 20 * time.Second
 	clientPings       = 10 * time.Second // a client may not ping more often
+	idleConnection    = time.Minute      // without a stream; anybody can open one
 	stopTimeout       = 5 * time.Second
 )
 
@@ -128,7 +129,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.MaxConcurrentStreams(streamsPerConn),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.SharedWriteBuffer(true), // most proxies are idle most of the time
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: clientPings, PermitWithoutStream: true}),
 	}
 	if s.options.TLS != nil {

@@ -65,6 +65,7 @@ const (
 	reviewsPerSec = 20
 	reviewBurst   = 100
 	fetchTimeout  = 5 * time.Second
+	reviewTimeout = 10 * time.Second
 	maxToken      = 16 << 10 // bytes
 )
 
@@ -238,6 +239,10 @@ func (t *Tokens) review(ctx context.Context, token string, said Peer, why error)
 	if !t.reviews.AllowN(t.options.Now(), 1) {
 		return Peer{}, temporary(fmt.Errorf("too many tokens to review; this one because: %w", why))
 	}
+	// A stream whose client waits patiently would wait for a silent API server
+	// as long as that takes.
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
 	peer, err := t.options.Review(ctx, token)
 	if err != nil {
 		return Peer{}, err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -248,4 +249,26 @@ func TestTokensAreNotRefusedForGoodWhileTheAPIServerIsAway(t *testing.T) {
 	if _, err := tokens.Verify(t.Context(), a.token(peer("web"))); err != nil {
 		t.Errorf("when it is back: %v", err)
 	}
+}
+
+func TestSilentAPIServerIsNotWaitedForWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newAPIServer(t)
+		tokens := NewTokens(TokenOptions{
+			Keys:   func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
+			Issuer: func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() },
+			Review: func(ctx context.Context, _ string) (Peer, error) {
+				<-ctx.Done()
+				return Peer{}, &AuthError{Reason: reasonNoKeys, Temporary: true, Err: ctx.Err()}
+			},
+		})
+		started := time.Now()
+		_, err := tokens.Verify(t.Context(), api.token(peer("web")))
+		if took := time.Since(started); took > fetchTimeout+reviewTimeout {
+			t.Errorf("it took %v", took)
+		}
+		if reason := reasonOf(t, err); reason != reasonNoKeys {
+			t.Errorf("refused because of %s: %v", reason, err)
+		}
+	})
 }
