@@ -94,6 +94,13 @@ func startControlPlane(t, whole *testing.T, kubeconfig, name string) *replica {
 		}
 		return expectStatus(asking.Get("http://" + r.health + "/readyz"))
 	})
+	// What it says is to be true: proxies can connect.
+	conn, err := net.Dial("tcp", r.xds)
+	if err != nil {
+		t.Errorf("%s is ready and serves no proxies: %v", name, err)
+	} else {
+		conn.Close()
+	}
 	return r
 }
 

@@ -381,7 +381,7 @@ func (s *Stream) sent(p *pushing) *Push {
 	s.nonce++
 	p.response.Nonce = strconv.FormatUint(s.nonce, 10)
 	subs := &s.types[p.t]
-	subs.unacked = append(subs.unacked, response{nonce: s.nonce, parts: p.parts})
+	subs.unacked = append(subs.unacked, response{nonce: s.nonce, parts: p.parts, since: p.since})
 	for _, what := range p.parts {
 		if what.sub != nil {
 			what.sub.nonce = s.nonce

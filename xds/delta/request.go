@@ -223,7 +223,7 @@ func (s *Stream) answered(t translate.Type, req *discovery.DeltaDiscoveryRequest
 }
 
 func (s *Stream) acked(t translate.Type, r response) {
-	s.effects.Acknowledged = strconv.FormatUint(r.nonce, 10)
+	s.effects.Acknowledged = r.since
 	if t == translate.Scope {
 		s.scopes.acked(r)
 		return

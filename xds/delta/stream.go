@@ -4,6 +4,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -134,8 +135,9 @@ type Effects struct {
 	Unsubscribe []build.Key
 	// Asked are the names that the proxy asked for of its own accord.
 	Asked []build.Key
-	// Acknowledged is the nonce of the response that the proxy took.
-	Acknowledged string
+	// Acknowledged is the [Push.Since] of the response that the proxy took; zero
+	// when it took none, or one that told of no change.
+	Acknowledged time.Time
 	// Refused is the response that it did not take.
 	Refused *Nack
 	// Ignored are parts of the request that were not answered.
@@ -219,6 +221,7 @@ type subscriptions struct {
 type response struct {
 	nonce uint64
 	parts []part
+	since time.Time // when the oldest of the changes came in of which it tells
 }
 
 // part is a resource in a response. Scopes have a name, all others a

@@ -43,8 +43,7 @@ type stream struct {
 	pushes uint64
 
 	// Owned by the stream's own goroutine.
-	since    map[string]time.Time // by nonce: when the change came in that it tells of
-	named    bool                 // the node's id was looked at
+	named    bool // the node's id was looked at
 	reminder reminder
 }
 
@@ -62,7 +61,6 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 		log:      s.options.Log.WithValues("pod", p.Pod.String()),
 		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
 		wake:     make(chan struct{}, 1),
-		since:    map[string]time.Time{},
 		proxy: proxy{
 			namespace: p.Pod.Namespace, identity: identity,
 			profile: s.options.Builder.Snapshot().Profile(w),
@@ -190,9 +188,6 @@ func (st *stream) flush(ctx context.Context) error {
 		if push == nil || ctx.Err() != nil {
 			return nil
 		}
-		if !push.Since.IsZero() {
-			st.since[push.Response.Nonce] = push.Since
-		}
 		st.server.metrics.sent(push)
 		if err := st.rpc.Send(push.Response); err != nil {
 			return err
@@ -256,14 +251,10 @@ func (st *stream) carryOut(e delta.Effects) {
 		st.server.metrics.ignored.WithLabelValues(string(i.Reason)).Inc()
 		st.log.V(1).Info("a proxy asked for what it cannot have", "type", i.URL, "name", i.Name, "reason", i.Reason)
 	}
-	if e.Acknowledged != "" {
-		if since, ok := st.since[e.Acknowledged]; ok {
-			st.server.metrics.convergence.Observe(time.Since(since).Seconds())
-			delete(st.since, e.Acknowledged)
-		}
+	if since := e.Acknowledged; !since.IsZero() {
+		st.server.metrics.convergence.Observe(time.Since(since).Seconds())
 	}
 	if n := e.Refused; n != nil {
-		delete(st.since, n.Nonce)
 		st.server.metrics.nacks.WithLabelValues(typeName(n.Type)).Inc()
 		st.log.Info("a proxy refused what it was sent", "type", typeName(n.Type), "names", few(n.Names), "error", n.Message)
 	}
