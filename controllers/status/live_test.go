@@ -184,6 +184,11 @@ func followsFindings(t *testing.T, config *rest.Config) {
 			a, err := status(ctx, v1alpha1.ConditionAccepted)
 			return a != nil && a.Status == metav1.ConditionTrue && a.ObservedGeneration == 2, err
 		})
+		// A write is counted when its answer has come, which may be after others
+		// have seen it.
+		eventually(t, "the write is counted", func(context.Context) (bool, error) {
+			return policyWrites(t, metrics) > before, nil
+		})
 		if got := policyWrites(t, metrics) - before; got != 1 {
 			t.Errorf("%v writes since version %s, want 1", got, version)
 		}
