@@ -48,7 +48,7 @@ func install(m *testing.M) int {
 func cluster(t *testing.T) *kube.Cluster {
 	t.Helper()
 	if installed == nil {
-		t.Skip("KUBECONFIG names no cluster")
+		t.Fatal("KUBECONFIG names no cluster; run: make e2e")
 	}
 	return installed
 }
