@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -78,10 +79,19 @@ func startControlPlane(t, whole *testing.T, kubeconfig, name string) *replica {
 		"--debug-address="+r.debug, "--webhook-port="+webhookPort)
 	r.process.Env = append(os.Environ(), asProgram+"=yes", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE="+meshNamespace, "POD_NAME="+name)
 	r.process.Stdout, r.process.Stderr = log, log
-	if err := r.process.Start(); err != nil {
+	// It ends with the thread that starts it, and so with a test that is killed.
+	r.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := r.process.Start()
+		if started <- err; err == nil {
+			r.ended <- r.process.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	go func() { r.ended <- r.process.Wait() }()
 	whole.Cleanup(func() {
 		_ = r.process.Process.Kill() // it may have ended long since
 		if whole.Failed() {
