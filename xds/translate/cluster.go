@@ -198,15 +198,16 @@ func connectionAge(v *mesh.View) time.Duration {
 // in both directions would deadlock over HTTP/1. age 0 is no limit.
 func protocolOptions(age time.Duration) map[string]*anypb.Any {
 	o := &upstreams.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)},
 		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions:  &core.Http1ProtocolOptions{},
+				HttpProtocolOptions:  http1(),
 				Http2ProtocolOptions: &core.Http2ProtocolOptions{},
 			},
 		},
 	}
 	if age > 0 {
-		o.CommonHttpProtocolOptions = &core.HttpProtocolOptions{MaxConnectionDuration: seconds(age)}
+		o.CommonHttpProtocolOptions.MaxConnectionDuration = seconds(age)
 	}
 	return map[string]*anypb.Any{httpOptions: typed(o)}
 }

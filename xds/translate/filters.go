@@ -9,6 +9,7 @@ import (
 	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	preservecase "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -70,6 +71,27 @@ func perRoute(rules *rbacconfig.RBAC) *rbac.RBACPerRoute {
 	return &rbac.RBACPerRoute{Rbac: &rbac.RBAC{Rules: rules}}
 }
 
+// maxHeaders is how many headers a message may have. Envoy's default of 100 is
+// below what servers take (Go has no limit, Java's Tomcat counts bytes).
+const maxHeaders = 1000
+
+// http1 keeps what an application may look at, in both directions: the case of
+// header names, trailers, and HTTP/1.0.
+func http1() *core.Http1ProtocolOptions {
+	return &core.Http1ProtocolOptions{
+		AcceptHttp_10:  true,
+		EnableTrailers: true,
+		HeaderKeyFormat: &core.Http1ProtocolOptions_HeaderKeyFormat{
+			HeaderFormat: &core.Http1ProtocolOptions_HeaderKeyFormat_StatefulFormatter{
+				StatefulFormatter: &core.TypedExtensionConfig{
+					Name:        "preserve_case",
+					TypedConfig: typed(&preservecase.PreserveCaseFormatterConfig{}),
+				},
+			},
+		},
+	}
+}
+
 // connectionManager is what all of ours have in common: nothing is added to or
 // taken from what the application sees, and no time-out is imposed that a
 // policy did not ask for. idle bounds the wait before a route is known; 0 is
@@ -84,7 +106,8 @@ func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManag
 		SkipXffAppend:              true,
 		GenerateRequestId:          wrapperspb.Bool(true),
 		PreserveExternalRequestId:  true,
-		HttpProtocolOptions:        &core.Http1ProtocolOptions{AcceptHttp_10: true},
+		HttpProtocolOptions:        http1(),
+		CommonHttpProtocolOptions:  &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)},
 		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
 }

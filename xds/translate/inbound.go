@@ -3,6 +3,7 @@ package translate
 import (
 	"slices"
 	"strconv"
+	"time"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -26,6 +27,9 @@ const (
 	chainPlainTCP  = "plain-tcp"
 	chainClosed    = "closed"
 )
+
+// handshakeTimeout is ample for a client in the same cluster.
+const handshakeTimeout = 15 * time.Second
 
 // inbound is what a profile's inbound configuration is made from.
 type inbound struct {
@@ -187,9 +191,11 @@ func (in inbound) chains() []*listener.FilterChain {
 		return append(out, tcpProxy(stat, ClusterInbound, in.config, inboundLog))
 	}
 	tls := serverTLS(in.config.TrustDomain)
+	// Whoever opens a connection and never completes the handshake is let go.
+	handshake := seconds(handshakeTimeout)
 	return []*listener.FilterChain{
-		{Name: chainMeshHTTP, TransportSocket: tls, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(true))}},
-		{Name: chainMeshTCP, TransportSocket: tls, Filters: tcp(chainMeshTCP)},
+		{Name: chainMeshHTTP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(true))}},
+		{Name: chainMeshTCP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: tcp(chainMeshTCP)},
 		{Name: chainPlainHTTP, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(false))}},
 		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP)},
 	}
