@@ -34,8 +34,11 @@ func TestAuthorizationDecidesBy(t *testing.T) {
 		expect        []expectation
 	}{
 		"service account": {`rules: [{from: [{serviceAccounts: [friend]}]}]`, []expectation{
-			{"stranger", get("/"), refused}, {"foreign", get("/"), refused}, {"friend", get("/"), allowed},
-			{"stranger", tcp, closed}, {"friend", tcp, works},
+			{"stranger", get("/"), refused},
+			{"foreign", get("/"), refused},
+			{"friend", get("/"), allowed},
+			{"stranger", tcp, closed},
+			{"friend", tcp, works},
 		}},
 		"service account of another namespace": {`rules: [{from: [{serviceAccounts: [` + other.name + `/foreign]}]}]`, []expectation{
 			{"friend", get("/"), refused}, {"foreign", get("/"), allowed},

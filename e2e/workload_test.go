@@ -126,8 +126,11 @@ func echoContainer(version string, args ...string) corev1.Container {
 		Args:  args,
 		Env:   []corev1.EnvVar{{Name: "VERSION", Value: version}},
 		Ports: []corev1.ContainerPort{
-			{Name: "http", ContainerPort: 8080}, {Name: "grpc", ContainerPort: 9000}, {Name: "tcp", ContainerPort: 9001},
-			{Name: "greet", ContainerPort: 3306}, {Name: "tls", ContainerPort: 8443},
+			{Name: "http", ContainerPort: 8080},
+			{Name: "grpc", ContainerPort: 9000},
+			{Name: "tcp", ContainerPort: 9001},
+			{Name: "greet", ContainerPort: 3306},
+			{Name: "tls", ContainerPort: 8443},
 		},
 	}
 }

@@ -202,8 +202,10 @@ func (c *cluster) streams(ctx context.Context) ([]replicaStatus, []stream, error
 	}
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return over(&p) })
 	if len(pods) == 0 {
-		return nil, nil, &advice{fmt.Errorf("no control plane runs in namespace %s", c.meshNamespace),
-			"install it: kubectl apply -k deploy/overlays/default\nor name its namespace: --mesh-namespace"}
+		return nil, nil, &advice{
+			fmt.Errorf("no control plane runs in namespace %s", c.meshNamespace),
+			"install it: kubectl apply -k deploy/overlays/default\nor name its namespace: --mesh-namespace",
+		}
 	}
 	replicas := make([]replicaStatus, len(pods))
 	answers := make([][]stream, len(pods))
@@ -234,8 +236,10 @@ func (c *cluster) streams(ctx context.Context) ([]replicaStatus, []stream, error
 // askReplica reads the streams of one replica.
 func (c *cluster) askReplica(ctx context.Context, pod *corev1.Pod) ([]stream, error) {
 	if pod.Status.Phase != corev1.PodRunning {
-		return nil, &advice{fmt.Errorf("pod %s does not run: %s", podName(pod), pod.Status.Phase),
-			fmt.Sprintf("kubectl -n %s describe pod %s", pod.Namespace, pod.Name)}
+		return nil, &advice{
+			fmt.Errorf("pod %s does not run: %s", podName(pod), pod.Status.Phase),
+			fmt.Sprintf("kubectl -n %s describe pod %s", pod.Namespace, pod.Name),
+		}
 	}
 	e, err := c.reach(pod, portDebug)
 	if err != nil {

@@ -150,8 +150,10 @@ func TestLoadKeepsItsRateAndCountsVersions(t *testing.T) {
 	for kind, target := range map[string]string{"http": "http://" + at["http"], "grpc": at["grpc"], "tcp": at["tcp"]} {
 		t.Run(kind, func(t *testing.T) {
 			var out bytes.Buffer
-			err := run(t.Context(), []string{"load", kind, target, "--rate", "400", "--requests", "200",
-				"--connections", "4", "--new-connection-share", "0.5", "--timeline"}, &out)
+			err := run(t.Context(), []string{
+				"load", kind, target, "--rate", "400", "--requests", "200",
+				"--connections", "4", "--new-connection-share", "0.5", "--timeline",
+			}, &out)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,9 +54,10 @@ type world struct{ *rand.Rand }
 
 func (w world) namespace() string    { return []string{"tulle-system", "a", "b"}[w.IntN(3)] }
 func (w world) name(p string) string { return fmt.Sprintf("%s%d", p, w.IntN(4)) }
-func (w world) vip() netip.Addr      { return netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.IntN(5))}) }
-func (w world) pod() netip.Addr      { return netip.AddrFrom4([4]byte{10, 244, 0, byte(1 + w.IntN(6))}) }
-func (w world) port() uint16         { return []uint16{80, 8080, 3306}[w.IntN(3)] }
+func (w world) vip() netip.Addr { return netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.IntN(5))}) }
+
+func (w world) pod() netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 0, byte(1 + w.IntN(6))}) }
+func (w world) port() uint16    { return []uint16{80, 8080, 3306}[w.IntN(3)] }
 func (w world) labels() map[string]string {
 	return map[string]string{"app": w.name("app")}
 }

@@ -82,8 +82,11 @@ func TestStreamsWithoutAGoodTokenAreRefused(t *testing.T) {
 	c["kubernetes.io"].(map[string]any)["pod"] = map[string]string{"name": "web", "uid": "of an earlier pod"}
 	earlier := h.api.sign(c)
 	for i, test := range []struct{ name, token string }{
-		{"none", ""}, {"another audience", otherAudience}, {"expired", expired},
-		{"of a pod that is gone", earlier}, {"of a pod that never was", h.api.token(peer("nobody"))},
+		{"none", ""},
+		{"another audience", otherAudience},
+		{"expired", expired},
+		{"of a pod that is gone", earlier},
+		{"of a pod that never was", h.api.token(peer("nobody"))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := h.connect(test.token)

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"net/netip"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -12,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	"net/netip"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )

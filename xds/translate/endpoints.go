@@ -2,12 +2,12 @@ package translate
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/structpb"
-	"net/netip"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )

@@ -176,7 +176,7 @@ func sameSelector(a, b *mesh.Selector) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return (a.Matches(b.MatchLabels)) && b.Matches(a.MatchLabels)
+	return a.Matches(b.MatchLabels) && b.Matches(a.MatchLabels)
 }
 
 // trafficConflict finds an older policy for the same targets that sets the

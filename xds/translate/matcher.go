@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"net/netip"
 	"slices"
 
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
@@ -10,7 +11,6 @@ import (
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	"net/netip"
 )
 
 // A listener's filter_chain_matcher: a tree of decisions that ends in the name
