@@ -151,30 +151,85 @@ func (s *space) watcher(t *testing.T) kube.Pod {
 	return s.in("watcher")
 }
 
-func TestHTTPProbesTellTheTruthUnderStrict(t *testing.T) {
+func TestProbesTellTheTruthUnderStrict(t *testing.T) {
 	s := newSpace(t, "probes", true)
 	s.strict()
+	get := func(port string, scheme corev1.URIScheme) corev1.ProbeHandler {
+		return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromString(port), Scheme: scheme}}
+	}
+	cases := []struct {
+		name, toggle string
+		probe        corev1.ProbeHandler
+	}{
+		{"http", "ready", get("http", corev1.URISchemeHTTP)},
+		{"https", "ready", get("tls", corev1.URISchemeHTTPS)},
+		{"grpc", "ready", corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 9000}}},
+		{"tcp", "greet", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("greet")}}},
+	}
+	var apps []app
+	for _, c := range cases {
+		apps = append(apps, app{name: c.name, pod: func(p *corev1.PodTemplateSpec) {
+			p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: c.probe, PeriodSeconds: 1, FailureThreshold: 1}
+		}})
+	}
+	s.deploy(apps...)
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := s.on(t)
+			pod := s.in(c.name)
+			for _, ready := range []bool{false, true} {
+				s.toggle(pod, c.toggle, ready)
+				start := time.Now()
+				s.podUntil(pod, fmt.Sprintf("the pod's readiness to be %t", ready), func(p *corev1.Pod) error {
+					if kube.PodReady(p) != ready {
+						return fmt.Errorf("it is %t", !ready)
+					}
+					return nil
+				})
+				figure(t, "%s probe toggled to %t: the pod's status says so after %.1f s", c.name, ready, time.Since(start).Seconds())
+			}
+		})
+	}
+}
+
+func TestAClosedPortEndsTheContainerUnderStrict(t *testing.T) {
+	s := newSpace(t, "liveness", true)
+	s.strict()
 	s.deploy(app{name: "server", pod: func(p *corev1.PodTemplateSpec) {
-		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
-			ProbeHandler:     corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromString("http")}},
-			PeriodSeconds:    1,
-			FailureThreshold: 1,
-		}
+		c := &p.Spec.Containers[0]
+		greet := corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("greet")}}
+		c.StartupProbe = &corev1.Probe{ProbeHandler: greet, PeriodSeconds: 1, FailureThreshold: 30}
+		c.LivenessProbe = &corev1.Probe{ProbeHandler: greet, PeriodSeconds: 1, FailureThreshold: 2}
 	}})
 	pod := s.in("server")
-	for _, ready := range []bool{false, true} {
-		toggle := fmt.Sprintf("http://127.0.0.1:8080/toggle/ready?to=%t", ready)
-		if err := answered(200)(s.call(pod, "http", toggle)); err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		eventually(t, 15*time.Second, fmt.Sprintf("the pod's readiness to be %t", ready), func(ctx context.Context) error {
-			p, err := s.c.Client.CoreV1().Pods(s.name).Get(ctx, pod.Name, metav1.GetOptions{})
-			if err == nil && kube.PodReady(p) != ready {
-				err = fmt.Errorf("it is %t", !ready)
+	restarts := func(want int32) func(*corev1.Pod) error {
+		return func(p *corev1.Pod) error {
+			if n := p.Status.ContainerStatuses[0].RestartCount; n != want || !kube.PodReady(p) {
+				return fmt.Errorf("%d restarts, ready %t", n, kube.PodReady(p))
 			}
-			return err
-		})
-		figure(t, "HTTP probe toggled to %t: the pod's status says so after %.1f s", ready, time.Since(start).Seconds())
+			return nil
+		}
 	}
+	s.podUntil(pod, "no restart while the port is open", restarts(0))
+	s.toggle(pod, "greet", false)
+	s.podUntil(pod, "one restart, after which the port is open", restarts(1))
+}
+
+// toggle switches what a workload's program does, from beside it.
+func (s *space) toggle(pod kube.Pod, what string, to bool) {
+	s.t.Helper()
+	url := fmt.Sprintf("http://127.0.0.1:8080/toggle/%s?to=%t", what, to)
+	must(s.t, answered(200)(s.call(pod, "http", url)))
+}
+
+// podUntil waits until judge has no complaint about the pod.
+func (s *space) podUntil(pod kube.Pod, what string, judge func(*corev1.Pod) error) {
+	s.t.Helper()
+	eventually(s.t, 20*time.Second, what, func(ctx context.Context) error {
+		p, err := s.c.Client.CoreV1().Pods(s.name).Get(ctx, pod.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		return judge(p)
+	})
 }

@@ -12,13 +12,18 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// takeProbes leads the application's HTTP probes through the sidecar, which
-// asks the application itself: the kubelet has no certificate, so under Strict
-// it could not ask any more. The probes as they were are returned.
+// takeProbes leads the application's probes through the sidecar, which asks the
+// application itself: the kubelet has no certificate, so under Strict it could
+// not ask any more; and the sidecar accepts a TCP probe's connection whether the
+// application listens or not. The probes as they were are returned.
+//
+// A TCP or gRPC probe becomes an HTTP one to the sidecar. Its times and
+// thresholds stay.
 //
 // A port that is excluded from redirection keeps its probes: the kubelet
-// reaches it as before. TCP and gRPC probes are left as they are, with a
-// warning where they stop telling the truth.
+// reaches it as before. Hooks are left as they are, with a warning: the sidecar
+// does not ask who calls for a probe, and what a hook does is not for everybody
+// to do.
 func takeProbes(pod *corev1.Pod, excluded []uint16) (taken []mesh.Probe, warnings []string, err error) {
 	t := taker{before: probesBefore(pod), excluded: excluded}
 	for c := range others(pod) {
@@ -31,8 +36,12 @@ func takeProbes(pod *corev1.Pod, excluded []uint16) (taken []mesh.Probe, warning
 			{"startup", c.StartupProbe},
 		} {
 			if p.probe != nil {
-				t.take(c, p.kind, &p.probe.ProbeHandler)
+				t.take(c, p.kind, p.probe)
 			}
+		}
+		if c.Lifecycle != nil {
+			t.leave(c, "postStart", c.Lifecycle.PostStart)
+			t.leave(c, "preStop", c.Lifecycle.PreStop)
 		}
 	}
 	return t.taken, t.warnings, join(t.problems)
@@ -60,36 +69,33 @@ func (t *taker) warn(format string, args ...any) {
 	t.warnings = append(t.warnings, fmt.Sprintf(format, args...))
 }
 
-func (t *taker) take(c *corev1.Container, kind string, h *corev1.ProbeHandler) {
+func (t *taker) take(c *corev1.Container, kind string, p *corev1.Probe) {
+	h := &p.ProbeHandler
 	switch {
 	case h.HTTPGet != nil:
 		t.takeHTTP(c, kind, h.HTTPGet)
-	case h.TCPSocket != nil:
-		if port, ok := resolve(h.TCPSocket.Port, c); ok && h.TCPSocket.Host == "" && !slices.Contains(t.excluded, port) {
-			t.warn("the %s probe of the container %q is a TCP one, of port %d: the sidecar accepts such a connection whether the application listens or not", kind, c.Name, port)
-		}
+	case h.TCPSocket != nil && h.TCPSocket.Host == "":
+		t.takeOther(c, kind, h.TCPSocket.Port, p, mesh.Probe{Kind: mesh.ProbeTCP})
 	case h.GRPC != nil:
-		if !slices.Contains(t.excluded, uint16(h.GRPC.Port)) {
-			t.warn("the %s probe of the container %q is a gRPC one, of port %d: it fails where mTLS is Strict, because the kubelet has no certificate", kind, c.Name, h.GRPC.Port)
+		service := ""
+		if h.GRPC.Service != nil {
+			service = *h.GRPC.Service
 		}
+		t.takeOther(c, kind, intstr.FromInt32(h.GRPC.Port), p, mesh.Probe{Kind: mesh.ProbeGRPC, Service: service})
 	}
 }
 
 func (t *taker) takeHTTP(c *corev1.Container, kind string, get *corev1.HTTPGetAction) {
-	path := fmt.Sprintf("/probe/%s/%s", c.Name, kind)
 	if get.Host != "" {
 		return // the kubelet asks another host, not this pod
 	}
+	path := pathOf(c, kind)
 	if get.Port.IntValue() == portProbes {
 		t.keep(c, kind, path, get)
 		return
 	}
-	port, ok := resolve(get.Port, c)
+	port, ok := t.port(c, kind, get.Port)
 	if !ok {
-		t.warn("the %s probe of the container %q is of port %q, which the container does not declare, so it is left as it is and will fail", kind, c.Name, get.Port.String())
-		return
-	}
-	if slices.Contains(t.excluded, port) {
 		return
 	}
 	t.taken = append(t.taken, mesh.Probe{
@@ -101,6 +107,43 @@ func (t *taker) takeHTTP(c *corev1.Container, kind string, get *corev1.HTTPGetAc
 	get.Path = path
 	get.Port = intstr.FromInt32(portProbes)
 	get.Scheme = corev1.URISchemeHTTP
+}
+
+// takeOther makes a TCP or gRPC probe an HTTP one.
+func (t *taker) takeOther(c *corev1.Container, kind string, port intstr.IntOrString, p *corev1.Probe, as mesh.Probe) {
+	var ok bool
+	if as.Port, ok = t.port(c, kind, port); !ok {
+		return
+	}
+	as.Path = pathOf(c, kind)
+	if p.TimeoutSeconds > 1 {
+		as.Timeout = p.TimeoutSeconds
+	}
+	t.taken = append(t.taken, as)
+	p.ProbeHandler = corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		Path: as.Path, Port: intstr.FromInt32(portProbes), Scheme: corev1.URISchemeHTTP,
+	}}
+}
+
+// leave warns of a hook that is an HTTP request.
+func (t *taker) leave(c *corev1.Container, kind string, h *corev1.LifecycleHandler) {
+	if h == nil || h.HTTPGet == nil || h.HTTPGet.Host != "" {
+		return
+	}
+	if port, ok := resolve(h.HTTPGet.Port, c); ok && !slices.Contains(t.excluded, port) {
+		t.warn("the %s hook of the container %q asks port %d: it fails where mTLS is Strict, because the kubelet has no certificate; write an exec hook, or name the port in the annotation %s", kind, c.Name, port, AnnotationExcludeInboundPorts)
+	}
+}
+
+func pathOf(c *corev1.Container, kind string) string { return "/probe/" + c.Name + "/" + kind }
+
+// port is the number of the port to ask through the sidecar, if it is to be.
+func (t *taker) port(c *corev1.Container, kind string, port intstr.IntOrString) (uint16, bool) {
+	n, ok := resolve(port, c)
+	if !ok {
+		t.warn("the %s probe of the container %q is of port %q, which the container does not declare, so it is left as it is and will fail", kind, c.Name, port.String())
+	}
+	return n, ok && !slices.Contains(t.excluded, n)
 }
 
 // keep finds the record of a probe that was led through the sidecar before: by

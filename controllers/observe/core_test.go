@@ -232,6 +232,11 @@ metadata:
     mesh.tulle.dev/status: |
       {"version": "v1", "probes": [
         {"Path": "/probe/app/live", "Port": 8080, "Target": "/healthz?full=1", "HTTPS": true},
+        {"Path": "/probe/app/ready", "Port": 3306, "Kind": "TCP"},
+        {"Path": "/probe/app/start", "Port": 9000, "Kind": "GRPC", "Service": "shop.Web", "Timeout": 5},
+        {"Path": "bad", "Port": 3306, "Kind": "TCP"},
+        {"Path": "/bad", "Port": 3306, "Kind": "TCP", "Timeout": -1},
+        {"Path": "/bad", "Port": 3306, "Kind": "ICMP", "Target": "/"},
         {"Path": "bad", "Port": 8080, "Target": "/"},
         {"Path": "/bad", "Port": 0, "Target": "/"},
         {"Path": "/bad", "Port": 1, "Target": "http://elsewhere/"}]}
@@ -262,7 +267,11 @@ func TestMeshedPodIsAWorkloadWithItsProbes(t *testing.T) {
 		Addresses:      addrs("10.0.0.4", "fd00::4"),
 		Meshed:         true,
 		Ports:          []mesh.ContainerPort{{Name: "help", Port: 7000}, {Name: "admin", Port: 8000}, {Name: "http", Port: 8080}},
-		Probes:         []mesh.Probe{{Path: "/probe/app/live", Port: 8080, Target: "/healthz?full=1", HTTPS: true}},
+		Probes: []mesh.Probe{
+			{Path: "/probe/app/live", Port: 8080, Target: "/healthz?full=1", HTTPS: true},
+			{Path: "/probe/app/ready", Port: 3306, Kind: mesh.ProbeTCP},
+			{Path: "/probe/app/start", Port: 9000, Kind: mesh.ProbeGRPC, Service: "shop.Web", Timeout: 5},
+		},
 	})
 }
 

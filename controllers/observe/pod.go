@@ -110,10 +110,23 @@ func injected(annotation string) (probes []mesh.Probe, direct []uint16) {
 		return nil, nil
 	}
 	for _, p := range in.Probes {
-		if p.Port != 0 && strings.HasPrefix(p.Path, "/") && strings.HasPrefix(p.Target, "/") {
+		if sensible(p) {
 			probes = append(probes, p)
 		}
 	}
 	slices.Sort(in.Direct)
 	return probes, slices.Compact(in.Direct)
+}
+
+func sensible(p mesh.Probe) bool {
+	if p.Port == 0 || !strings.HasPrefix(p.Path, "/") {
+		return false
+	}
+	switch p.Kind {
+	case mesh.ProbeHTTP:
+		return strings.HasPrefix(p.Target, "/")
+	case mesh.ProbeTCP, mesh.ProbeGRPC:
+		return p.Timeout >= 0
+	}
+	return false
 }

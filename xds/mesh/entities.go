@@ -170,14 +170,29 @@ type ContainerPort struct {
 	Port uint16
 }
 
-// Probe is an application's HTTP probe that the sidecar answers on port 15020
-// by asking the application itself.
+// Probe is an application's probe that the sidecar answers on port 15020 by
+// asking the application itself. It is written into pods as JSON, by every
+// version that there was.
 type Probe struct {
 	Path   string // the path on 15020, as the kubelet asks for it
 	Port   uint16 // the application's
-	Target string // the path (and query) at the application
+	Target string // the path (and query) at the application, of an HTTP probe
 	HTTPS  bool
+
+	Kind    ProbeKind `json:",omitempty"`
+	Service string    `json:",omitempty"` // whose health a gRPC probe asks for; empty: the server's
+	Timeout int32     `json:",omitempty"` // in seconds, of a TCP or gRPC probe; 0 is the kubelet's default of 1
 }
+
+// ProbeKind says how the application is asked.
+type ProbeKind string
+
+// The kinds of probes.
+const (
+	ProbeHTTP ProbeKind = ""     // a GET
+	ProbeTCP  ProbeKind = "TCP"  // it accepts a connection
+	ProbeGRPC ProbeKind = "GRPC" // grpc.health.v1.Health/Check says SERVING
+)
 
 // Meta is what policies need of their object.
 type Meta struct {

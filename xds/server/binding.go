@@ -55,6 +55,9 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		}
 		return k, true
 	case translate.Cluster, translate.Endpoints:
+		if strings.HasPrefix(name, translate.PrefixProbe) {
+			k.For = p.pod // its own application, at its own address
+		}
 		return k, true // a name that means nothing gets something empty
 	}
 	return k, false

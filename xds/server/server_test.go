@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http/httptest"
+	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
@@ -192,6 +193,35 @@ func TestInboundFollowsThePodsLabels(t *testing.T) {
 	// Not even for a moment is it sent what is built for a class without pods.
 	if want := h.builder.Value(build.Key{Type: translate.Listener, Name: translate.ListenerInbound, For: profile}); inbound() != want.Version {
 		t.Errorf("after %d resources the listener is %s, not %s", a.count-last, inbound(), want.Version)
+	}
+}
+
+func TestEachPodIsProbedAtItsOwnAddress(t *testing.T) {
+	h := newHarness(t, nil)
+	const path = "/probe/app/readiness"
+	name := translate.PrefixProbe + path
+	listeners := map[string]string{}
+	for pod, address := range map[string]string{"db-0": "10.244.0.7", "db-1": "10.244.0.8"} {
+		w := workload(pod)
+		w.Labels = map[string]string{"app": "db"}
+		w.Probes = []mesh.Probe{{Path: path, Port: 3306, Kind: mesh.ProbeTCP}}
+		w.Addresses = nil // it comes after the pod
+		h.builder.Apply(mesh.Put(w))
+		a := h.connect(h.api.token(peer(pod)))
+		a.start()
+		if !a.has(translate.Cluster, name)() {
+			t.Fatal("ready came without the probe's cluster")
+		}
+		known := *w
+		known.Addresses = []netip.Addr{netip.MustParseAddr(address)}
+		h.builder.Apply(mesh.Put(&known))
+		a.until("the pod's address", func() bool {
+			return strings.Contains(string(a.got[translate.Cluster][name].Resource.Value), address)
+		})
+		listeners[pod] = string(a.got[translate.Listener][translate.ListenerProbes].Resource.Value)
+	}
+	if listeners["db-0"] != listeners["db-1"] {
+		t.Error("pods of a workload do not share the listener")
 	}
 }
 

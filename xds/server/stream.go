@@ -49,7 +49,7 @@ type stream struct {
 
 // proxy is what decides which targets the names on a stream mean.
 type proxy struct {
-	namespace, profile, identity string
+	pod, namespace, profile, identity string
 }
 
 // pendingRequests is how many requests may wait while a response is being sent.
@@ -62,7 +62,7 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
 		wake:     make(chan struct{}, 1),
 		proxy: proxy{
-			namespace: p.Pod.Namespace, identity: identity,
+			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
 			profile: s.options.Builder.Snapshot().Profile(w),
 		},
 	}

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -36,6 +37,9 @@ const (
 func clusterFor(k Key, v *mesh.View) Result {
 	if c := staticCluster(k.Name); c != nil {
 		return Result{Message: c}
+	}
+	if path, ok := strings.CutPrefix(k.Name, PrefixProbe); ok {
+		return Result{Message: checkCluster(k, path, v)}
 	}
 	d, ok := resolve(k.Name, v)
 	switch {

@@ -21,7 +21,8 @@ const (
 )
 
 // httpFilter is a filter of a connection manager. The order of these constants
-// is the order in which filters run, everywhere.
+// is the order in which filters run, everywhere. Before them all, on the probes'
+// listener alone, is a filter for each probe that Envoy checks (probeFilter).
 type httpFilter int
 
 const (

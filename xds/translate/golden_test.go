@@ -71,18 +71,21 @@ func golden(t *testing.T, dir string) {
 	}
 	snapshot, _ := mesh.New(&mesh.Config{}).Apply(observe.Changes(objects(t, text)...)...)
 	var out []shown
-	var messages []proto.Message
+	var (
+		built    []translate.Key
+		messages []proto.Message
+	)
 	for _, k := range keys(snapshot) {
 		view := mesh.NewView(snapshot)
 		r := translate.Build(k, view)
 		if r.Message != nil {
-			messages = append(messages, r.Message)
+			built, messages = append(built, k), append(messages, r.Message)
 		}
 		if wanted(strings.Fields(string(show)), k) {
 			out = append(out, display(t, k, r))
 		}
 	}
-	validate(t, messages)
+	validate(t, built, messages)
 	got, err := yaml.Marshal(out)
 	if err != nil {
 		t.Fatal(err)
@@ -160,6 +163,11 @@ func keys(s *mesh.Snapshot) []translate.Key {
 				add(translate.Listener, n, s.Profile(w))
 			}
 			add(translate.Route, "inbound", s.Profile(w))
+			for _, p := range w.Probes {
+				if p.Kind != mesh.ProbeHTTP {
+					add(translate.Cluster, translate.PrefixProbe+p.Path, w.Name.String())
+				}
+			}
 		}
 	}
 	s.VIPs(func(vip string) {
@@ -224,7 +232,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 }
 
 // validate has a real Envoy read everything that was built.
-func validate(t *testing.T, messages []proto.Message) {
+func validate(t *testing.T, keys []translate.Key, messages []proto.Message) {
 	t.Helper()
 	envoy := os.Getenv("ENVOY")
 	if envoy == "" {
@@ -241,10 +249,14 @@ func validate(t *testing.T, messages []proto.Message) {
 	r := b.StaticResources
 	r.Clusters = append(r.Clusters, &cluster.Cluster{Name: "ads", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}})
 	port := uint32(20000)
-	for _, m := range messages {
+	for i, m := range messages {
 		switch m := m.(type) {
 		case *cluster.Cluster:
-			r.Clusters = append(r.Clusters, inFile(m))
+			c := proto.CloneOf(inFile(m))
+			if k := keys[i]; strings.HasPrefix(k.Name, translate.PrefixProbe) {
+				c.Name += "|" + k.For // each pod has its own of the name
+			}
+			r.Clusters = append(r.Clusters, c)
 		case *listener.Listener:
 			l := proto.CloneOf(m)
 			port++

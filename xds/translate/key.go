@@ -53,7 +53,7 @@ type Key struct {
 	// Name is the resource's name on the wire.
 	Name string
 	// For is what makes the target differ between proxies that use the same
-	// Name: a namespace, a workload's profile, an identity; or nothing. Proxies
-	// with equal keys share the same bytes.
+	// Name: a namespace, a workload's profile, an identity, a pod; or nothing.
+	// Proxies with equal keys share the same bytes.
 	For string
 }

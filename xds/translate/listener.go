@@ -31,8 +31,6 @@ func listenerFor(k Key, v *mesh.View) *listener.Listener {
 		return egressListener(v)
 	case ListenerInbound:
 		return inboundListener(k.For, v)
-	case ListenerProbes:
-		return probesListener(k.For, v)
 	case ListenerStats:
 		return directListener(ListenerStats, PortStats, v.Config(), &route.Route{
 			Match: pathMatch("/stats/prometheus"),
@@ -81,13 +79,18 @@ func baseListener(name string, port uint32, c *mesh.Config) *listener.Listener {
 	return l
 }
 
-// directListener is a small HTTP server with one route.
+// directListener is a small HTTP server with a few routes.
 func directListener(name string, port uint32, c *mesh.Config, routes ...*route.Route) *listener.Listener {
+	return checkingListener(name, port, c, nil, routes...)
+}
+
+// checkingListener is one whose first filters may answer before any route.
+func checkingListener(name string, port uint32, c *mesh.Config, first []*hcm.HttpFilter, routes ...*route.Route) *listener.Listener {
 	l := baseListener(name, port, c)
 	m := connectionManager(name, 0)
 	m.UpgradeConfigs = nil // a probe that became a WebSocket would be a way in
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesOf(name, routes...)}
-	m.HttpFilters = httpFilters()
+	m.HttpFilters = append(first, httpFilters()...)
 	l.FilterChains = []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}}
 	l.BypassOverloadManager = true // asked by the kubelet and Prometheus when it matters most
 	return l

@@ -59,6 +59,10 @@ const (
 	prefixSAN     = "san|"  // san|namespace/name|port: who may answer for a service
 )
 
+// PrefixProbe begins the names of the clusters by which an Envoy checks its own
+// application: probe|path. They are a pod's own: their keys are for the pod.
+const PrefixProbe = "probe|"
+
 // ClusterName is the name of the cluster for HTTP to a service's port.
 func ClusterName(service mesh.Name, port uint16) string {
 	return fmt.Sprintf("%s%s|%d", prefixService, service, port)

@@ -30,6 +30,9 @@ func Build(k Key, v *mesh.View) Result {
 	case Endpoints:
 		return Result{Message: endpoints(k.Name, v)}
 	case Listener:
+		if k.Name == ListenerProbes {
+			return probesListener(k.For, v)
+		}
 		return Result{Message: listenerFor(k, v)}
 	case Scope:
 		return Result{Message: scope(k)}
