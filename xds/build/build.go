@@ -57,7 +57,9 @@ type Builder struct {
 	targets  map[Key]*target
 	readers  map[mesh.Fact]map[*target]struct{}
 	watchers map[Subscriber]struct{} // of all scopes
-	leaving  []*target               // without subscribers, the first to leave first
+	// followers are told of facts themselves, not of what is built from them.
+	followers map[mesh.Fact]map[Subscriber]struct{}
+	leaving   []*target // without subscribers, the first to leave first
 }
 
 // target is a value and who has to do with it.
@@ -75,6 +77,7 @@ type target struct {
 type request struct {
 	subscriber Subscriber
 	keys       []Key
+	fact       mesh.Fact
 	op         op
 	result     *issued
 }
@@ -86,6 +89,8 @@ const (
 	unsubscribe
 	invalidate
 	publish
+	follow
+	unfollow
 )
 
 // New makes a builder of an empty mesh.
@@ -99,6 +104,7 @@ func New(o Options) *Builder {
 	b := &Builder{
 		options: o, metrics: newMetrics(o.Metrics), wake: make(chan struct{}, 1),
 		targets: map[Key]*target{}, readers: map[mesh.Fact]map[*target]struct{}{}, watchers: map[Subscriber]struct{}{},
+		followers: map[mesh.Fact]map[Subscriber]struct{}{},
 	}
 	b.snapshot.Store(mesh.New(o.Config))
 	b.scopes.Store(newCollection())
@@ -126,6 +132,17 @@ func (b *Builder) Subscribe(s Subscriber, keys ...Key) {
 // Unsubscribe takes a subscription back.
 func (b *Builder) Unsubscribe(s Subscriber, keys ...Key) {
 	b.request(request{subscriber: s, keys: slices.Clone(keys), op: unsubscribe})
+}
+
+// Follow has the subscriber told, at once and whenever the fact is another:
+// its Changed is called, with no key for it, when [Builder.Snapshot] has it.
+func (b *Builder) Follow(s Subscriber, f mesh.Fact) {
+	b.request(request{subscriber: s, fact: f, op: follow})
+}
+
+// Unfollow takes that back.
+func (b *Builder) Unfollow(s Subscriber, f mesh.Fact) {
+	b.request(request{subscriber: s, fact: f, op: unfollow})
 }
 
 // Invalidate has the targets built again, though nothing that they read
@@ -187,6 +204,9 @@ type work struct {
 	since  time.Time
 }
 
+// tell has the subscriber's Changed called, with the keys.
+func (w *work) tell(s Subscriber, keys ...Key) { w.notify[s] = append(w.notify[s], keys...) }
+
 // step takes all that has come in, and builds what it makes dirty.
 func (b *Builder) step(ctx context.Context) {
 	b.in.Lock()
@@ -223,12 +243,15 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 		for t := range b.readers[f] {
 			w.dirty[t] = struct{}{}
 		}
+		for s := range b.followers[f] {
+			w.tell(s)
+		}
 	}
 	slices.Sort(vips)
 	if c := b.scopes.Load().update(next, vips); c != b.scopes.Load() {
 		b.scopes.Store(c)
 		for s := range b.watchers {
-			w.notify[s] = append(w.notify[s], AllScopes)
+			w.tell(s, AllScopes)
 		}
 	}
 }
@@ -237,8 +260,22 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 var AllScopes = Key{Type: translate.Scope, Name: "*"}
 
 func (b *Builder) serve(w *work, r request) {
-	if r.op == publish {
+	switch r.op {
+	case publish:
 		b.finishIssue(w, r.result)
+		return
+	case follow:
+		if b.followers[r.fact] == nil {
+			b.followers[r.fact] = map[Subscriber]struct{}{}
+		}
+		b.followers[r.fact][r.subscriber] = struct{}{}
+		w.tell(r.subscriber)
+		return
+	case unfollow:
+		delete(b.followers[r.fact], r.subscriber)
+		if len(b.followers[r.fact]) == 0 {
+			delete(b.followers, r.fact)
+		}
 		return
 	}
 	for _, k := range r.keys {
@@ -249,7 +286,7 @@ func (b *Builder) serve(w *work, r request) {
 			}
 		case k == AllScopes && r.op == subscribe:
 			b.watchers[r.subscriber] = struct{}{}
-			w.notify[r.subscriber] = append(w.notify[r.subscriber], k)
+			w.tell(r.subscriber, k)
 		case k == AllScopes:
 			delete(b.watchers, r.subscriber)
 		case r.op == subscribe:
@@ -273,7 +310,7 @@ func (b *Builder) subscribe(w *work, s Subscriber, k Key) {
 	if t.value == nil {
 		w.dirty[t] = struct{}{}
 	} else { // even where it is dirty: the build may turn out the same
-		w.notify[s] = append(w.notify[s], k)
+		w.tell(s, k)
 	}
 }
 
@@ -373,7 +410,7 @@ func (b *Builder) accept(w *work, r built) {
 		return
 	}
 	for s := range r.t.subscribers {
-		w.notify[s] = append(w.notify[s], r.t.key)
+		w.tell(s, r.t.key)
 	}
 }
 

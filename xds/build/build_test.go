@@ -156,7 +156,7 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Endpoints, Name: "tcp|" + at},
 		{Type: translate.Route, Name: at, For: w.namespace()},
 		{Type: translate.Route, Name: "inbound", For: profile},
-		{Type: translate.Listener, Name: "inbound", For: profile},
+		{Type: translate.Listener, Name: "inbound", For: translate.ForInbound(profile, w.IntN(2) == 0)},
 		{Type: translate.Listener, Name: "outbound"},
 		{Type: translate.Listener, Name: "egress"},
 		{Type: translate.Secret, Name: "san" + svc[3:]},

@@ -36,8 +36,8 @@ type Value struct {
 	Since time.Time
 }
 
-// Subscriber is told which of its targets have a new value. Changed is called
-// without locks held by the builder's own goroutine, and must not block.
+// Subscriber is told which of its targets have a new value, and, with no key,
+// that a fact which it follows is another. Changed is called without locks held by the builder's own goroutine, and must not block.
 type Subscriber interface {
 	Changed(keys []Key)
 }
