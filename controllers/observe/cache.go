@@ -114,7 +114,7 @@ func cutPod(p *corev1.Pod) *corev1.Pod {
 			PodIPs: p.Status.PodIPs,
 		},
 	}
-	out.Labels = p.Labels
+	out.Labels, out.DeletionGracePeriodSeconds = p.Labels, p.DeletionGracePeriodSeconds
 	if s, ok := p.Annotations[statusAnnotation]; ok {
 		out.Annotations = map[string]string{statusAnnotation: s}
 	}

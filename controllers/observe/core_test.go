@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -312,9 +313,10 @@ func TestEndOfAPodIsSeen(t *testing.T) {
 			t.Errorf("%s: got terminal %v", phase, got.Terminal)
 		}
 	}
-	now := metav1.Now()
-	if !workload(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}}).Terminating {
-		t.Error("a pod with a deletion timestamp is terminating")
+	now, grace := metav1.Now(), int64(45)
+	w := workload(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now, DeletionGracePeriodSeconds: &grace}})
+	if !w.Terminating || w.Grace != 45*time.Second {
+		t.Errorf("a pod with a deletion timestamp and 45 s is terminating %t, with %v", w.Terminating, w.Grace)
 	}
 }
 

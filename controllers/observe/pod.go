@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -37,6 +38,9 @@ func workload(p *corev1.Pod) *mesh.Workload {
 		Terminating:    p.DeletionTimestamp != nil,
 		Terminal:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 		Ports:          containerPorts(&p.Spec),
+	}
+	if out.Terminating && p.DeletionGracePeriodSeconds != nil {
+		out.Grace = time.Duration(*p.DeletionGracePeriodSeconds) * time.Second
 	}
 	// A pod on its host's network has the node's address, which it shares with
 	// others: the address says nothing about who is there.

@@ -158,11 +158,22 @@ type Workload struct {
 	Addresses      []netip.Addr
 	Meshed         bool // it runs our sidecar
 	Terminating    bool // it has a deletion timestamp
-	Terminal       bool // its phase is Succeeded or Failed
-	Ports          []ContainerPort
-	Probes         []Probe
-	Direct         []uint16 // ports that callers reach without its sidecar, sorted
+	// Grace is how long a workload that is Terminating has from then on.
+	Grace    time.Duration
+	Terminal bool // its phase is Succeeded or Failed
+	Ports    []ContainerPort
+	Probes   []Probe
+	Direct   []uint16 // ports that callers reach without its sidecar, sorted
 }
+
+// DrainTime is how long a proxy lets connections go on under a listener that
+// was replaced.
+const DrainTime = 30 * time.Second
+
+// Drains reports whether the workload's callers are to be told to go elsewhere.
+// One whose grace is longer than the drain is spared: whoever asks for so much
+// has long connections to finish, and the drain would end by cutting them.
+func (w *Workload) Drains() bool { return w.Terminating && w.Grace <= DrainTime }
 
 // ContainerPort is a declared TCP port of a workload's containers.
 type ContainerPort struct {

@@ -41,7 +41,10 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		return k, name == translate.SecretRoots || strings.HasPrefix(name, prefixSAN)
 	case translate.Listener:
 		switch name {
-		case translate.ListenerInbound, translate.ListenerProbes:
+		case translate.ListenerInbound:
+			k.For = translate.ForInbound(p.profile, p.drains)
+			return k, true
+		case translate.ListenerProbes:
 			k.For = p.profile
 			return k, true
 		case translate.ListenerOutbound, translate.ListenerEgress, translate.ListenerStats, translate.ListenerReady:

@@ -101,7 +101,7 @@ func newHarness(t *testing.T, change func(*Options)) *harness {
 	running.Go(func() { _ = h.builder.Run(ctx) })
 	o := Options{
 		Builder: h.builder, Tokens: h.api.tokens(), TLS: h.certificate(), Replica: "tulled-0",
-		PodCheck: 10 * time.Millisecond, Log: testr.New(t), Metrics: h.registry,
+		Log: testr.New(t), Metrics: h.registry,
 	}
 	if change != nil {
 		change(&o)

@@ -27,6 +27,8 @@ import (
 type Builder interface {
 	Subscribe(s build.Subscriber, keys ...build.Key)
 	Unsubscribe(s build.Subscriber, keys ...build.Key)
+	Follow(s build.Subscriber, f mesh.Fact)
+	Unfollow(s build.Subscriber, f mesh.Fact)
 	Value(k build.Key) *build.Value
 	Scopes() *build.Collection
 	Snapshot() *mesh.Snapshot
@@ -52,12 +54,11 @@ type Options struct {
 	// one closes the oldest: a proxy that lost its connection must not be kept
 	// out by what is left of it.
 	StreamsPerPod int
-	// PodWait is how long an authentic peer waits for its pod to be known here,
-	// and PodCheck how often the pods of streams are looked up. Defaults 10 s
-	// and 500 ms.
-	PodWait, PodCheck time.Duration
-	Log               logr.Logger
-	Metrics           prometheus.Registerer // may be nil
+	// PodWait is how long an authentic peer waits for its pod to be known here;
+	// default 10 s.
+	PodWait time.Duration
+	Log     logr.Logger
+	Metrics prometheus.Registerer // may be nil
 }
 
 // Limits of one connection. A request of Envoy's names each resource that it
@@ -83,7 +84,6 @@ type Server struct {
 	lock    sync.Mutex
 	streams map[*stream]struct{}
 	byPod   map[string][]*stream // by UID, the oldest first
-	opened  bool                 // since watchPods looked last
 	stopped bool
 	writers sync.WaitGroup
 }
@@ -98,9 +98,6 @@ func New(o Options) (*Server, error) {
 	}
 	if o.PodWait == 0 {
 		o.PodWait = 10 * time.Second
-	}
-	if o.PodCheck == 0 {
-		o.PodCheck = 500 * time.Millisecond
 	}
 	m, err := newMetrics(o.Metrics)
 	if err != nil {
@@ -137,13 +134,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	g := grpc.NewServer(options...)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, s)
-	watching, stopWatching := context.WithCancel(ctx)
-	var pods sync.WaitGroup
-	pods.Go(func() { s.watchPods(watching) })
 	stop := context.AfterFunc(ctx, func() { s.stop(g) })
 	err := g.Serve(l)
-	stopWatching()
-	pods.Wait()
 	if !stop() { // stopped: wait until that is done
 		g.Stop()
 		s.writers.Wait()
@@ -212,7 +204,7 @@ func (s *Server) open(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedRe
 	if s.stopped {
 		return nil, errStopping
 	}
-	s.streams[st], s.opened = struct{}{}, true
+	s.streams[st] = struct{}{}
 	mine := append(s.byPod[p.UID], st)
 	if len(mine) > s.options.StreamsPerPod {
 		mine[0].close(errNewer)
@@ -251,36 +243,4 @@ func (s *Server) all() []*stream {
 		out = append(out, st)
 	}
 	return out
-}
-
-// watchPods closes the streams of pods that are gone, and wakes those whose pod
-// changed.
-func (s *Server) watchPods(ctx context.Context) {
-	tick := time.NewTicker(s.options.PodCheck)
-	defer tick.Stop()
-	last := s.options.Builder.Snapshot()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		// A stream that was opened meanwhile may have seen an older snapshot.
-		s.lock.Lock()
-		opened := s.opened
-		s.opened = false
-		s.lock.Unlock()
-		now := s.options.Builder.Snapshot()
-		if now == last && !opened {
-			continue
-		}
-		last = now
-		for _, st := range s.all() {
-			if w, ok := st.current(now); !ok {
-				st.close(errPodGone)
-			} else if w != st.workload.Load() {
-				st.signal()
-			}
-		}
-	}
 }

@@ -225,6 +225,43 @@ func TestEachPodIsProbedAtItsOwnAddress(t *testing.T) {
 	}
 }
 
+func TestInboundIsDrainedAsThePodBeginsToEnd(t *testing.T) {
+	for name, test := range map[string]struct {
+		grace  time.Duration
+		drains bool
+	}{
+		"soon":                               {30 * time.Second, true},
+		"with long connections to end first": {10 * time.Minute, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t, nil)
+			a := h.connect(h.api.token(peer("web")))
+			a.start()
+			a.subscribe(translate.Cluster, dbCluster)
+			a.until("the cluster", a.has(translate.Cluster, dbCluster))
+			inbound := func() string { return a.got[translate.Listener][translate.ListenerInbound].Version }
+			before, last := inbound(), a.count
+			w := workload("web")
+			w.Terminating, w.Grace = true, test.grace
+			h.builder.Apply(mesh.Put(w))
+			if test.drains {
+				a.until("another inbound listener", func() bool { return inbound() != before })
+			}
+			// What comes next comes after all that the end of the pod led to.
+			s := service("db", "10.96.0.1")
+			s.Ports = append(s.Ports, mesh.ServicePort{Name: "more", Port: 81, Protocol: mesh.HTTP})
+			h.builder.Apply(mesh.Put(s))
+			a.until("a new scope", a.has(translate.Scope, "10.96.0.1:81"))
+			if got := inbound() != before; got != test.drains {
+				t.Errorf("the inbound listener is another: %t", got)
+			}
+			if n, most := a.count-last, 2; n > most {
+				t.Errorf("%d resources were sent, want the listener at most, and the scope", n)
+			}
+		})
+	}
+}
+
 func TestTooManyStreamsOfAPodCloseTheOldest(t *testing.T) {
 	h := newHarness(t, func(o *Options) { o.StreamsPerPod = 2 })
 	var streams []*ads

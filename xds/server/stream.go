@@ -50,6 +50,7 @@ type stream struct {
 // proxy is what decides which targets the names on a stream mean.
 type proxy struct {
 	pod, namespace, profile, identity string
+	drains                       bool // its callers are to go elsewhere
 }
 
 // pendingRequests is how many requests may wait while a response is being sent.
@@ -63,7 +64,7 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 		wake:     make(chan struct{}, 1),
 		proxy: proxy{
 			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
-			profile: s.options.Builder.Snapshot().Profile(w),
+			profile: s.options.Builder.Snapshot().Profile(w), drains: w.Drains(),
 		},
 	}
 	st.workload.Store(w)
@@ -73,8 +74,15 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 	return st
 }
 
-// Changed notes which keys have new values. It is called by the builder.
+// Changed notes which keys have new values, or that the stream's pod is another
+// now. It is called by the builder.
 func (st *stream) Changed(keys []build.Key) {
+	// Here, because the stream's own goroutine may wait for a proxy that does
+	// not read.
+	if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
+		st.close(errPodGone)
+		return
+	}
 	st.in.Lock()
 	if st.dirty == nil {
 		st.dirty = make(map[build.Key]struct{}, len(keys))
@@ -91,6 +99,11 @@ func (st *stream) signal() {
 	case st.wake <- struct{}{}:
 	default:
 	}
+}
+
+// pod is the fact of the mesh that the stream's pod is.
+func (st *stream) pod() mesh.Fact {
+	return mesh.Fact{Kind: mesh.FactWorkload, Name: st.peer.Pod.String()}
 }
 
 // current is the stream's pod in the snapshot; false when it is gone or has
@@ -111,12 +124,13 @@ func (st *stream) follow() {
 		return
 	}
 	st.workload.Store(w)
-	profile := snapshot.Profile(w)
-	if profile == st.proxy.profile {
+	now := st.proxy
+	now.profile, now.drains = snapshot.Profile(w), w.Drains()
+	if now == st.proxy {
 		return
 	}
 	st.lock.Lock()
-	st.proxy.profile = profile
+	st.proxy = now
 	effects := st.state.Rebind(st.proxy.binding())
 	st.lock.Unlock()
 	st.carryOut(effects)
@@ -144,6 +158,7 @@ func (st *stream) read(ctx context.Context) {
 // write owns the state of the stream until its end.
 func (st *stream) write(ctx context.Context) {
 	defer st.leave()
+	st.server.options.Builder.Follow(st, st.pod())
 	defer st.reminder.stop()
 	for {
 		select {
@@ -163,6 +178,7 @@ func (st *stream) write(ctx context.Context) {
 }
 
 func (st *stream) leave() {
+	st.server.options.Builder.Unfollow(st, st.pod())
 	st.lock.Lock()
 	keys := st.state.Close()
 	st.lock.Unlock()

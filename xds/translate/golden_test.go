@@ -159,9 +159,8 @@ func keys(s *mesh.Snapshot) []translate.Key {
 			}
 		}
 		if w.Meshed {
-			for _, n := range []string{"inbound", "probes"} {
-				add(translate.Listener, n, s.Profile(w))
-			}
+			add(translate.Listener, "inbound", translate.ForInbound(s.Profile(w), w.Drains()))
+			add(translate.Listener, "probes", s.Profile(w))
 			add(translate.Route, "inbound", s.Profile(w))
 			for _, p := range w.Probes {
 				if p.Kind != mesh.ProbeHTTP {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -14,10 +15,14 @@ import (
 	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
+
+// metadataKey is where metadata of ours is.
+const metadataKey = "mesh.tulle.dev"
 
 // Names of the inbound listener's chains.
 const (
@@ -90,8 +95,18 @@ func targetPort(sp mesh.ServicePort, p *mesh.Profile) (uint16, bool) {
 // inboundListener takes what is sent to a workload. The mesh's own TLS is told
 // by its ALPN, so that an application's own TLS passes where plaintext may.
 // Where the profile is gone, nothing is let in.
-func inboundListener(profile string, v *mesh.View) *listener.Listener {
+//
+// For a pod that is ending the listener is the same but for its metadata. That
+// is enough for Envoy to replace it: who is connected is told to go elsewhere
+// (connection: close, GOAWAY), and who connects anew is served as before.
+func inboundListener(class string, v *mesh.View) *listener.Listener {
+	profile, ending := inboundFor(class)
 	l := baseListener(ListenerInbound, PortInbound, v.Config())
+	if ending {
+		l.Metadata = &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			metadataKey: {Fields: map[string]*structpb.Value{"ending": structpb.NewBoolValue(true)}},
+		}}
+	}
 	l.TrafficDirection = core.TrafficDirection_INBOUND
 	l.ListenerFilters = []*listener.ListenerFilter{originalDst()}
 	p, ok := v.Profile(profile)
@@ -215,6 +230,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	if mtls {
 		m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
 		m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+		m.LocalReplyConfig = sayUnreached()
 	}
 	if in.matchesPaths() {
 		m.NormalizePath = wrapperspb.Bool(true)
@@ -222,6 +238,21 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_REJECT_REQUEST
 	}
 	return m
+}
+
+// sayUnreached tells the client's sidecar when there was no connection to the
+// application: at its start, at its end, or when it has crashed. It is for
+// sidecars alone, so not for callers in the clear.
+func sayUnreached() *hcm.LocalReplyConfig {
+	return &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{
+		Filter: &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+			ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{"UF"}}, // upstream connection failure
+		}},
+		HeadersToAdd: []*core.HeaderValueOption{{
+			Header:       &core.HeaderValue{Key: unreachedHeader, Value: "1"},
+			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}},
+	}}}
 }
 
 func (in inbound) matchesPaths() bool {
@@ -262,6 +293,8 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 		filters[allowName] = typed(perRoute(verdicts.allow))
 	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
+	// An answer of the application is never tried again, whatever it says.
+	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	return r
 }
 

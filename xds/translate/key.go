@@ -1,6 +1,10 @@
 package translate
 
-import "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+import (
+	"strings"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+)
 
 // Type is a type of target. Their order is the order in which a proxy must be
 // given what it needs: secrets and clusters, then endpoints, then listeners
@@ -57,3 +61,17 @@ type Key struct {
 	// Proxies with equal keys share the same bytes.
 	For string
 }
+
+// endingMark is at the end of For where proxies of a profile are to drain.
+const endingMark = "|ending"
+
+// ForInbound is the For of the inbound listener of a profile's proxies: of
+// those that carry on, or of those whose pods are ending.
+func ForInbound(profile string, ending bool) string {
+	if ending {
+		return profile + endingMark
+	}
+	return profile
+}
+
+func inboundFor(f string) (profile string, ending bool) { return strings.CutSuffix(f, endingMark) }

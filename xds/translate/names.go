@@ -51,6 +51,11 @@ const (
 // it.
 const dstHeader = "x-tulle-dst"
 
+// unreachedHeader is on the answer that a server's sidecar gives when it could
+// not connect to its application, which so has seen nothing of the request: the
+// client's sidecar may try another host. Neither application ever sees it.
+const unreachedHeader = "x-tulle-unreached"
+
 // prefixes of on-demand clusters' names.
 const (
 	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP

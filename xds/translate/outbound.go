@@ -141,7 +141,8 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 			ClusterSpecifier: &route.RouteAction_ClusterHeader{ClusterHeader: dstHeader},
 			Timeout:          durationpb.New(0), IdleTimeout: durationpb.New(0),
 		}},
-		RequestHeadersToRemove: []string{dstHeader},
+		RequestHeadersToRemove:  []string{dstHeader},
+		ResponseHeadersToRemove: []string{unreachedHeader},
 	})
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: byAddress}
 	return m

@@ -102,9 +102,13 @@ type traffic struct {
 	retries mesh.Retries
 }
 
+// connectFailure is Envoy's retry condition of a connection that failed. Ours
+// includes the one from the server's sidecar to its application.
+const connectFailure = "connect-failure"
+
 // defaultRetries tries again what no server has begun to work on: another host
 // for a connection that failed, and a stream that was refused.
-var defaultRetries = mesh.Retries{Attempts: 2, On: []string{"connect-failure", "refused-stream", "reset-before-request"}}
+var defaultRetries = mesh.Retries{Attempts: 2, On: []string{connectFailure, "refused-stream", "reset-before-request"}}
 
 // trafficFor merges the traffic sections, scalar by scalar: the mesh's, the
 // service's namespace's, the service's own, and last what the client's own

@@ -49,6 +49,7 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	c := routesOf(name, o.routes...)
 	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
 	c.VirtualHosts[0].RequestHeadersToRemove = []string{dstHeader}
+	c.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
 }
@@ -101,6 +102,13 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
 		}},
 		HostSelectionRetryMaxAttempts: 5,
+	}
+	if slices.Contains(r.On, connectFailure) {
+		// A connection to the application that its sidecar did not get.
+		p.RetryOn += ",retriable-headers"
+		p.RetriableHeaders = []*route.HeaderMatcher{{
+			Name: unreachedHeader, HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}}
 	}
 	if r.PerTryTimeout > 0 {
 		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
