@@ -3,17 +3,19 @@ package webhook
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tulle-mesh/tulle/xds/bootstrap"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
 const (
 	// drainSeconds bounds how long a connection goes on under configuration
 	// that was replaced, and so how long a policy that refuses it can be late.
-	drainSeconds = 30
+	drainSeconds = int(mesh.DrainTime / time.Second)
 	// startupPatience is how many seconds a sidecar may take until the control
 	// plane has sent it everything, before the kubelet starts it anew. Long,
 	// because a new start helps nothing while the control plane is away.

@@ -27,7 +27,7 @@ func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*co
 	if err := conflicts(pod); err != nil {
 		return pod, warnings, err
 	}
-	o, err := overridesOf(pod.Annotations, s)
+	o, err := overridesOf(pod, s)
 	if err != nil {
 		return pod, warnings, err
 	}
@@ -58,7 +58,8 @@ func add(pod *corev1.Pod, s Settings, o overrides, probes []mesh.Probe) error {
 	)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
 
-	status, err := json.Marshal(injection{Version: s.Version, Probes: probes, Direct: o.excludeInbound})
+	preStop := addPreStop(pod, o.preStopSleep)
+	status, err := json.Marshal(injection{Version: s.Version, Probes: probes, Direct: o.excludeInbound, PreStop: preStop})
 	if err != nil {
 		return fmt.Errorf("writing the annotation %s: %w", AnnotationStatus, err)
 	}
@@ -74,6 +75,18 @@ type injection struct {
 	// Direct are the ports that callers reach without the sidecar, so that
 	// their own sidecars do not speak mesh mTLS to them.
 	Direct []uint16 `json:"direct,omitempty"`
+	// PreStop are the containers that were given a sleep before their end, of
+	// so many seconds.
+	PreStop map[string]int64 `json:"preStop,omitempty"`
+}
+
+// before is what an earlier injection recorded.
+func before(pod *corev1.Pod) injection {
+	var status injection
+	if err := json.Unmarshal([]byte(pod.Annotations[AnnotationStatus]), &status); err != nil {
+		return injection{}
+	}
+	return status
 }
 
 // removeOurs takes away what an earlier injection put into the pod, but for
@@ -88,6 +101,7 @@ func removeOurs(pod *corev1.Pod) {
 	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.Name == volumeTrust || v.Name == volumeToken
 	})
+	removePreStop(pod)
 }
 
 // injected reports whether the pod has our sidecar.

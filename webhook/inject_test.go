@@ -103,6 +103,35 @@ func TestInjectingAgainFollowsNewSettings(t *testing.T) {
 	}
 }
 
+func TestInjectingAgainFollowsTheSleepThatIsWantedNow(t *testing.T) {
+	once := read[corev1.Pod](t, "testdata/prestop/injected.yaml")
+	once.Annotations[webhook.AnnotationPreStopSleep] = "3"
+	own := once.Spec.Containers[1].Lifecycle.DeepCopy()
+	inject := func(pod *corev1.Pod) *corev1.Pod {
+		out, _, err := webhook.Inject(pod, map[string]string{webhook.LabelInject: "enabled"}, settings())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	twice := inject(&once)
+	if got := twice.Spec.Containers[0].Lifecycle.PreStop.Sleep.Seconds; got != 3 {
+		t.Errorf("it sleeps for %d s, want 3", got)
+	}
+	if diff := cmp.Diff(own, twice.Spec.Containers[1].Lifecycle); diff != "" {
+		t.Errorf("a container's own preStop was changed:\n%s", diff)
+	}
+	twice.Annotations[webhook.AnnotationPreStopSleep] = "0"
+	twice.Spec.Containers[2].Lifecycle.PreStop.Sleep.Seconds = 2 // by the pod's author, since
+	thrice := inject(twice)
+	if got := thrice.Spec.Containers[0].Lifecycle; got != nil {
+		t.Errorf("the sleep is turned off, and there is %v", got)
+	}
+	if got := thrice.Spec.Containers[2].Lifecycle; got.PreStop == nil || got.PostStart == nil {
+		t.Errorf("what is the author's own was taken away: %v", got)
+	}
+}
+
 func TestWithoutAServiceRangeNothingIsInjected(t *testing.T) {
 	s := settings()
 	s.Services = nil

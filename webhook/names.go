@@ -48,6 +48,7 @@ const (
 	AnnotationProxyMemoryLimit     = prefix + "proxy-memory-limit"
 	AnnotationProxyLogLevel        = prefix + "proxy-log-level"
 	AnnotationProxyConcurrency     = prefix + "proxy-concurrency"
+	AnnotationPreStopSleep         = prefix + "prestop-sleep"
 
 	labelPodSecurity = "pod-security.kubernetes.io/enforce"
 	labelOS          = "kubernetes.io/os"

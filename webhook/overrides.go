@@ -20,6 +20,7 @@ type overrides struct {
 	resources       corev1.ResourceRequirements
 	logLevel        string
 	concurrency     int64
+	preStopSleep    int64 // seconds
 }
 
 const (
@@ -31,16 +32,17 @@ const (
 // logLevels are Envoy's (envoy --help).
 var logLevels = [...]string{"trace", "debug", "info", "warning", "error", "critical", "off"}
 
-// overridesOf reads a pod's annotations. The error names each annotation that
+// overridesOf reads the pod's annotations. The error names each annotation that
 // cannot be read, its value, and the form that is wanted.
-func overridesOf(annotations map[string]string, s Settings) (overrides, error) {
-	r := reader{annotations: annotations}
+func overridesOf(pod *corev1.Pod, s Settings) (overrides, error) {
+	r := reader{annotations: pod.Annotations}
 	o := overrides{
 		excludeInbound:  r.ports(AnnotationExcludeInboundPorts),
 		excludeOutbound: r.ports(AnnotationExcludeOutboundPorts),
 		excludeRanges:   r.ranges(AnnotationExcludeOutboundCIDRs),
 		logLevel:        r.logLevel(AnnotationProxyLogLevel),
 		concurrency:     r.concurrency(AnnotationProxyConcurrency),
+		preStopSleep:    r.preStopSleep(AnnotationPreStopSleep, &pod.Spec),
 		resources:       *s.Resources.DeepCopy(),
 	}
 	if o.resources.Requests == nil && o.resources.Limits == nil {
@@ -189,6 +191,7 @@ var known = [...]string{
 	AnnotationExcludeInboundPorts, AnnotationExcludeOutboundPorts, AnnotationExcludeOutboundCIDRs,
 	AnnotationProxyCPU, AnnotationProxyMemory, AnnotationProxyCPULimit, AnnotationProxyMemoryLimit,
 	AnnotationProxyLogLevel, AnnotationProxyConcurrency,
+	AnnotationPreStopSleep,
 }
 
 // unknownAnnotations warns of what is probably a slip of the pen. It is no

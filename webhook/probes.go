@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,7 +24,7 @@ import (
 // does not ask who calls for a probe, and what a hook does is not for everybody
 // to do.
 func takeProbes(pod *corev1.Pod, excluded []uint16) (taken []mesh.Probe, warnings []string, err error) {
-	t := taker{before: probesBefore(pod), excluded: excluded}
+	t := taker{before: before(pod).Probes, excluded: excluded}
 	for c := range others(pod) {
 		for _, p := range []struct {
 			kind  string
@@ -45,15 +44,6 @@ func takeProbes(pod *corev1.Pod, excluded []uint16) (taken []mesh.Probe, warning
 		}
 	}
 	return t.taken, t.warnings, join(t.problems)
-}
-
-// probesBefore are those that an earlier injection recorded.
-func probesBefore(pod *corev1.Pod) []mesh.Probe {
-	var status injection
-	if err := json.Unmarshal([]byte(pod.Annotations[AnnotationStatus]), &status); err != nil {
-		return nil
-	}
-	return status.Probes
 }
 
 // taker goes through a pod's probes.

@@ -50,7 +50,7 @@ type stream struct {
 // proxy is what decides which targets the names on a stream mean.
 type proxy struct {
 	pod, namespace, profile, identity string
-	drains                       bool // its callers are to go elsewhere
+	drains                            bool // its callers are to go elsewhere
 }
 
 // pendingRequests is how many requests may wait while a response is being sent.
