@@ -33,7 +33,7 @@ type application struct {
 }
 
 // startApplication answers every request with 200, or as its path says: /fail
-// with 503.
+// with 503, and as though its sidecar had said so.
 func startApplication(t *testing.T) *application {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,6 +53,7 @@ func startApplication(t *testing.T) *application {
 		a.seen = append(a.seen, text)
 		a.lock.Unlock()
 		if strings.HasPrefix(r.URL.Path, "/fail") {
+			w.Header().Set(unreachedHeader, "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})}
@@ -73,10 +74,6 @@ func (a *application) take() []string {
 // listener for plaintext, before the application. It returns its address.
 func startEnvoy(t *testing.T, a *application, policies ...*mesh.Policy) string {
 	t.Helper()
-	envoy := os.Getenv("ENVOY")
-	if envoy == "" {
-		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
-	}
 	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
 	es := []mesh.Entity{w}
 	for _, p := range policies {
@@ -97,6 +94,19 @@ func startEnvoy(t *testing.T, a *application, policies ...*mesh.Policy) string {
 			FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}},
 		}},
 	}}
+	at := fmt.Sprint("127.0.0.1:", port)
+	runEnvoy(t, b, at)
+	return at
+}
+
+// runEnvoy runs a real Envoy until the test ends, and returns when it listens
+// at the address.
+func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
+	t.Helper()
+	envoy := os.Getenv("ENVOY")
+	if envoy == "" {
+		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
+	}
 	j, err := protojson.Marshal(b)
 	if err != nil {
 		t.Fatal(err)
@@ -112,12 +122,11 @@ func startEnvoy(t *testing.T, a *application, policies ...*mesh.Policy) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stop(); _ = cmd.Wait() })
-	at := fmt.Sprint("127.0.0.1:", port)
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		c, err := net.Dial("tcp", at)
 		if err == nil {
 			c.Close()
-			return at
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("Envoy does not listen: %v", err)
