@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"github.com/tulle-mesh/tulle/e2e/kube"
+)
+
+// ending is a server that ends as its arguments say, with ten seconds for it.
+func ending(replicas int32, annotations map[string]string, args ...string) app {
+	return app{name: "server", replicas: replicas, pod: func(p *corev1.PodTemplateSpec) {
+		p.Annotations = annotations
+		p.Spec.TerminationGracePeriodSeconds = ptr.To[int64](10)
+		p.Spec.Containers[0].Args = append([]string{"serve"}, args...)
+	}}
+}
+
+// noSleep leaves out the sleep that injection gives an application.
+var noSleep = map[string]string{"mesh.tulle.dev/prestop-sleep": "0"}
+
+// patch changes the Deployment "server" and waits until that is done.
+func (s *space) patch(patch string) {
+	s.t.Helper()
+	_, err := s.c.Client.AppsV1().Deployments(s.name).Patch(s.t.Context(), "server", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	must(s.t, err)
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, time.Minute))
+}
+
+// rolls replaces every pod of "server", one after the other.
+func (s *space) rolls() {
+	s.t.Helper()
+	s.patch(fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/rolled":"%d"}}}}}`, time.Now().UnixNano()))
+}
+
+// scales changes how many pods "server" has.
+func (s *space) scales(replicas int) {
+	s.t.Helper()
+	s.patch(fmt.Sprintf(`{"spec":{"replicas":%d}}`, replicas))
+}
+
+// deletes deletes one pod of "server", which is replaced.
+func (s *space) deletes() {
+	s.t.Helper()
+	p := s.running("server")
+	must(s.t, s.c.Client.CoreV1().Pods(s.name).Delete(s.t.Context(), p.Name, metav1.DeleteOptions{}))
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, time.Minute))
+}
+
+// underLoad has a client call "server" while pods end, for as long as that may
+// take, and fails the test if a call fails.
+func (s *space) underLoad(from kube.Pod, lasts time.Duration, loads map[string][]string, step func()) {
+	s.t.Helper()
+	for _, args := range loads { // what is fetched by the first call is there
+		s.callUntil(from, works, args[:2]...)
+	}
+	running := map[string]*loading{}
+	for name, args := range loads {
+		running[name] = s.startLoad(from, append(args, "--duration", lasts.String())...)
+	}
+	begin := time.Now()
+	step()
+	took := time.Since(begin)
+	if took > lasts {
+		s.t.Errorf("the load was over after %v, before what it was to be over in %v", lasts, took)
+	}
+	for name, l := range running {
+		r := l.wait()
+		noFailure(s, r)
+		figure(s.t, "%s, %.0f s of it with pods that end: %d calls to %d pods, %d failed %v, p99 %.1f ms from when due and %.1f ms (at most %.1f) from when sent, %d sent again by the client",
+			name, took.Seconds(), r.Requests, len(r.Pods), r.Failed, r.Failures, r.Latency.P99, r.Service.P99, r.Service.Max, r.ClientRetries)
+	}
+}
+
+// everyForm is a load of each protocol, 200 calls a second of HTTP and gRPC
+// each. A connection of TCP ends with the server that it leads to, so that TCP
+// is called on new ones.
+func (s *space) everyForm() map[string][]string {
+	return map[string][]string{
+		"HTTP/1": {"http", s.url("server"), "--rate", "200", "--connections", "16", "--new-connection-share", "0.25"},
+		"gRPC":   {"grpc", s.host("server") + ":9000", "--rate", "200"},
+		"TCP":    {"tcp", s.host("server") + ":9001", "--rate", "20", "--new-connection-share", "1"},
+	}
+}
+
+func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
+	s := newSpace(t, "ending", true)
+	s.deploy(app{name: "client"}, ending(3, nil, "--grace=5s"))
+	from := s.in("client")
+	s.underLoad(from, 50*time.Second, s.everyForm(), func() {
+		s.rolls()
+		s.scales(1)
+		s.scales(3)
+		s.deletes()
+	})
+}
+
+// Without a sleep the application is told to stop some 30 ms after the deletion
+// and closes its ports, while callers may still be hearing of it.
+func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
+	s := newSpace(t, "ending", true)
+	s.deploy(app{name: "client"}, ending(3, noSleep, "--grace=5s"))
+	loads := s.everyForm()
+	delete(loads, "TCP") // a connection that is accepted and closed is nobody's to try again
+	s.underLoad(s.in("client"), 35*time.Second, loads, func() {
+		s.rolls()
+		s.deletes()
+	})
+}
+
+func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
+	s := newSpace(t, "ending", true)
+	s.deploy(app{name: "client"}, ending(3, nil, "--grace=0s"))
+	from := s.in("client")
+	loads := s.everyForm()
+	loads["HTTP/1 that takes 300 ms"] = []string{"http", s.url("server") + "/sleep?for=300ms", "--rate", "50", "--connections", "32"}
+	s.underLoad(from, 35*time.Second, loads, func() {
+		s.rolls()
+		s.deletes()
+	})
+}
+
+// One of two pods has no port open, as one has that starts, crashed, or closed
+// its port to end.
+func TestACallThatASidecarCannotHandOnGoesToAnotherPod(t *testing.T) {
+	s := newSpace(t, "unreached", true)
+	closed := app{name: "closed", label: "server", noService: true, pod: func(p *corev1.PodTemplateSpec) {
+		p.Spec.Containers[0].Args = []string{"serve", "--http=", "--grpc="}
+		p.Spec.Containers[0].ReadinessProbe = nil
+	}}
+	// Each of the two Deployments has to have its own pods.
+	closed.version = "closed"
+	s.deploy(app{name: "client"}, app{name: "server", version: "open"}, closed)
+	s.service("both", map[string]string{"app": "server"})
+	from := s.in("client")
+	for name, args := range map[string][]string{
+		"HTTP/1": {"http", s.url("both")},
+		"gRPC":   {"grpc", s.host("both") + ":9000"},
+	} {
+		s.callUntil(from, works, args...)
+		r := s.load(from, append(args, "--rate", "200", "--duration", "5s")...)
+		noFailure(s, r)
+		figure(t, "%s with one pod of two closed: %d calls, %d failed, p99 %.1f ms", name, r.Requests, r.Failed, r.Latency.P99)
+	}
+	r := s.call(from, "http", s.url("both")+"/status/503")
+	if r.Status != 503 || r.Headers.Get("X-Version") != "open" {
+		t.Errorf("the application's own 503 came as %d with %v", r.Status, r.Headers)
+	}
+}
