@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,7 +71,7 @@ func (s *space) underLoad(from kube.Pod, lasts time.Duration, loads map[string][
 	step()
 	took := time.Since(begin)
 	if took > lasts {
-		s.t.Errorf("the load was over after %v, before what it was to be over in %v", lasts, took)
+		s.t.Errorf("pods went on ending for %v, and the load was over after %v", took, lasts)
 	}
 	for name, l := range running {
 		r := l.wait()
@@ -93,7 +96,7 @@ func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=5s"))
 	from := s.in("client")
-	s.underLoad(from, 50*time.Second, s.everyForm(), func() {
+	s.underLoad(from, 70*time.Second, s.everyForm(), func() {
 		s.rolls()
 		s.scales(1)
 		s.scales(3)
@@ -108,7 +111,7 @@ func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
 	s.deploy(app{name: "client"}, ending(3, noSleep, "--grace=5s"))
 	loads := s.everyForm()
 	delete(loads, "TCP") // a connection that is accepted and closed is nobody's to try again
-	s.underLoad(s.in("client"), 35*time.Second, loads, func() {
+	s.underLoad(s.in("client"), 45*time.Second, loads, func() {
 		s.rolls()
 		s.deletes()
 	})
@@ -120,10 +123,62 @@ func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
 	from := s.in("client")
 	loads := s.everyForm()
 	loads["HTTP/1 that takes 300 ms"] = []string{"http", s.url("server") + "/sleep?for=300ms", "--rate", "50", "--connections", "32"}
-	s.underLoad(from, 35*time.Second, loads, func() {
+	s.underLoad(from, 45*time.Second, loads, func() {
 		s.rolls()
 		s.deletes()
 	})
+}
+
+// Who calls a pod by its own address does not see the endpoint leave: the pod's
+// proxy tells him.
+func TestEndingTellsWhoIsConnectedToGoElsewhere(t *testing.T) {
+	outside, s := newSpace(t, "outside", false), newSpace(t, "ending", true)
+	outside.deploy(app{name: "client"})
+	s.deploy(ending(1, map[string]string{"mesh.tulle.dev/prestop-sleep": "8"}))
+	from, pod := outside.in("client"), s.running("server")
+	loads := []*loading{
+		outside.startLoad(from, "http", "http://"+pod.Status.PodIP+":8080", "--rate", "50", "--duration", "6s"),
+		outside.startLoad(from, "grpc", pod.Status.PodIP+":9000", "--rate", "50", "--duration", "6s"),
+	}
+	stats := func(ctx context.Context) (map[string]int, error) {
+		body, err := s.c.Admin(ctx, s.name, pod.Name, "/stats?filter=total_listeners_draining|http.inbound.downstream_cx_(active|drain_close)")
+		if err != nil {
+			return nil, err
+		}
+		out := map[string]int{}
+		for line := range strings.Lines(string(body)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if out[name], err = strconv.Atoi(value); err != nil {
+				return nil, fmt.Errorf("reading %q: %w", line, err)
+			}
+		}
+		return out, nil
+	}
+	until := func(what string, done func(map[string]int) bool) {
+		t.Helper()
+		eventually(t, 20*time.Second, what, func(ctx context.Context) error {
+			got, err := stats(ctx)
+			if err == nil && !done(got) {
+				err = fmt.Errorf("there are %v", got)
+			}
+			return err
+		})
+	}
+	until("the clients' connections", func(got map[string]int) bool {
+		if n := got["listener_manager.total_listeners_draining"]; n > 0 {
+			t.Fatalf("%d listeners drain before the pod is deleted", n)
+		}
+		return got["http.inbound.downstream_cx_active"] >= 2
+	})
+	deleted := time.Now()
+	must(t, s.c.Client.CoreV1().Pods(s.name).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}))
+	until("connections that are told to end", func(got map[string]int) bool {
+		return got["listener_manager.total_listeners_draining"] == 1 && got["http.inbound.downstream_cx_drain_close"] >= 2
+	})
+	figure(t, "clients outside of the mesh were told to go elsewhere within %.0f ms of the deletion", float64(time.Since(deleted).Microseconds())/1000)
+	for _, l := range loads {
+		noFailure(outside, l.wait())
+	}
 }
 
 // One of two pods has no port open, as one has that starts, crashed, or closed
