@@ -54,7 +54,7 @@ type world struct{ *rand.Rand }
 
 func (w world) namespace() string    { return []string{"tulle-system", "a", "b"}[w.IntN(3)] }
 func (w world) name(p string) string { return fmt.Sprintf("%s%d", p, w.IntN(4)) }
-func (w world) vip() netip.Addr { return netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.IntN(5))}) }
+func (w world) vip() netip.Addr      { return netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + w.IntN(5))}) }
 
 func (w world) pod() netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 0, byte(1 + w.IntN(6))}) }
 func (w world) port() uint16    { return []uint16{80, 8080, 3306}[w.IntN(3)] }
@@ -316,4 +316,42 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 		stop()
 		<-done
 	})
+}
+
+// calls counts how often a subscriber was told of anything.
+type calls struct{ n int }
+
+func (c *calls) Changed([]Key) { c.n++ }
+
+func TestFollowerIsToldOfItsFactAlone(t *testing.T) {
+	b := New(Options{Config: config()})
+	c := &calls{}
+	pod := func(name string, ending bool) mesh.Change {
+		return mesh.Put(&mesh.Workload{Name: mesh.Name{Namespace: "a", Name: name}, Terminating: ending})
+	}
+	own := mesh.Fact{Kind: mesh.FactWorkload, Name: "a/own"}
+	for _, step := range []struct {
+		what string
+		do   func()
+		told int
+	}{
+		{"it begins to follow", func() { b.Follow(c, own) }, 1},
+		{"the pod comes", func() { b.Apply(pod("own", false)) }, 1},
+		{"the pod stays as it is", func() { b.Apply(pod("own", false)) }, 0},
+		{"another pod comes", func() { b.Apply(pod("other", false)) }, 0},
+		{"the pod begins to end", func() { b.Apply(pod("own", true)) }, 1},
+		{"the pod is gone", func() { b.Apply(mesh.Delete(mesh.KindWorkload, mesh.Name{Namespace: "a", Name: "own"})) }, 1},
+		{"it no longer follows", func() { b.Unfollow(c, own) }, 0},
+		{"the pod comes again", func() { b.Apply(pod("own", false)) }, 0},
+	} {
+		before := c.n
+		step.do()
+		b.step(t.Context())
+		if got := c.n - before; got != step.told {
+			t.Errorf("%s: told %d times, want %d", step.what, got, step.told)
+		}
+	}
+	if len(b.followers) > 0 {
+		t.Errorf("%d facts are still followed", len(b.followers))
+	}
 }
