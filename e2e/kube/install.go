@@ -21,7 +21,7 @@ func MeshKind(kind string) schema.GroupVersionKind {
 }
 
 // Install installs Tulle from a kustomization and waits until its control
-// plane is available and its webhook is called with a known certificate.
+// plane is available and its webhook answers the API server.
 func (c *Cluster) Install(ctx context.Context, dir string) error {
 	if err := c.ApplyKustomization(ctx, dir); err != nil {
 		return err
@@ -29,13 +29,35 @@ func (c *Cluster) Install(ctx context.Context, dir string) error {
 	return c.Installed(ctx)
 }
 
-// Installed waits until Tulle's control plane is available and its webhook is
-// called with a known certificate.
+// Installed waits until Tulle's control plane is available and its webhook
+// answers the API server.
 func (c *Cluster) Installed(ctx context.Context) error {
 	if err := c.Deployed(ctx, TulleNamespace, 2*time.Minute); err != nil {
 		return err
 	}
-	return Eventually(ctx, time.Minute, "the webhooks' certificate", c.webhooksTrusted)
+	if err := Eventually(ctx, time.Minute, "the webhooks' certificate", c.webhooksTrusted); err != nil {
+		return err
+	}
+	return Eventually(ctx, time.Minute, "an answer of the webhook", c.webhookAnswers)
+}
+
+// webhookAnswers has the API server ask the webhook about an object, without
+// creating it: the Service may reach its pods a moment later than they are
+// ready.
+func (c *Cluster) webhookAnswers(ctx context.Context) error {
+	gvk := MeshKind("MeshPolicy")
+	r, err := c.resource(ctx, gvk, TulleNamespace)
+	if err != nil {
+		return err
+	}
+	o := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": gvk.GroupVersion().String(),
+		"kind":       gvk.Kind,
+		"metadata":   map[string]any{"generateName": "dry-run-"},
+		"spec":       map[string]any{"mtls": map[string]any{"mode": "Permissive"}},
+	}}
+	_, err = r.Create(ctx, o, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	return err
 }
 
 // webhooksTrusted checks that Tulle's webhooks have a caBundle: without it the
