@@ -18,12 +18,6 @@ func GroupVersion() schema.GroupVersion {
 	return schema.GroupVersion{Group: Group, Version: Version}
 }
 
-// Resource returns the group resource of the given plural name, for errors and
-// authorization checks.
-func Resource(plural string) schema.GroupResource {
-	return schema.GroupResource{Group: Group, Resource: plural}
-}
-
 // AddToScheme makes the kinds of this package known to a scheme, which is what
 // clients and caches need to read and write them.
 func AddToScheme(scheme *runtime.Scheme) error {

@@ -25,9 +25,6 @@ func (p proxy) binding() delta.Binding {
 	}
 }
 
-// prefixSAN begins the names of validation contexts, which hold no secret.
-const prefixSAN = "san|"
-
 // bind is the one place that decides what a proxy may have. The certificate is
 // that of the stream's own identity, whatever else a proxy may ask for.
 func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
@@ -38,7 +35,7 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 			k.For = p.identity
 			return k, true
 		}
-		return k, name == translate.SecretRoots || strings.HasPrefix(name, prefixSAN)
+		return k, name == translate.SecretRoots || strings.HasPrefix(name, translate.PrefixSAN)
 	case translate.Listener:
 		switch name {
 		case translate.ListenerInbound:

@@ -42,19 +42,9 @@ func socketAddress(host string, port uint32) *core.Address {
 	}}}
 }
 
-func cidrs(ps []netip.Prefix) []*core.CidrRange {
-	out := make([]*core.CidrRange, 0, len(ps))
-	for _, p := range ps {
-		out = append(out, cidr(p))
-	}
-	return out
-}
-
 func cidr(p netip.Prefix) *core.CidrRange {
 	return &core.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
 }
-
-func hostRange(a netip.Addr) *core.CidrRange { return cidr(netip.PrefixFrom(a, a.BitLen())) }
 
 func seconds(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
 

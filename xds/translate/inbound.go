@@ -195,8 +195,8 @@ func portMatcher(mode mesh.MTLSMode, p mesh.Protocol, used map[string]bool) *xds
 }
 
 func (in inbound) chains() []*listener.FilterChain {
+	v := authorization(in.policies, in.config.TrustDomain, false)
 	tcp := func(stat string) []*listener.Filter {
-		v := authorization(in.policies, in.config.TrustDomain, false)
 		var out []*listener.Filter
 		for _, rules := range []*rbacconfig.RBAC{v.deny, v.allow} {
 			if rules != nil {

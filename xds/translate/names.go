@@ -61,8 +61,11 @@ const (
 	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP
 	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
 	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
-	prefixSAN     = "san|"  // san|namespace/name|port: who may answer for a service
 )
+
+// PrefixSAN begins the names of validation contexts, "san|namespace/name|port":
+// who may answer for a service. They hold no secret.
+const PrefixSAN = "san|"
 
 // PrefixProbe begins the names of the clusters by which an Envoy checks its own
 // application: probe|path. They are a pod's own: their keys are for the pod.
@@ -74,7 +77,7 @@ func ClusterName(service mesh.Name, port uint16) string {
 }
 
 func sanName(service mesh.Name, port uint16) string {
-	return fmt.Sprintf("%s%s|%d", prefixSAN, service, port)
+	return fmt.Sprintf("%s%s|%d", PrefixSAN, service, port)
 }
 
 // servicePort reads "namespace/name|port".

@@ -34,7 +34,7 @@ func inline(b []byte) *core.DataSource {
 // the identities that may answer for it.
 func secret(k Key, v *mesh.View) Result {
 	vc := &tls.CertificateValidationContext{TrustedCa: inline(v.Trust().PEM)}
-	if rest, ok := strings.CutPrefix(k.Name, prefixSAN); ok {
+	if rest, ok := strings.CutPrefix(k.Name, PrefixSAN); ok {
 		var ids []string
 		if n, _, ok := servicePort(rest); ok {
 			ids = serverIdentities(n, v)
