@@ -35,6 +35,15 @@ func debugServer(address string, profile bool, proxies http.Handler) runnable {
 	}
 }
 
+// leading runs on the leader until its context ends.
+type leading func(ctx context.Context) error
+
+// Start runs it.
+func (l leading) Start(ctx context.Context) error { return l(ctx) }
+
+// NeedLeaderElection says that it does.
+func (leading) NeedLeaderElection() bool { return true }
+
 // runnable runs on every replica, leader or not, until its context ends.
 type runnable func(ctx context.Context) error
 

@@ -124,8 +124,8 @@ spec:
 	nobody  = "http://10.0.0.99/"
 )
 
-// mesh is everything that the test has started.
-type mesh struct {
+// lab is everything that the test has started.
+type lab struct {
 	*cluster
 	whole        *testing.T
 	network      *network
@@ -153,9 +153,9 @@ func TestLive(t *testing.T) {
 	t.Run("a stopped control plane ends well and resends nothing unchanged", func(t *testing.T) { m.testRestart(t, syscall.SIGTERM) })
 }
 
-func startMesh(t *testing.T, envoy string) *mesh {
+func startMesh(t *testing.T, envoy string) *lab {
 	t.Helper()
-	m := &mesh{whole: t, network: newNetwork(t), cluster: startCluster(t)}
+	m := &lab{whole: t, network: newNetwork(t), cluster: startCluster(t)}
 	m.apply(t, objects)
 	m.web = m.newPod(t, "web", "web", "10.244.0.10", true, map[string]string{"app": "web"})
 	m.reviews = m.newPod(t, "reviews-v1", "reviews", "10.244.0.11", true, map[string]string{"app": "reviews"})
@@ -197,7 +197,7 @@ func listenLoopback(t *testing.T) net.Listener {
 	return l
 }
 
-func (m *mesh) newPod(t *testing.T, name, account, address string, meshed bool, labels map[string]string) *pod {
+func (m *lab) newPod(t *testing.T, name, account, address string, meshed bool, labels map[string]string) *pod {
 	t.Helper()
 	p := &pod{namespace: shop, name: name, account: account, address: address}
 	p.network = m.network.pod(t, name, address)
@@ -214,7 +214,7 @@ func application(name string) http.Handler {
 
 // clientIn makes calls like an application in the namespace, each on a
 // connection of its own.
-func (m *mesh) clientIn(n namespace) *http.Client {
+func (m *lab) clientIn(n namespace) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{DialContext: n.dial, DisableKeepAlives: true},
 		Timeout:   10 * time.Second,
@@ -222,7 +222,7 @@ func (m *mesh) clientIn(n namespace) *http.Client {
 }
 
 // call is one of web's, and what came back.
-func (m *mesh) call(url string) (status int, body string, err error) {
+func (m *lab) call(url string) (status int, body string, err error) {
 	resp, err := m.clientIn(m.web.network).Get(url)
 	if err != nil {
 		return 0, "", err
@@ -233,7 +233,7 @@ func (m *mesh) call(url string) (status int, body string, err error) {
 }
 
 // answers is nil when a call of web's is answered by the pod.
-func (m *mesh) answers(url, by string) error {
+func (m *lab) answers(url, by string) error {
 	status, body, err := m.call(url)
 	if err == nil && (status != http.StatusOK || !strings.HasPrefix(body, by+" ")) {
 		err = fmt.Errorf("%d %q", status, body)
@@ -241,7 +241,7 @@ func (m *mesh) answers(url, by string) error {
 	return err
 }
 
-func (m *mesh) testIdentity(t *testing.T) {
+func (m *lab) testIdentity(t *testing.T) {
 	status, body, err := m.call(reviews) // the first ever: nothing to wait for
 	if err != nil || status != http.StatusOK {
 		t.Fatalf("the first call: %d %q %v", status, body, err)
@@ -251,7 +251,7 @@ func (m *mesh) testIdentity(t *testing.T) {
 	}
 }
 
-func (m *mesh) testUnknown(t *testing.T) {
+func (m *lab) testUnknown(t *testing.T) {
 	started := time.Now()
 	status, body, err := m.call(nobody)
 	if err != nil || status < 400 {
@@ -262,13 +262,13 @@ func (m *mesh) testUnknown(t *testing.T) {
 	}
 }
 
-func (m *mesh) testLate(t *testing.T) {
+func (m *lab) testLate(t *testing.T) {
 	if err := m.answers(late, "reviews-v2"); err != nil {
 		t.Error(err)
 	}
 }
 
-func (m *mesh) testPolicy(t *testing.T) {
+func (m *lab) testPolicy(t *testing.T) {
 	direct := "http://" + m.reviews.address + ":8080/"
 	plaintext := func() error {
 		resp, err := m.clientIn(m.network.node).Get(direct)
@@ -300,7 +300,7 @@ func (m *mesh) testPolicy(t *testing.T) {
 	}
 }
 
-func (m *mesh) testSplit(t *testing.T) {
+func (m *lab) testSplit(t *testing.T) {
 	for _, version := range []string{"reviews-v2", "reviews-v1"} {
 		m.apply(t, fmt.Sprintf(split, version))
 		eventually(t, "calls to go to "+version, func() error { return m.answers(reviews, version) })
@@ -314,7 +314,7 @@ func (m *mesh) testSplit(t *testing.T) {
 }
 
 // testRestart ends the control plane and starts another, while calls go on.
-func (m *mesh) testRestart(t *testing.T, with syscall.Signal) {
+func (m *lab) testRestart(t *testing.T, with syscall.Signal) {
 	eventually(t, "the mesh to be quiet", func() error { return m.control.settled(2) })
 	stopCalls := m.keepCalling(t)
 	m.control.end(t, with)
@@ -350,7 +350,7 @@ func (m *mesh) testRestart(t *testing.T, with syscall.Signal) {
 }
 
 // keepCalling has web call reviews all the time; each call is to succeed.
-func (m *mesh) keepCalling(t *testing.T) (stop func()) {
+func (m *lab) keepCalling(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -377,7 +377,7 @@ func (m *mesh) keepCalling(t *testing.T) (stop func()) {
 
 // testAway takes the API server away for longer than a leader waits for it. The
 // process goes on; a proxy comes back; issuing goes on.
-func (m *mesh) testAway(t *testing.T) {
+func (m *lab) testAway(t *testing.T) {
 	eventually(t, "the replica to lead", func() error {
 		if m.control.sample(t, "leader_election_master_status", "") != 1 {
 			return errors.New("it does not")

@@ -32,7 +32,7 @@ type options struct {
 	webhookPort           int
 	pprof                 bool
 	logLevel              string
-	pod                   string
+	pod, tokenFile        string
 }
 
 func command() *cobra.Command {
@@ -64,6 +64,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.metrics, "metrics-address", ":8080", "address to serve Prometheus metrics on")
 	f.StringVar(&o.health, "health-address", ":8081", "address to serve /healthz and /readyz on")
 	f.StringVar(&o.debug, "debug-address", "127.0.0.1:8082", "address to serve /debug/proxies on, for the CLI; keep it on the loopback")
+	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/tulle/token", "this replica's service account token of the audience tulle, to show to other replicas")
 	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the debug address too")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	o.pod = env("POD_NAME", "tulled")

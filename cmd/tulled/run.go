@@ -28,6 +28,7 @@ import (
 	"github.com/tulle-mesh/tulle/controllers/trust"
 	"github.com/tulle-mesh/tulle/webhook"
 	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/server"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
@@ -43,6 +44,8 @@ type controlPlane struct {
 	certificates *ca.Certificates
 	builder      *build.Builder
 	observer     *observe.Observer
+	tokens       *server.Tokens
+	server       *server.Server
 	serving      atomic.Bool // proxies, on the xDS address
 }
 
@@ -140,8 +143,9 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 			}
 			return build.Certificate{Chain: c.Chain, Key: c.Key, Version: c.Version}, nil
 		},
-		Forget: p.certificates.Forget,
-		Log:    p.log.WithName("build"), Metrics: metrics.Registry,
+		Forget:  p.certificates.Forget,
+		OnBuilt: func() { p.server.Built() }, // nothing is built before the manager starts
+		Log:     p.log.WithName("build"), Metrics: metrics.Registry,
 	})
 	return p.manager.Add(runnable(p.builder.Run))
 }

@@ -2,17 +2,24 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/tulle-mesh/tulle/ca"
+	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/server"
 )
 
@@ -23,9 +30,10 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making a client for tokens: %w", err)
 	}
+	p.tokens = server.NewVerifier(clientset)
 	s, err := server.New(server.Options{
 		Builder: p.builder,
-		Tokens:  server.NewVerifier(clientset),
+		Tokens:  p.tokens,
 		TLS:     p.certificates.ServingTLS(),
 		Replica: p.options.pod,
 		Log:     p.log.WithName("xds"), Metrics: metrics.Registry,
@@ -33,6 +41,7 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.server = s
 	if err := p.manager.Add(runnable(func(ctx context.Context) error {
 		if !p.complete(ctx) {
 			return nil
@@ -73,8 +82,64 @@ func (p *controlPlane) complete(ctx context.Context) bool {
 // built reports whether the snapshot has more than the empty mesh of the start.
 func (p *controlPlane) built() bool { return p.builder.Snapshot().Config().TrustDomain != "" }
 
+// wireStatus has replicas report to the leader, and the leader write.
 func (p *controlPlane) wireStatus(context.Context) error {
-	return status.New(status.Options{Findings: p.builder, Registerer: metrics.Registry}).SetupWithManager(p.manager)
+	log := p.log.WithName("replicas")
+	p.manager.GetWebhookServer().Register(replicas.Path, replicas.Handler(p.server, p.ours, log))
+	gatherer := replicas.New(replicas.Options{
+		Builder: p.builder, Self: p.options.pod, Local: p.server,
+		Service: mesh.Name{Namespace: p.options.namespace, Name: p.options.service},
+		Client:  p.peers(), Port: p.options.webhookPort,
+		Token: func() (string, error) {
+			token, err := os.ReadFile(p.options.tokenFile)
+			return strings.TrimSpace(string(token)), err
+		},
+		Concerning: server.Concerning, Log: log,
+	})
+	// A leader whose mesh is not complete would find objects that nobody has.
+	if err := p.manager.Add(leading(func(ctx context.Context) error {
+		if !p.complete(ctx) {
+			return nil
+		}
+		return gatherer.Start(ctx)
+	})); err != nil {
+		return fmt.Errorf("adding the gathering of acknowledgements: %w", err)
+	}
+	return status.New(status.Options{
+		Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry,
+	}).SetupWithManager(p.manager)
+}
+
+// ours reports, as an error, whose token is not that of one of our replicas.
+func (p *controlPlane) ours(ctx context.Context, token string) error {
+	peer, err := p.tokens.Verify(ctx, token)
+	if err != nil {
+		return err
+	}
+	self, ok := p.builder.Snapshot().Workload(mesh.Name{Namespace: p.options.namespace, Name: p.options.pod})
+	if !ok {
+		return errors.New("this replica does not know its own pod yet")
+	}
+	if peer.Pod.Namespace != self.Namespace || peer.ServiceAccount != self.ServiceAccount {
+		return fmt.Errorf("it is that of service account %s/%s", peer.Pod.Namespace, peer.ServiceAccount)
+	}
+	return nil
+}
+
+// peers is a client of other replicas. Their certificates are of our own
+// authority, whose roots may be others at each connection.
+func (p *controlPlane) peers() *http.Client {
+	dialer := &net.Dialer{Timeout: 2 * time.Second}
+	name := ca.ServingNames(p.options.service, p.options.namespace)[0]
+	return &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			roots := x509.NewCertPool()
+			roots.AppendCertsFromPEM(p.authority.Roots())
+			d := tls.Dialer{NetDialer: dialer, Config: &tls.Config{RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS13}}
+			return d.DialContext(ctx, network, address)
+		},
+		MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute,
+	}}
 }
 
 // wireHealth makes readiness mean that proxies and admission are served from

@@ -40,6 +40,22 @@ const (
 	// ReasonRejected is the reason of Programmed=False where a proxy has refused
 	// what it was sent; the message has the proxy's own words.
 	ReasonRejected = "Rejected"
+	// ReasonNotAccepted is the reason of Programmed=False where the object is not
+	// in force as it is written; Accepted says why.
+	ReasonNotAccepted = "NotAccepted"
 	// ReasonUnknown is the reason of a condition that cannot be told.
 	ReasonUnknown = "Unknown"
 )
+
+// ProxyCounts says how many running meshed pods run the object's present
+// generation. A pod whose proxy is frozen or cut off stays concerned.
+type ProxyCounts struct {
+	// concerned is the number of running pods whose proxy's configuration depends
+	// on the object, whether or not it is connected to the control plane now.
+	Concerned int32 `json:"concerned"`
+	// programmed is how many of them have acknowledged the configuration that
+	// follows from the present generation.
+	Programmed int32 `json:"programmed"`
+	// rejected is how many of them have refused it, and go on with what they had.
+	Rejected int32 `json:"rejected"`
+}

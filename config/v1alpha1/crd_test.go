@@ -202,9 +202,9 @@ func testNames(t *testing.T, config *rest.Config) {
 		}
 	}
 	want := map[string][]string{
-		"MeshPolicy":   {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Reason", "Age"},
-		"TrafficSplit": {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Reason", "Age"},
-		"MeshConfig":   {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Reason", "Age"},
+		"MeshPolicy":   {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
+		"TrafficSplit": {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Programmed", "Proxies", "Reason", "Age"},
+		"MeshConfig":   {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("short names, categories and columns (-want +got):\n%s", diff)

@@ -19,6 +19,8 @@ const MeshConfigName = "default"
 // +kubebuilder:printcolumn:name="Egress",type=string,JSONPath=`.spec.egress.mode`
 // +kubebuilder:printcolumn:name="Lifetime",type=string,JSONPath=`.spec.certificates.lifetime`
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
+// +kubebuilder:printcolumn:name="Proxies",type=integer,JSONPath=`.status.proxies.concerned`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="there is one MeshConfig, named default: write metadata.name: default"
@@ -229,12 +231,16 @@ func (l AccessLog) Formats() map[string]string {
 
 // MeshConfigStatus is what the control plane found about the MeshConfig.
 type MeshConfigStatus struct {
-	// conditions has Accepted.
+	// conditions are Accepted and Programmed.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// proxies says how many running proxies the object concerns, and how many of
+	// those run its present generation.
+	// +optional
+	Proxies *ProxyCounts `json:"proxies,omitempty"`
 }
 
 // MeshConfigList is a list of MeshConfigs.

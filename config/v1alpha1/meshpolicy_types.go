@@ -13,6 +13,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Default",type=string,JSONPath=`.spec.authorization.default`
 // +kubebuilder:printcolumn:name="Timeout",type=string,JSONPath=`.spec.traffic.timeout`
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
+// +kubebuilder:printcolumn:name="Proxies",type=integer,JSONPath=`.status.proxies.concerned`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type MeshPolicy struct {
@@ -394,12 +396,17 @@ type Retries struct {
 
 // MeshPolicyStatus is what the control plane found about a MeshPolicy.
 type MeshPolicyStatus struct {
-	// conditions are Accepted and, where targetRefs is written, ResolvedRefs.
+	// conditions are Accepted, Programmed and, where targetRefs is written,
+	// ResolvedRefs.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// proxies says how many running proxies the object concerns, and how many of
+	// those run its present generation.
+	// +optional
+	Proxies *ProxyCounts `json:"proxies,omitempty"`
 }
 
 // MeshPolicyList is a list of MeshPolicies.

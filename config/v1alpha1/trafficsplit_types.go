@@ -12,6 +12,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Backends",type=string,JSONPath=`.spec.backends`
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Refs",type=string,JSONPath=`.status.conditions[?(@.type=="ResolvedRefs")].status`
+// +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
+// +kubebuilder:printcolumn:name="Proxies",type=integer,JSONPath=`.status.proxies.concerned`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type TrafficSplit struct {
@@ -185,12 +187,16 @@ type HeaderMatch struct {
 
 // TrafficSplitStatus is what the control plane found about a TrafficSplit.
 type TrafficSplitStatus struct {
-	// conditions are Accepted and ResolvedRefs.
+	// conditions are Accepted, Programmed and ResolvedRefs.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// proxies says how many running proxies the object concerns, and how many of
+	// those run its present generation.
+	// +optional
+	Proxies *ProxyCounts `json:"proxies,omitempty"`
 }
 
 // TrafficSplitList is a list of TrafficSplits.

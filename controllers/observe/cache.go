@@ -114,6 +114,11 @@ func cutPod(p *corev1.Pod) *corev1.Pod {
 			PodIPs: p.Status.PodIPs,
 		},
 	}
+	for i := range p.Status.InitContainerStatuses {
+		if s := &p.Status.InitContainerStatuses[i]; s.Name == proxyContainer {
+			out.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: s.Name, Started: s.Started}}
+		}
+	}
 	out.Labels, out.DeletionGracePeriodSeconds = p.Labels, p.DeletionGracePeriodSeconds
 	if s, ok := p.Annotations[statusAnnotation]; ok {
 		out.Annotations = map[string]string{statusAnnotation: s}

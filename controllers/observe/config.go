@@ -91,10 +91,12 @@ func nodeRanges(n *corev1.Node) []netip.Prefix {
 // a newer one wrote it, is read as the strictest.
 func (s *sources) mesh(rootNamespace string) *mesh.Config {
 	var spec v1alpha1.MeshConfigSpec
+	var generation int64
 	if s.config != nil {
-		spec = s.config.Spec
+		spec, generation = s.config.Spec, s.config.Generation
 	}
 	out := &mesh.Config{
+		Generation:          generation,
 		TrustDomain:         cmp.Or(spec.TrustDomain, defaultTrustDomain),
 		RootNamespace:       rootNamespace,
 		MTLS:                meshMTLS(spec.MTLS.Mode),

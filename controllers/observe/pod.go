@@ -48,6 +48,7 @@ func workload(p *corev1.Pod) *mesh.Workload {
 		out.Addresses = podIPs(&p.Status)
 	}
 	if out.Meshed {
+		out.Started = started(&p.Status)
 		out.Probes, out.Direct = injected(p.Annotations[statusAnnotation])
 	}
 	return out
@@ -57,6 +58,13 @@ func workload(p *corev1.Pod) *mesh.Workload {
 func meshed(p *corev1.Pod) bool {
 	return slices.ContainsFunc(p.Spec.InitContainers, func(c corev1.Container) bool {
 		return c.Name == proxyContainer && nativeSidecar(&c)
+	})
+}
+
+// started reports whether our sidecar's startup probe has passed.
+func started(s *corev1.PodStatus) bool {
+	return slices.ContainsFunc(s.InitContainerStatuses, func(c corev1.ContainerStatus) bool {
+		return c.Name == proxyContainer && c.Started != nil && *c.Started
 	})
 }
 

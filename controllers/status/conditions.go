@@ -2,7 +2,9 @@ package status
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,7 +20,11 @@ const maxMessage = 1000
 
 // owned reports whether the package writes conditions of the type.
 func owned(conditionType string) bool {
-	return conditionType == v1alpha1.ConditionAccepted || conditionType == v1alpha1.ConditionResolvedRefs
+	switch conditionType {
+	case v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed, v1alpha1.ConditionResolvedRefs:
+		return true
+	}
+	return false
 }
 
 // evaluated reports whether the findings are about the generation.
@@ -31,8 +37,7 @@ func evaluated(found []mesh.Finding, generation int64) bool {
 	return len(found) > 0
 }
 
-// desired makes one condition of each type that something was found about,
-// sorted by type. Where several findings say that one is False, the first gives
+// desired makes one condition of each type that something was found about. Where several findings say that one is False, the first gives
 // the reason, and all their messages are kept, as far as they fit.
 func desired(found []mesh.Finding) []metav1.Condition {
 	var out []metav1.Condition
@@ -53,14 +58,23 @@ func desired(found []mesh.Finding) []metav1.Condition {
 			is.Message = cut(is.Message + "; " + f.Message)
 		}
 	}
-	slices.SortFunc(out, func(a, b metav1.Condition) int {
-		if a.Type < b.Type {
-			return -1
-		}
-		return 1 // types differ
-	})
 	return out
 }
+
+// state is what we write of an object's status.
+type state struct {
+	conditions []metav1.Condition // sorted by type
+	proxies    *v1alpha1.ProxyCounts
+}
+
+// difference says how two states differ.
+type difference uint8
+
+const (
+	none    difference = iota
+	numbers            // how many proxies there are, and how far they are
+	verdict            // what there is to say about the object
+)
 
 func condition(f mesh.Finding) metav1.Condition {
 	status := metav1.ConditionFalse
@@ -89,30 +103,38 @@ func cut(message string) string {
 }
 
 // merge gives each wanted condition the time of its last transition: what it
-// was where the status stays the same, else now. changed reports whether the
-// object's own conditions differ in anything that we write; turned are those
-// that are False and were not, or were for another reason.
-func merge(have, want []metav1.Condition, now time.Time) (out []metav1.Condition, changed bool, turned []metav1.Condition) {
-	for _, w := range want {
+// was where the status stays the same, else now. It returns, too, how the wanted
+// state differs from what the object has, and which conditions are of another
+// status or for another reason than they were, or of another generation.
+func merge(have, want state, now time.Time) (out state, d difference, turned []metav1.Condition) {
+	slices.SortFunc(want.conditions, func(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) })
+	out.proxies = want.proxies
+	if !reflect.DeepEqual(have.proxies, want.proxies) {
+		d = numbers
+	}
+	for _, w := range want.conditions {
 		w.LastTransitionTime = metav1.NewTime(now)
-		h := find(have, w.Type)
+		h := find(have.conditions, w.Type)
 		if h != nil && h.Status == w.Status {
 			w.LastTransitionTime = h.LastTransitionTime
 		}
-		if h == nil || h.Status != w.Status || h.Reason != w.Reason || h.Message != w.Message || h.ObservedGeneration != w.ObservedGeneration {
-			changed = true
-		}
-		if w.Status == metav1.ConditionFalse && (h == nil || h.Status != w.Status || h.Reason != w.Reason) {
+		switch {
+		case h == nil || h.Status != w.Status || h.Reason != w.Reason || h.ObservedGeneration != w.ObservedGeneration:
+			d = verdict
 			turned = append(turned, w)
+		case h.Message != w.Message && w.Type == v1alpha1.ConditionProgrammed && w.Reason != v1alpha1.ReasonRejected:
+			d = max(d, numbers)
+		case h.Message != w.Message:
+			d = verdict
 		}
-		out = append(out, w)
+		out.conditions = append(out.conditions, w)
 	}
-	for _, h := range have {
-		if owned(h.Type) && find(want, h.Type) == nil {
-			changed = true // it is to go
+	for _, h := range have.conditions {
+		if owned(h.Type) && find(want.conditions, h.Type) == nil {
+			d = verdict // it is to go
 		}
 	}
-	return out, changed, turned
+	return out, d, turned
 }
 
 func find(in []metav1.Condition, conditionType string) *metav1.Condition {
@@ -124,17 +146,17 @@ func find(in []metav1.Condition, conditionType string) *metav1.Condition {
 	return nil
 }
 
-// conditionsOf is the object's status, as the API server has it.
-func conditionsOf(obj client.Object) []metav1.Condition {
+// stateOf is the object's status, as the API server has it.
+func stateOf(obj client.Object) state {
 	switch o := obj.(type) {
 	case *v1alpha1.MeshPolicy:
-		return o.Status.Conditions
+		return state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.TrafficSplit:
-		return o.Status.Conditions
+		return state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.MeshConfig:
-		return o.Status.Conditions
+		return state{o.Status.Conditions, o.Status.Proxies}
 	}
-	return nil
+	return state{}
 }
 
 // configFindings is what there is to say about a MeshConfig. The API server has

@@ -24,11 +24,11 @@ func TestFindingsBecomeOneConditionOfEachType(t *testing.T) {
 		finding("Accepted", true, "Accepted", "holds"),
 		finding("ResolvedRefs", false, "PortNotFound", "no port 1"),
 		finding("ResolvedRefs", true, "ResolvedRefs", "all there"),
-		finding("Programmed", true, "Programmed", "not for this package to write"),
+		finding("Another", true, "Another", "not for this package to write"),
 	})
 	want := []metav1.Condition{
-		{Type: "Accepted", Status: "True", Reason: "Accepted", Message: "holds", ObservedGeneration: 2},
 		{Type: "ResolvedRefs", Status: "False", Reason: "ServiceNotFound", Message: "no Service a; no port 1", ObservedGeneration: 2},
+		{Type: "Accepted", Status: "True", Reason: "Accepted", Message: "holds", ObservedGeneration: 2},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -71,40 +71,37 @@ func TestMergeKeepsTheTimeOfTheLastTransition(t *testing.T) {
 		return c
 	}
 	for name, c := range map[string]struct {
-		have, want      []metav1.Condition
-		changed, turned bool
-		at              time.Time
+		have, want []metav1.Condition
+		differs    difference
+		turned     bool
+		at         time.Time
 	}{
-		"first":          {nil, []metav1.Condition{was}, true, false, now},
-		"first, and bad": {nil, []metav1.Condition{with(func(c *metav1.Condition) { c.Status = "False" })}, true, true, now},
-		"same":           {[]metav1.Condition{was}, []metav1.Condition{was}, false, false, then},
-		"generation":     {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.ObservedGeneration = 2 })}, true, false, then},
-		"message":        {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.Message = "n" })}, true, false, then},
-		"turned False":   {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.Status, c.Reason = "False", "Invalid" })}, true, true, now},
-		"turned True":    {[]metav1.Condition{with(func(c *metav1.Condition) { c.Status = "False" })}, []metav1.Condition{was}, true, false, now},
-		"one too many":   {[]metav1.Condition{was, {Type: "ResolvedRefs"}}, []metav1.Condition{was}, true, false, then},
-		"another's":      {[]metav1.Condition{was, {Type: "Programmed"}}, []metav1.Condition{was}, false, false, then},
+		"first":         {nil, []metav1.Condition{was}, verdict, true, now},
+		"same":          {[]metav1.Condition{was}, []metav1.Condition{was}, none, false, then},
+		"generation":    {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.ObservedGeneration = 2 })}, verdict, true, then},
+		"message":       {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.Message = "n" })}, verdict, false, then},
+		"turned False":  {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.Status, c.Reason = "False", "Invalid" })}, verdict, true, now},
+		"other reason":  {[]metav1.Condition{was}, []metav1.Condition{with(func(c *metav1.Condition) { c.Reason = "Other" })}, verdict, true, then},
+		"turned True":   {[]metav1.Condition{with(func(c *metav1.Condition) { c.Status = "False" })}, []metav1.Condition{was}, verdict, true, now},
+		"one too many":  {[]metav1.Condition{was, {Type: "ResolvedRefs"}}, []metav1.Condition{was}, verdict, false, then},
+		"another's":     {[]metav1.Condition{was, {Type: "Another"}}, []metav1.Condition{was}, none, false, then},
+		"mere progress": {[]metav1.Condition{ack("1 of 2")}, []metav1.Condition{ack("2 of 3")}, numbers, false, time.Time{}},
 	} {
-		out, changed, turned := merge(c.have, c.want, now)
-		if changed != c.changed || (len(turned) > 0) != c.turned {
-			t.Errorf("%s: changed %v, turned %v", name, changed, turned)
+		out, differs, turned := merge(state{conditions: c.have}, state{conditions: c.want}, now)
+		if differs != c.differs || (len(turned) > 0) != c.turned {
+			t.Errorf("%s: differs %v, turned %v", name, differs, turned)
 		}
-		if len(out) != len(c.want) || !out[0].LastTransitionTime.Time.Equal(c.at) {
+		if len(out.conditions) != len(c.want) || !out.conditions[0].LastTransitionTime.Time.Equal(c.at) {
 			t.Errorf("%s: got %+v, want the transition at %v", name, out, c.at)
 		}
 	}
+	if _, differs, _ := merge(state{}, state{proxies: &v1alpha1.ProxyCounts{}}, now); differs != numbers {
+		t.Error("the first counts are no difference")
+	}
 }
 
-func TestFalseForAnotherReasonIsAnEventToo(t *testing.T) {
-	bad := metav1.Condition{Type: "Accepted", Status: "False", Reason: "Invalid"}
-	worse := bad
-	worse.Reason = "Conflicted"
-	if _, _, turned := merge([]metav1.Condition{bad}, []metav1.Condition{worse}, time.Now()); len(turned) != 1 {
-		t.Error("the reason is new")
-	}
-	if _, _, turned := merge([]metav1.Condition{bad}, []metav1.Condition{bad}, time.Now()); len(turned) != 0 {
-		t.Error("nothing is new")
-	}
+func ack(message string) metav1.Condition {
+	return metav1.Condition{Type: "Programmed", Status: "False", Reason: "Pending", Message: message}
 }
 
 func TestOnlyTheMeshConfigNamedDefaultIsAccepted(t *testing.T) {

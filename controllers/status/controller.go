@@ -66,6 +66,9 @@ type Recorder interface {
 // Options of a Controller.
 type Options struct {
 	Findings Findings // required
+	// Acknowledgements tells what proxies run; nil leaves the condition
+	// Programmed out.
+	Acknowledgements Acknowledgements
 	// Registerer gets the metrics; nil for none.
 	Registerer prometheus.Registerer
 	// Delay between a finding and its write, so that a burst is one write;
@@ -79,6 +82,7 @@ type Options struct {
 // MeshConfigs.
 type Controller struct {
 	findings Findings
+	acks     Acknowledgements // may be nil
 	delay    time.Duration
 	now      func() time.Time
 	writes   *prometheus.CounterVec
@@ -116,16 +120,21 @@ func (o object) target() (k build.Key, ok bool) {
 type record struct {
 	uid types.UID
 	// read is the resource version of the object that led to the last write,
-	// and wrote the conditions of that write. As long as the cache still has
-	// that version, it lags behind the write.
-	read  string
-	wrote []metav1.Condition
+	// and wrote the state of that write. As long as the cache still has that
+	// version, it lags behind the write.
+	read    string
+	wrote   state
+	written time.Time // by the clock of Options.Now
+	// lags is since when an object that is programmed, as its status says, is
+	// not; zero when it is.
+	lags time.Time
 }
 
 // New makes a Controller.
 func New(o Options) *Controller {
 	c := &Controller{
 		findings: o.Findings,
+		acks:     o.Acknowledgements,
 		delay:    o.Delay,
 		now:      o.Now,
 		known:    map[object]*record{},
@@ -139,6 +148,9 @@ func New(o Options) *Controller {
 	}
 	if c.now == nil {
 		c.now = time.Now
+	}
+	if c.acks != nil {
+		c.acks.Notify(c.acknowledged)
 	}
 	return c
 }
@@ -184,16 +196,52 @@ func (c *Controller) attach(_ context.Context, q workqueue.TypedRateLimitingInte
 
 // Changed takes note that findings have changed; it is the builder's to call.
 func (c *Controller) Changed(keys []build.Key) {
+	objects := make([]object, 0, len(keys))
+	for _, k := range keys {
+		if o, ok := objectOf(k); ok {
+			objects = append(objects, o)
+		}
+	}
+	c.enqueue(objects)
+}
+
+// acknowledged takes note that what proxies run of objects has changed.
+func (c *Controller) acknowledged(refs []mesh.Ref) {
+	objects := make([]object, 0, len(refs))
+	for _, r := range refs {
+		switch r.Kind {
+		case mesh.KindPolicy:
+			objects = append(objects, object{translate.KindPolicy, r.Name})
+		case mesh.KindSplit:
+			objects = append(objects, object{translate.KindSplit, r.Name})
+		case mesh.KindConfig:
+			objects = append(objects, object{kindConfig, mesh.Name{Name: v1alpha1.MeshConfigName}})
+		}
+	}
+	c.enqueue(objects)
+}
+
+// ref is what the object is to the mesh; false for a MeshConfig that is not the
+// one that counts.
+func (o object) ref() (mesh.Ref, bool) {
+	switch o.kind {
+	case translate.KindPolicy:
+		return mesh.Ref{Kind: mesh.KindPolicy, Name: o.name}, true
+	case translate.KindSplit:
+		return mesh.Ref{Kind: mesh.KindSplit, Name: o.name}, true
+	}
+	return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
+}
+
+func (c *Controller) enqueue(objects []object) {
 	c.mu.Lock()
 	q := c.queue
 	c.mu.Unlock()
 	if q == nil {
 		return
 	}
-	for _, k := range keys {
-		if o, ok := objectOf(k); ok {
-			q.AddAfter(o, c.delay)
-		}
+	for _, o := range objects {
+		q.AddAfter(o, c.delay)
 	}
 }
 
@@ -227,9 +275,14 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 	if !evaluated(found, obj.GetGeneration()) {
 		return reconcile.Result{}, nil
 	}
-	want, changed, turned := merge(have, desired(found), c.now())
-	if !changed {
-		return reconcile.Result{}, nil
+	wanted := state{conditions: desired(found)}
+	again := c.addProgrammed(o, obj.GetGeneration(), have, &wanted)
+	want, differs, turned := merge(have, wanted, c.now())
+	if rest := c.rest(o); differs == numbers && rest > 0 {
+		differs, again = none, rest
+	}
+	if differs == none {
+		return reconcile.Result{RequeueAfter: again}, nil
 	}
 	switch err := c.write(ctx, o, obj, want); {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
@@ -240,9 +293,81 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 		return reconcile.Result{}, fmt.Errorf("writing the status of %s: %w", o, err)
 	}
 	for _, t := range turned {
-		c.events.Eventf(obj, nil, corev1.EventTypeWarning, t.Reason, "Evaluate", "%s is False: %s", t.Type, t.Message)
+		c.tell(obj, t, find(have.conditions, t.Type))
 	}
-	return reconcile.Result{}, nil
+	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// tell makes an event of a condition that is another than it was; was may be
+// nil.
+func (c *Controller) tell(obj runtime.Object, is metav1.Condition, was *metav1.Condition) {
+	lost := was != nil && was.Status == metav1.ConditionTrue && was.ObservedGeneration == is.ObservedGeneration
+	switch {
+	case is.Status == metav1.ConditionTrue && is.Type == v1alpha1.ConditionProgrammed:
+		c.events.Eventf(obj, nil, corev1.EventTypeNormal, is.Reason, "Program", "generation %d: %s", is.ObservedGeneration, is.Message)
+	case is.Status == metav1.ConditionTrue:
+	case is.Reason == v1alpha1.ReasonNotAccepted, is.Reason == v1alpha1.ReasonPending && !lost:
+		// The one is said by another condition, the other is as it should be.
+	case was != nil && was.Status == is.Status && was.Reason == is.Reason: // it was told of the generation before
+	default:
+		c.events.Eventf(obj, nil, corev1.EventTypeWarning, is.Reason, "Evaluate", "%s is %s: %s", is.Type, is.Status, is.Message)
+	}
+}
+
+// addProgrammed adds what proxies run, and returns when to look again; 0: when
+// something has changed.
+func (c *Controller) addProgrammed(o object, generation int64, have state, want *state) time.Duration {
+	if c.acks == nil {
+		return 0
+	}
+	held := find(have.conditions, v1alpha1.ConditionProgrammed)
+	ref, counted := o.ref()
+	v, ok := c.acks.Verdict(ref)
+	if !ok || !counted {
+		if held != nil && counted { // a new leader knows nothing yet
+			want.conditions, want.proxies = append(want.conditions, *held), have.proxies
+		}
+		return 0
+	}
+	accepted := find(want.conditions, v1alpha1.ConditionAccepted)
+	is := programmed(v, generation, accepted == nil || accepted.Status == metav1.ConditionTrue)
+	want.proxies = counts(v)
+	var again time.Duration
+	behind := is.Reason == v1alpha1.ReasonPending || is.Reason == v1alpha1.ReasonUnknown
+	lags := behind && held != nil && held.Status == metav1.ConditionTrue && held.ObservedGeneration == generation
+	if since := c.lagging(o, lags); lags && since < steady {
+		is, want.proxies, again = *held, have.proxies, steady-since
+	}
+	want.conditions = append(want.conditions, is)
+	return again
+}
+
+// lagging notes whether the object lags behind its status, and returns for how
+// long it has.
+func (c *Controller) lagging(o object, lags bool) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.known[o]
+	switch {
+	case r == nil:
+		return 0
+	case !lags:
+		r.lags = time.Time{}
+		return 0
+	case r.lags.IsZero():
+		r.lags = c.now()
+	}
+	return c.now().Sub(r.lags)
+}
+
+// rest is how long mere numbers wait to be written.
+func (c *Controller) rest(o object) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.known[o]; r != nil && !r.written.IsZero() {
+		return steady - c.now().Sub(r.written)
+	}
+	return 0
 }
 
 func emptyObject(kind string) (client.Object, error) {
@@ -258,9 +383,9 @@ func emptyObject(kind string) (client.Object, error) {
 }
 
 // remember subscribes to what is found about the object, if that is not done
-// yet, and returns the conditions that the object has: the cache's, or our own
+// yet, and returns the state that the object has: the cache's, or our own
 // last ones where the cache has not seen them yet.
-func (c *Controller) remember(o object, obj client.Object) []metav1.Condition {
+func (c *Controller) remember(o object, obj client.Object) state {
 	c.mu.Lock()
 	r, ok := c.known[o]
 	if !ok {
@@ -278,7 +403,7 @@ func (c *Controller) remember(o object, obj client.Object) []metav1.Condition {
 	if read != "" && read == obj.GetResourceVersion() {
 		return wrote
 	}
-	return conditionsOf(obj)
+	return stateOf(obj)
 }
 
 func (c *Controller) forget(o object) {
@@ -302,10 +427,10 @@ func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
 	return nil
 }
 
-// write applies the conditions. The uid makes sure that they go to the object
+// write applies the state. The uid makes sure that they go to the object
 // that they are about, and to no other of its name.
-func (c *Controller) write(ctx context.Context, o object, obj client.Object, conditions []metav1.Condition) error {
-	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshPolicyStatus{Conditions: conditions})
+func (c *Controller) write(ctx context.Context, o object, obj client.Object, want state) error {
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshPolicyStatus{Conditions: want.conditions, Proxies: want.proxies})
 	if err != nil {
 		return err
 	}
@@ -323,7 +448,7 @@ func (c *Controller) write(ctx context.Context, o object, obj client.Object, con
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r, ok := c.known[o]; ok {
-		r.read, r.wrote = obj.GetResourceVersion(), conditions
+		r.read, r.wrote, r.written = obj.GetResourceVersion(), want, c.now()
 	}
 	return nil
 }

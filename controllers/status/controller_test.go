@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/acks"
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -115,14 +116,28 @@ type fixture struct {
 	api      *written
 	recorder *events.FakeRecorder
 	metrics  *prometheus.Registry
+	acks     *verdicts
+	clock    time.Time
 }
+
+// verdicts are Acknowledgements of the test's making: one for all objects.
+type verdicts struct {
+	known bool
+	is    acks.Verdict
+}
+
+func (v *verdicts) Verdict(mesh.Ref) (acks.Verdict, bool) { return v.is, v.known }
+func (*verdicts) Notify(func([]mesh.Ref))                 {}
 
 func setUp() *fixture {
 	f := &fixture{
 		builder: newBuilder(), cache: &cached{}, api: &written{},
 		recorder: events.NewFakeRecorder(100), metrics: prometheus.NewRegistry(),
+		acks: &verdicts{}, clock: time.Unix(1000, 0),
 	}
-	f.Controller = New(Options{Findings: f.builder, Registerer: f.metrics})
+	f.Controller = New(Options{
+		Findings: f.builder, Acknowledgements: f.acks, Registerer: f.metrics, Now: func() time.Time { return f.clock },
+	})
 	f.reader, f.writer, f.events = f.cache, f.api, f.recorder
 	f.cache.policy = &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "shop", Name: "p", UID: "1", Generation: 2, ResourceVersion: "10",

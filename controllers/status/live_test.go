@@ -140,7 +140,7 @@ func followsFindings(t *testing.T, config *rest.Config) {
 	})
 	t.Run("another's condition stays, and ours goes when there is nothing to say", func(t *testing.T) {
 		policy.Status.Conditions = append(policy.Status.Conditions, metav1.Condition{
-			Type: "Programmed", Status: "True", Reason: "Programmed", LastTransitionTime: metav1.Now(),
+			Type: "Example", Status: "True", Reason: "Example", LastTransitionTime: metav1.Now(),
 		})
 		if err := direct.Status().Update(t.Context(), policy, client.FieldOwner("another")); err != nil {
 			t.Fatal(err)
@@ -150,8 +150,8 @@ func followsFindings(t *testing.T, config *rest.Config) {
 			a, err := status(ctx, v1alpha1.ConditionAccepted)
 			return a != nil && a.Status == metav1.ConditionFalse, err
 		})
-		if find(policy.Status.Conditions, "Programmed") == nil || len(policy.Status.Conditions) != 2 {
-			t.Errorf("got %+v, want Accepted and Programmed", policy.Status.Conditions)
+		if find(policy.Status.Conditions, "Example") == nil || len(policy.Status.Conditions) != 2 {
+			t.Errorf("got %+v, want Accepted and Example", policy.Status.Conditions)
 		}
 	})
 	t.Run("it is told as an event", func(t *testing.T) {

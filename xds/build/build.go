@@ -30,6 +30,9 @@ type Options struct {
 	Issue func(ctx context.Context, identity string) (Certificate, error)
 	// Forget says that no stream needs the identity's certificate any longer.
 	Forget func(identity string)
+	// OnBuilt is called when [Builder.Built] is another, by the builder's own
+	// goroutine: it must not block. May be nil.
+	OnBuilt func()
 	// Grace is how long a target outlives its last subscriber, so that a proxy
 	// that reconnects finds it. The default is 30 s.
 	Grace   time.Duration
@@ -50,6 +53,7 @@ type Builder struct {
 	requests []request
 
 	snapshot atomic.Pointer[mesh.Snapshot]
+	built    atomic.Pointer[mesh.Snapshot] // the values are current for it
 	scopes   atomic.Pointer[Collection]
 
 	// Owned by Run. values is also read by Value, under lock.
@@ -107,6 +111,7 @@ func New(o Options) *Builder {
 		followers: map[mesh.Fact]map[Subscriber]struct{}{},
 	}
 	b.snapshot.Store(mesh.New(o.Config))
+	b.built.Store(b.snapshot.Load())
 	b.scopes.Store(newCollection())
 	return b
 }
@@ -175,8 +180,12 @@ func (b *Builder) Value(k Key) *Value {
 	return nil
 }
 
-// Snapshot is the mesh as it was last built.
+// Snapshot is the mesh as it is being built.
 func (b *Builder) Snapshot() *mesh.Snapshot { return b.snapshot.Load() }
+
+// Built is the mesh as it was last built: no value, certificates aside, is of
+// an earlier one if it would be another now.
+func (b *Builder) Built() *mesh.Snapshot { return b.built.Load() }
 
 // Scopes are all scopes as they were last built.
 func (b *Builder) Scopes() *Collection { return b.scopes.Load() }
@@ -223,6 +232,9 @@ func (b *Builder) step(ctx context.Context) {
 		b.serve(w, r)
 	}
 	b.rebuild(ctx, w)
+	if next := b.snapshot.Load(); next != b.built.Swap(next) && b.options.OnBuilt != nil {
+		b.options.OnBuilt()
+	}
 	b.metrics.targets.Set(float64(len(b.targets)))
 	for s, keys := range w.notify {
 		s.Changed(keys)
@@ -395,11 +407,14 @@ func (b *Builder) accept(w *work, r built) {
 	old := r.t.value
 	r.value.Since = w.since
 	same := old != nil && old.Version == r.value.Version && slices.Equal(old.Findings, r.value.Findings)
+	if old != nil {
+		r.value.Former = b.former(old, r.value.Uses)
+	}
 	if same {
 		// The bytes stay the ones that streams hold; that they are current for
 		// a later revision is for whoever asks.
 		kept := *old
-		kept.At = r.value.At
+		kept.At, kept.Uses, kept.Former = r.value.At, r.value.Uses, r.value.Former
 		r.value = &kept
 	}
 	b.lock.Lock()
@@ -412,6 +427,22 @@ func (b *Builder) accept(w *work, r built) {
 	for s := range r.t.subscribers {
 		w.tell(s, r.t.key)
 	}
+}
+
+// former are the objects that had a part in the value before and have none now,
+// as long as they exist.
+func (b *Builder) former(before *Value, uses []mesh.Ref) []mesh.Ref {
+	if len(before.Former) == 0 && slices.Equal(before.Uses, uses) {
+		return nil
+	}
+	var out []mesh.Ref
+	for _, r := range slices.Concat(before.Uses, before.Former) {
+		_, exists := b.snapshot.Load().Standing(r)
+		if _, used := slices.BinarySearchFunc(uses, r, mesh.Ref.Compare); exists && !used && !slices.Contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // index makes the target a reader of the facts, and of no others.

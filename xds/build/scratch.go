@@ -16,7 +16,7 @@ import (
 func Scratch(s *mesh.Snapshot, k Key) (*Value, []mesh.Fact) {
 	view := mesh.NewView(s)
 	r := translate.Build(k, view)
-	v := &Value{Clusters: r.Clusters, EDS: r.EDS, Findings: r.Findings, At: s.Revision()}
+	v := &Value{Clusters: r.Clusters, EDS: r.EDS, Findings: r.Findings, Uses: view.Uses(), At: s.Revision()}
 	if r.Message != nil {
 		v.Body = marshal(r.Message)
 		v.Version = hash(v.Body)

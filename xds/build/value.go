@@ -28,6 +28,11 @@ type Value struct {
 	// resource of its own, under the cluster's name.
 	EDS      bool
 	Findings []mesh.Finding
+	// Uses are the objects of the API that had a part in the value, sorted;
+	// Former are those that had one in an earlier value of the target and have
+	// none in this: a proxy that has not taken this value may still do what
+	// they say.
+	Uses, Former []mesh.Ref
 	// At is the revision of the mesh that the value was last found current for
 	// when it was built.
 	At mesh.Revision

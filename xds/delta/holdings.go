@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
@@ -13,6 +14,9 @@ type Holding struct {
 	// Sent is the version that was sent last, Acknowledged the one that the
 	// proxy took last; empty: none.
 	Sent, Acknowledged string
+	// At is the revision of the mesh that the acknowledged version was built
+	// for, or a later one for which it is the same; 0: not known.
+	At mesh.Revision
 	// Rejected is set when the proxy refused a version after that.
 	Rejected *Rejection
 }
@@ -37,7 +41,7 @@ func (s *Stream) Holding(k build.Key) (Holding, bool) {
 }
 
 func (s *subscription) holding(t translate.Type) Holding {
-	h := Holding{Key: s.key(t), Sent: s.sent, Acknowledged: s.acked, Rejected: s.rejected}
+	h := Holding{Key: s.key(t), Sent: s.sent, Acknowledged: s.acked, At: s.ackedAt, Rejected: s.rejected}
 	if t == translate.Endpoints { // see Stream.version
 		h.Sent, h.Acknowledged = own(h.Sent), own(h.Acknowledged)
 		if h.Rejected != nil {
@@ -87,6 +91,13 @@ func (s *Stream) Scopes() ScopesHeld {
 	return h
 }
 
-// Ready reports whether the ready listener was sent, or the proxy has it from
-// an earlier stream.
-func (s *Stream) Ready() bool { return s.live }
+// Known reports whether the stream knows what the proxy holds: it carries
+// traffic, and has said what it has of the types that every proxy asks for.
+func (s *Stream) Known() bool {
+	for _, t := range s.binding.Needs {
+		if !s.types[t].seen {
+			return false
+		}
+	}
+	return s.live
+}

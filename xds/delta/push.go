@@ -267,8 +267,8 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 				p.tells(v)
 			}
 			sub.moved = false
-			sub.sent = version
-			p.add(part{sub: sub, version: version}, v, sub.name)
+			sub.sent, sub.sentAt = version, v.At
+			p.add(part{sub: sub, version: version, at: v.At}, v, sub.name)
 			if p.t == translate.Cluster && v.EDS {
 				s.endow(sub.name)
 			}

@@ -229,7 +229,7 @@ func (s *Stream) acked(t translate.Type, r response) {
 		return
 	}
 	for _, p := range r.parts {
-		p.sub.acked = p.version
+		p.sub.acked, p.sub.ackedAt = p.version, p.at
 		if p.sub.rejected != nil && p.sub.why != 0 {
 			// The value may be again what was refused: that is to be seen anew.
 			p.sub.rejected = nil
@@ -270,9 +270,9 @@ func (s *Stream) nacked(t translate.Type, r response, message string) {
 		if sub.acked == p.version {
 			// Envoy takes a load assignment that it did not ask for yet, and
 			// drops it: only the answer to its question counts.
-			sub.acked = ""
+			sub.acked, sub.ackedAt = "", 0
 		}
-		sub.sent = sub.acked
+		sub.sent, sub.sentAt = sub.acked, sub.ackedAt
 		if len(r.parts) == 1 {
 			sub.rejected = &Rejection{Version: p.version, Message: message}
 			continue

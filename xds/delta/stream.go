@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
@@ -186,13 +187,16 @@ type subscription struct {
 	// sent is the version that the proxy has or will have when it takes what
 	// is under way; empty: none. acked is the last that it took.
 	sent, acked string
-	rejected    *Rejection
-	nonce       uint64 // of the last response with it
-	why         why
-	queued      bool // it is in the queue or among the suspects
-	force       bool // send it though it was sent
-	suspect     bool // send it alone
-	moved       bool // it was sent under another key: what is new is the key, not the value
+	// sentAt and ackedAt are the [build.Value.At] of those; 0 where the proxy
+	// brought it along from an earlier stream.
+	sentAt, ackedAt mesh.Revision
+	rejected        *Rejection
+	nonce           uint64 // of the last response with it
+	why             why
+	queued          bool // it is in the queue or among the suspects
+	force           bool // send it though it was sent
+	suspect         bool // send it alone
+	moved           bool // it was sent under another key: what is new is the key, not the value
 }
 
 // Rejection is what a proxy said to a resource that it did not take.
@@ -230,6 +234,7 @@ type part struct {
 	sub     *subscription
 	name    string
 	version string
+	at      mesh.Revision
 }
 
 func (p *subscriptions) enqueue(s *subscription) {

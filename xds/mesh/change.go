@@ -1,5 +1,7 @@
 package mesh
 
+import "cmp"
+
 // Kind is a kind of entity.
 type Kind uint8
 
@@ -50,6 +52,18 @@ func Put(e Entity) Change { return Change{kind: e.kind(), name: e.id(), entity: 
 
 // Delete is the change to nothing.
 func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
+
+// Ref names an object of the API: a MeshConfig (under the empty name), a
+// MeshPolicy or a TrafficSplit.
+type Ref struct {
+	Kind Kind
+	Name Name
+}
+
+// Compare orders refs by kind, namespace and name.
+func (r Ref) Compare(o Ref) int {
+	return cmp.Or(cmp.Compare(r.Kind, o.Kind), cmp.Compare(r.Name.Namespace, o.Name.Namespace), cmp.Compare(r.Name.Name, o.Name.Name))
+}
 
 // Applier takes changes, in order. It does not block on anything slower than
 // a lock, and may keep the entities.

@@ -44,6 +44,8 @@ func (p Protocol) Opaque() bool { return p == TCP || p == TLS }
 // Config is what holds for the whole mesh: MeshConfig with its defaults
 // filled in, and what Kubernetes itself tells about the cluster.
 type Config struct {
+	// Generation is the MeshConfig's; 0 where there is none.
+	Generation    int64
 	TrustDomain   string
 	RootNamespace string // where mesh-wide policies live: Tulle's own namespace
 	MTLS          MTLSMode
@@ -157,6 +159,7 @@ type Workload struct {
 	Labels         map[string]string
 	Addresses      []netip.Addr
 	Meshed         bool // it runs our sidecar
+	Started        bool // that sidecar is up: traffic goes through it
 	Terminating    bool // it has a deletion timestamp
 	// Grace is how long a workload that is Terminating has from then on.
 	Grace    time.Duration

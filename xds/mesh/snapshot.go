@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/netip"
 	"reflect"
+	"strings"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
@@ -28,6 +29,15 @@ type Snapshot struct {
 	splits    tree[*Split]    // namespace/name
 	byRoot    tree[*Split]    // namespace/service/name
 	sniffing  *Sniffing
+	standing  tree[Standing] // kind/namespace/name of an object of the API
+}
+
+// Standing is which form of an object of the API a snapshot has.
+type Standing struct {
+	// Generation is the object's; 0 for a MeshConfig that does not exist.
+	Generation int64
+	// Since is the revision with which the mesh came to have it.
+	Since Revision
 }
 
 // tree is a persistent sorted map.
@@ -53,7 +63,7 @@ func New(c *Config) *Snapshot {
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
-		splits: newTree[*Split](), byRoot: newTree[*Split](),
+		splits: newTree[*Split](), byRoot: newTree[*Split](), standing: newTree[Standing](),
 	}
 }
 
@@ -146,6 +156,7 @@ func (s *Snapshot) setConfig(f facts, c Change) {
 		return // there always is a configuration; absence is for observe to fill in
 	}
 	s.config = now
+	s.stand(Ref{Kind: KindConfig}, now.Generation)
 	f.add(FactConfig, "")
 }
 
@@ -261,8 +272,10 @@ func (s *Snapshot) setPolicy(f facts, c Change) {
 	}
 	if has {
 		s.policies.put(key, now)
+		s.stand(Ref{KindPolicy, c.name}, now.Generation)
 	} else {
 		s.policies.delete(key)
+		s.fall(Ref{KindPolicy, c.name})
 		now = &Policy{}
 	}
 	s.policySections(f, c.name.Namespace, old, now)
@@ -296,13 +309,39 @@ func (s *Snapshot) setSplit(f facts, c Change) {
 		f.add(FactSplits, ns+"/"+old.Service)
 		s.byRoot.delete(ns + "/" + old.Service + "/" + c.name.Name)
 		s.splits.delete(key)
+		s.fall(Ref{KindSplit, c.name})
 	}
 	if has {
 		f.add(FactSplits, ns+"/"+now.Service)
 		s.byRoot.put(ns+"/"+now.Service+"/"+c.name.Name, now)
 		s.splits.put(key, now)
+		s.stand(Ref{KindSplit, c.name}, now.Generation)
 	}
 }
+
+// stand notes that an object is what it is from the coming revision on.
+func (s *Snapshot) stand(r Ref, generation int64) {
+	s.standing.put(r.key(), Standing{Generation: generation, Since: s.revision + 1})
+}
+
+func (s *Snapshot) fall(r Ref) { s.standing.delete(r.key()) }
+
+func (r Ref) key() string { return string(rune('0'+r.Kind)) + "/" + r.Name.String() }
+
+// Objects are all objects of the API, sorted.
+func (s *Snapshot) Objects() iter.Seq2[Ref, Standing] {
+	return func(yield func(Ref, Standing) bool) {
+		s.standing.t.Root().Walk(func(k []byte, v Standing) bool {
+			_, rest, _ := strings.Cut(string(k), "/")
+			namespace, name, _ := strings.Cut(rest, "/")
+			return !yield(Ref{Kind(k[0] - '0'), Name{namespace, name}}, v)
+		})
+	}
+}
+
+// Standing says which form of the object the snapshot has; false when it has
+// none.
+func (s *Snapshot) Standing(r Ref) (Standing, bool) { return s.standing.get(r.key()) }
 
 // Services are all services, sorted by namespace and name.
 func (s *Snapshot) Services() iter.Seq[*Service] { return s.services.all() }

@@ -2,19 +2,24 @@ package mesh
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
 
 // View reads a snapshot and records every fact that was read, the absent ones
-// too. It is for one build of one target, by one goroutine.
+// too, and which objects of the API had a part in it. It is for one build of
+// one target, by one goroutine.
 type View struct {
 	s     *Snapshot
 	reads map[Fact]struct{}
+	uses  map[Ref]struct{}
 }
 
 // NewView reads the snapshot.
-func NewView(s *Snapshot) *View { return &View{s: s, reads: map[Fact]struct{}{}} }
+func NewView(s *Snapshot) *View {
+	return &View{s: s, reads: map[Fact]struct{}{}, uses: map[Ref]struct{}{}}
+}
 
 // Reads are the facts that were read, in no order.
 func (v *View) Reads() []Fact {
@@ -25,11 +30,21 @@ func (v *View) Reads() []Fact {
 	return out
 }
 
+// Uses are the objects of the API that had a part in what was built, sorted.
+// They are fewer than those that were read: a policy that was looked at and
+// selects others has none.
+func (v *View) Uses() []Ref {
+	return slices.SortedFunc(maps.Keys(v.uses), Ref.Compare)
+}
+
+func (v *View) use(k Kind, n Name) { v.uses[Ref{k, n}] = struct{}{} }
+
 func (v *View) read(k FactKind, name string) { v.reads[Fact{k, name}] = struct{}{} }
 
 // Config is the mesh's configuration.
 func (v *View) Config() *Config {
 	v.read(FactConfig, "")
+	v.use(KindConfig, Name{})
 	return v.s.config
 }
 
@@ -139,13 +154,14 @@ func (s Section) in(p *Policy) bool {
 	}
 }
 
-// Policies are the namespace's policies that have the section, the oldest
-// first and then by name: the order in which equals win.
-func (v *View) Policies(namespace string, section Section) []*Policy {
+// Policies are the namespace's policies that have the section and that apply,
+// the oldest first and then by name: the order in which equals win.
+func (v *View) Policies(namespace string, section Section, applies func(*Policy) bool) []*Policy {
 	v.read(sectionFacts[section], namespace)
 	var out []*Policy
 	for _, p := range v.s.policies.prefix(namespace + "/") {
-		if section.in(p) {
+		if section.in(p) && applies(p) {
+			v.use(KindPolicy, p.Meta.Name)
 			out = append(out, p)
 		}
 	}
@@ -159,6 +175,9 @@ func (v *View) Policies(namespace string, section Section) []*Policy {
 func (v *View) Splits(service Name) []*Split {
 	v.read(FactSplits, service.String())
 	out := v.s.byRoot.prefix(service.String() + "/")
+	for _, s := range out {
+		v.use(KindSplit, s.Meta.Name)
+	}
 	slices.SortStableFunc(out, func(a, b *Split) int { return a.Created.Compare(b.Created) })
 	return out
 }

@@ -5,62 +5,12 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/delta"
-	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
-
-// Acks tells who holds what: from it follow the statuses of objects.
-type Acks interface {
-	// Holders are the streams that are to have the key.
-	Holders(k build.Key) []Holder
-}
-
-var _ Acks = (*Server)(nil)
-
-// Holder is a proxy that is to have a resource.
-type Holder struct {
-	Pod mesh.Name
-	UID string
-	// Acknowledged is the version that the proxy took last; empty: none.
-	Acknowledged string
-	// Rejected is set when it refused a version after that.
-	Rejected *delta.Rejection
-}
-
-// Holders are the streams that are to have the key, in no order. For the
-// collection of all scopes Acknowledged is empty until the proxy took all of
-// the set that it was sent last.
-func (s *Server) Holders(k build.Key) []Holder {
-	var out []Holder
-	for _, st := range s.all() {
-		if h, ok := st.holder(k); ok {
-			out = append(out, h)
-		}
-	}
-	return out
-}
-
-func (st *stream) holder(k build.Key) (Holder, bool) {
-	st.lock.Lock()
-	defer st.lock.Unlock()
-	h := Holder{Pod: st.peer.Pod, UID: st.peer.UID}
-	if k == delta.AllScopes {
-		scopes := st.state.Scopes()
-		if scopes.Settled {
-			h.Acknowledged = strconv.FormatUint(scopes.Revision, 10)
-		}
-		return h, scopes.Subscribed
-	}
-	held, ok := st.state.Holding(k)
-	h.Acknowledged, h.Rejected = held.Acknowledged, held.Rejected
-	return h, ok
-}
 
 // report is what is told about one stream.
 type report struct {

@@ -116,7 +116,10 @@ func (h *harness) settled(keys ...build.Key) bool {
 	r := st.report()
 	for _, k := range keys {
 		v := h.builder.Value(k)
-		if held, ok := st.holder(k); v == nil || !ok || held.Acknowledged != v.Version {
+		st.lock.Lock()
+		held, ok := st.state.Holding(k)
+		st.lock.Unlock()
+		if v == nil || !ok || held.Acknowledged != v.Version {
 			return false
 		}
 	}

@@ -93,12 +93,11 @@ func newHarness(t *testing.T, change func(*Options)) *harness {
 			}
 			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: "1 " + identity}, nil
 		},
-		Log: testr.New(t),
+		OnBuilt: func() { h.server.Built() },
+		Log:     testr.New(t),
 	})}
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
-	var running sync.WaitGroup
-	running.Go(func() { _ = h.builder.Run(ctx) })
 	o := Options{
 		Builder: h.builder, Tokens: h.api.tokens(), TLS: h.certificate(), Replica: "tulled-0",
 		Log: testr.New(t), Metrics: h.registry,
@@ -110,6 +109,8 @@ func newHarness(t *testing.T, change func(*Options)) *harness {
 	if h.server, err = New(o); err != nil {
 		t.Fatal(err)
 	}
+	var running sync.WaitGroup
+	running.Go(func() { _ = h.builder.Run(ctx) })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -195,7 +196,8 @@ type ads struct {
 	close  func()
 	node   string
 	got    map[translate.Type]map[string]*discovery.Resource
-	count  int // of resources received
+	count  int                                         // of resources received
+	answer func(*discovery.DeltaDiscoveryRequest) bool // changes the answer to a response; false: there is none
 }
 
 // connect opens a stream with the token; empty: none.
@@ -256,7 +258,10 @@ func (a *ads) receive() error {
 	for _, name := range r.RemovedResources {
 		delete(a.got[t], name)
 	}
-	a.send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce})
+	answer := &discovery.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce}
+	if a.answer == nil || a.answer(answer) {
+		a.send(answer)
+	}
 	return nil
 }
 

@@ -16,6 +16,7 @@ type metrics struct {
 	ignored     *prometheus.CounterVec
 	mismatches  prometheus.Counter
 	convergence prometheus.Histogram
+	counting    prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -38,11 +39,15 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "tulle_xds_convergence_seconds", Help: "From a change's arrival to a proxy's acknowledgement of it.",
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30},
 		}),
+		counting: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tulle_xds_acknowledgement_count_seconds", Help: "Time to count what all proxies have acknowledged, for the status of objects.",
+			Buckets: prometheus.ExponentialBuckets(100e-6, 4, 8),
+		}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.streams, m.pushes, m.bytes, m.resources, m.nacks, m.failures, m.ignored, m.mismatches, m.convergence} {
+	for _, c := range []prometheus.Collector{m.streams, m.pushes, m.bytes, m.resources, m.nacks, m.failures, m.ignored, m.mismatches, m.convergence, m.counting} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

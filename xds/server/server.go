@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +34,7 @@ type Builder interface {
 	Value(k build.Key) *build.Value
 	Scopes() *build.Collection
 	Snapshot() *mesh.Snapshot
+	Built() *mesh.Snapshot
 }
 
 // Verifier tells whose a token is. Its errors are [*AuthError].
@@ -84,8 +87,10 @@ type Server struct {
 	lock    sync.Mutex
 	streams map[*stream]struct{}
 	byPod   map[string][]*stream // by UID, the oldest first
+	absent  map[string]*absent   // by UID
 	stopped bool
 	writers sync.WaitGroup
+	acks    reporter
 }
 
 // New makes a server.
@@ -105,7 +110,8 @@ func New(o Options) (*Server, error) {
 	}
 	return &Server{
 		options: o, metrics: m, siblings: newSiblings(),
-		streams: map[*stream]struct{}{}, byPod: map[string][]*stream{},
+		streams: map[*stream]struct{}{}, byPod: map[string][]*stream{}, absent: map[string]*absent{},
+		acks: newReporter(),
 	}, nil
 }
 
@@ -139,6 +145,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if !stop() { // stopped: wait until that is done
 		g.Stop()
 		s.writers.Wait()
+		s.release(slices.Collect(maps.Keys(s.absent)))
 		return nil
 	}
 	return fmt.Errorf("serving proxies: %w", err)

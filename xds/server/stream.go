@@ -179,6 +179,7 @@ func (st *stream) write(ctx context.Context) {
 
 func (st *stream) leave() {
 	st.server.options.Builder.Unfollow(st, st.pod())
+	st.server.remember(st)
 	st.lock.Lock()
 	keys := st.state.Close()
 	st.lock.Unlock()
@@ -236,6 +237,7 @@ func (st *stream) request(r *discovery.DeltaDiscoveryRequest) {
 	st.lock.Lock()
 	effects := st.state.Request(r)
 	st.lock.Unlock()
+	st.server.acks.note()
 	st.carryOut(effects)
 }
 

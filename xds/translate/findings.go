@@ -153,7 +153,7 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 // something that both set, and so wins over this one. One that cannot be
 // understood is as strict as can be.
 func mtlsConflict(p *mesh.Policy, v *mesh.View) *fault {
-	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionMTLS) {
+	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionMTLS, all) {
 		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) {
 			continue
 		}
@@ -172,6 +172,8 @@ func mtlsConflict(p *mesh.Policy, v *mesh.View) *fault {
 	return nil
 }
 
+func all(*mesh.Policy) bool { return true }
+
 func sameSelector(a, b *mesh.Selector) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -182,7 +184,7 @@ func sameSelector(a, b *mesh.Selector) bool {
 // trafficConflict finds an older policy for the same targets that sets the
 // same thing otherwise.
 func trafficConflict(p *mesh.Policy, v *mesh.View) *fault {
-	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionTraffic) {
+	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionTraffic, all) {
 		if q.Meta.Name == p.Meta.Name {
 			return nil // those that follow are younger
 		}

@@ -18,10 +18,7 @@ func selected(namespace string, labels map[string]string, section mesh.Section, 
 	root := v.Config().RootNamespace
 	levels := make([][]*mesh.Policy, 3)
 	add := func(ns string, broad int) {
-		for _, p := range v.Policies(ns, section) {
-			if !p.Selector.Matches(labels) {
-				continue
-			}
+		for _, p := range v.Policies(ns, section, func(p *mesh.Policy) bool { return p.Selector.Matches(labels) }) {
 			level := broad
 			if p.Selector != nil {
 				level = 2
@@ -135,12 +132,9 @@ func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View
 	root := v.Config().RootNamespace
 	var out []*mesh.Policy
 	add := func(ns string, fits func(*mesh.Policy) bool) {
-		ps := v.Policies(ns, mesh.SectionTraffic)
-		for i := len(ps) - 1; i >= 0; i-- { // the oldest last: it wins
-			if p := ps[i]; p.Invalid == "" && fits(p) {
-				out = append(out, p)
-			}
-		}
+		ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
+		slices.Reverse(ps) // the oldest last: it wins
+		out = append(out, ps...)
 	}
 	broad := func(p *mesh.Policy) bool { return len(p.Targets) == 0 }
 	narrow := func(withPort bool) func(*mesh.Policy) bool {

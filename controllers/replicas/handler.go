@@ -1,0 +1,80 @@
+package replicas
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/tulle-mesh/tulle/xds/acks"
+)
+
+// Path is where a replica answers.
+const Path = "/acknowledgements"
+
+// wait is how long a poll waits for something new.
+const wait = 2 * time.Second
+
+// maxQuestion bounds a poll's body, in bytes: it names pods by UID.
+const maxQuestion = 4 << 20
+
+// Source makes reports: a *server.Server of xds/server.
+type Source interface {
+	// Report waits until there is a report of another version, or the context
+	// ends; then it is the last one.
+	Report(ctx context.Context, version string, released []string) (*acks.Report, error)
+}
+
+// question is the body of a poll.
+type question struct {
+	// Version is that of the report that the leader has.
+	Version string `json:"version"`
+	// Released are the UIDs of pods that are connected to other replicas.
+	Released []string `json:"released,omitempty"`
+}
+
+// Handler answers the polls of whoever is allowed: allow looks at a bearer
+// token, and its error is not passed on.
+func Handler(source Source, allow func(ctx context.Context, token string) error, log logr.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok {
+			http.Error(w, "a bearer token is needed", http.StatusUnauthorized)
+			return
+		}
+		if err := allow(r.Context(), token); err != nil {
+			log.Info("refused to report to a peer", "peer", r.RemoteAddr, "error", err.Error())
+			http.Error(w, "this is for the control plane's own replicas", http.StatusForbidden)
+			return
+		}
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			http.Error(w, "polls are POST requests", http.StatusMethodNotAllowed)
+			return
+		}
+		var q question
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
+			http.Error(w, fmt.Sprintf("reading the poll: %v", err), http.StatusBadRequest)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), wait)
+		defer cancel()
+		report, err := source.Report(ctx, q.Version, q.Released)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		if report.Version == q.Version {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(report); err != nil {
+			log.V(1).Info("the reader of a report went away", "error", err.Error())
+		}
+	})
+}

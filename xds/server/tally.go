@@ -1,0 +1,326 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/tulle-mesh/tulle/xds/acks"
+	"github.com/tulle-mesh/tulle/xds/build"
+	"github.com/tulle-mesh/tulle/xds/delta"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// A count goes over all that all proxies hold. It is made only when somebody
+// asks and something may have changed, and then rests for so many times as long
+// as it took, or for the gap if that is longer: what counting costs is bounded
+// by this, however large the mesh is and however much changes.
+const (
+	countRest = 40
+	countGap  = 20 * time.Millisecond
+)
+
+// reporter hands out reports. All but moved belongs to whoever has the turn.
+type reporter struct {
+	moved  chan struct{} // holds one element when something may have changed
+	turn   chan struct{} // holds one element while it is somebody's
+	run    string        // tells this process's versions from another's
+	number uint64
+	last   *acks.Report
+	next   time.Time // no count before
+}
+
+func newReporter() reporter {
+	return reporter{moved: make(chan struct{}, 1), turn: make(chan struct{}, 1), run: rand.Text()}
+}
+
+// note says that what would be counted may have changed.
+func (r *reporter) note() {
+	select {
+	case r.moved <- struct{}{}:
+	default:
+	}
+}
+
+// Built is to be called when the builder has built for another mesh.
+func (s *Server) Built() { s.acks.note() }
+
+// Report waits until there is a report of another version than the one given,
+// and returns the last that there is when the context ends before. Of the pods
+// in released nothing is remembered any longer: other replicas have them.
+func (s *Server) Report(ctx context.Context, version string, released []string) (*acks.Report, error) {
+	r := &s.acks
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for another reader of the report: %w", context.Cause(ctx))
+	}
+	s.release(released)
+	if r.last == nil {
+		s.count()
+	}
+	for r.last.Version == version {
+		select {
+		case <-ctx.Done():
+			return r.last, nil
+		case <-r.moved:
+		}
+		select {
+		case <-ctx.Done():
+			r.note() // for the next reader
+			return r.last, nil
+		case <-time.After(time.Until(r.next)):
+		}
+		s.count()
+	}
+	return r.last, nil
+}
+
+// count makes a report, and a new version of it if it differs from the last.
+func (s *Server) count() {
+	r := &s.acks
+	start := time.Now()
+	now := s.tally()
+	took := time.Since(start)
+	r.next = time.Now().Add(max(countRest*took, countGap))
+	s.metrics.counting.Observe(took.Seconds())
+	if r.last != nil {
+		now.Version = r.last.Version
+		if reflect.DeepEqual(now, r.last) {
+			return
+		}
+	}
+	r.number++
+	now.Version = fmt.Sprintf("%s/%d", r.run, r.number)
+	r.last = now
+}
+
+// tally is one count.
+type tally struct {
+	snapshot *mesh.Snapshot
+	values   func(build.Key) *build.Value
+	objects  map[mesh.Ref]*counted
+	uses     map[*build.Value]*uses
+	touched  []*counted // by the pod that is being counted
+	refusal  *acks.Refusal
+}
+
+// counted is an object, and what the pod that is being counted makes of it.
+type counted struct {
+	acks.Object
+	place   int
+	since   mesh.Revision
+	touched bool
+	state   acks.State
+}
+
+// uses are a value's objects.
+type uses struct{ now, former []*counted }
+
+// tally counts what all proxies make of all objects.
+func (s *Server) tally() *acks.Report {
+	t := tally{
+		snapshot: s.options.Builder.Built(), values: s.options.Builder.Value,
+		objects: map[mesh.Ref]*counted{}, uses: map[*build.Value]*uses{},
+	}
+	ordered := []*counted{}
+	for ref, standing := range t.snapshot.Objects() {
+		o := &counted{since: standing.Since, place: len(ordered), Object: acks.Object{
+			Kind: ref.Kind, Namespace: ref.Name.Namespace, Name: ref.Name.Name, Generation: standing.Generation,
+		}}
+		t.objects[ref] = o
+		ordered = append(ordered, o)
+	}
+	report := &acks.Report{Connected: []string{}, Absent: []acks.Absent{}, Objects: make([]acks.Object, 0, len(ordered))}
+	streams, gone := s.pods()
+	for _, st := range streams {
+		if t.stream(st) {
+			report.Connected = append(report.Connected, st.peer.UID)
+		}
+	}
+	slices.Sort(report.Connected)
+	for _, a := range gone {
+		if t.started(a.pod, a.uid) {
+			report.Absent = append(report.Absent, t.absent(a))
+		}
+	}
+	for _, o := range ordered {
+		report.Objects = append(report.Objects, o.Object)
+	}
+	return report
+}
+
+// pods are the streams that count, one for each pod, and the pods that have
+// none any more, sorted by UID. What is remembered of pods that are gone or
+// back is forgotten.
+func (s *Server) pods() ([]*stream, []*absent) {
+	snapshot := s.options.Builder.Snapshot()
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	streams := make([]*stream, 0, len(s.byPod))
+	for uid, mine := range s.byPod {
+		for _, st := range slices.Backward(mine) {
+			if st.known() {
+				streams = append(streams, st)
+				s.forget(uid)
+				break
+			}
+		}
+	}
+	gone := make([]*absent, 0, len(s.absent))
+	for _, uid := range slices.Sorted(maps.Keys(s.absent)) {
+		a := s.absent[uid]
+		if w, ok := snapshot.Workload(a.pod); !ok || w.UID != uid || w.Terminal {
+			s.forget(uid)
+			continue
+		}
+		gone = append(gone, a)
+	}
+	return streams, gone
+}
+
+func (st *stream) known() bool {
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	return st.state.Known()
+}
+
+// started reports whether traffic goes through the pod's proxy.
+func (t *tally) started(pod mesh.Name, uid string) bool {
+	w, ok := t.snapshot.Workload(pod)
+	return ok && w.UID == uid && w.Started && !w.Terminal
+}
+
+// stream counts a stream's pod; false when it does not count.
+func (t *tally) stream(st *stream) bool {
+	if !t.started(st.peer.Pod, st.peer.UID) {
+		return false
+	}
+	pod := st.peer.Pod.String()
+	st.lock.Lock()
+	for h := range st.state.Holdings() {
+		t.holding(pod, &h)
+	}
+	st.lock.Unlock()
+	for _, o := range t.touched {
+		o.Count(pod, o.state, t.refusal)
+		o.touched = false
+	}
+	t.touched, t.refusal = t.touched[:0], nil
+	return true
+}
+
+func (t *tally) absent(a *absent) acks.Absent {
+	out := acks.Absent{UID: a.uid, Pod: a.pod.String(), Left: a.left}
+	for i := range a.held {
+		t.holding(out.Pod, &a.held[i])
+	}
+	for _, o := range t.touched {
+		switch o.touched = false; o.state {
+		case acks.Programmed:
+			out.Programmed = append(out.Programmed, o.place)
+		case acks.Waiting:
+			out.Waiting = append(out.Waiting, o.place)
+		case acks.Rejected:
+			out.Rejected = append(out.Rejected, o.place)
+		}
+	}
+	for _, places := range [...][]int{out.Programmed, out.Waiting, out.Rejected} {
+		slices.Sort(places)
+	}
+	out.Refusal = t.refusal
+	t.touched, t.refusal = t.touched[:0], nil
+	return out
+}
+
+// holding looks at one resource of the pod.
+func (t *tally) holding(pod string, h *delta.Holding) {
+	v := t.values(h.Key)
+	if v == nil {
+		return
+	}
+	u := t.uses[v]
+	if u == nil {
+		u = &uses{now: t.counted(v.Uses), former: t.counted(v.Former)}
+		t.uses[v] = u
+	}
+	switch {
+	case h.Rejected != nil && h.Rejected.Version == v.Version:
+		words := acks.Refusal{Pod: pod, Resource: typeName(h.Key.Type) + " " + h.Key.Name, Words: h.Rejected.Message}
+		if t.refusal == nil || words.Resource < t.refusal.Resource {
+			t.refusal = &words
+		}
+		t.mark(u.now, acks.Rejected, h)
+		t.mark(u.former, acks.Rejected, h)
+	case h.Acknowledged == v.Version && h.Sent == v.Version:
+		t.mark(u.now, acks.Programmed, h)
+	default:
+		t.mark(u.now, acks.Waiting, h)
+		t.mark(u.former, acks.Waiting, h)
+	}
+}
+
+// mark notes a state of the objects at the pod that is being counted. Where the
+// proxy has acknowledged a version that was built for the object's present
+// generation, it runs that, though there is a newer one for another reason.
+func (t *tally) mark(objects []*counted, s acks.State, h *delta.Holding) {
+	for _, o := range objects {
+		state := s
+		if state == acks.Waiting && h.At >= o.since {
+			state = acks.Programmed
+		}
+		if !o.touched {
+			o.touched, o.state = true, state
+			t.touched = append(t.touched, o)
+		}
+		o.state = max(o.state, state)
+	}
+}
+
+func (t *tally) counted(refs []mesh.Ref) []*counted {
+	out := make([]*counted, 0, len(refs))
+	for _, r := range refs {
+		if o := t.objects[r]; o != nil {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// Concerning are the objects that may concern a pod of which nothing is known
+// but what it is: all that its own inbound traffic depends on, and all that say
+// how others are called.
+func Concerning(s *mesh.Snapshot, w *mesh.Workload) []mesh.Ref {
+	p := proxy{
+		pod: w.Name.String(), namespace: w.Namespace, profile: s.Profile(w), drains: w.Drains(),
+	}
+	refs := map[mesh.Ref]struct{}{}
+	for _, name := range p.binding().Listeners {
+		k, _ := p.bind(translate.Listener, name)
+		add(refs, s, k)
+	}
+	k, _ := p.bind(translate.Route, translate.RouteInbound)
+	add(refs, s, k)
+	for policy := range s.Policies() {
+		if policy.Traffic != nil {
+			refs[mesh.Ref{Kind: mesh.KindPolicy, Name: policy.Meta.Name}] = struct{}{}
+		}
+	}
+	for split := range s.Splits() {
+		refs[mesh.Ref{Kind: mesh.KindSplit, Name: split.Meta.Name}] = struct{}{}
+	}
+	return slices.SortedFunc(maps.Keys(refs), mesh.Ref.Compare)
+}
+
+func add(refs map[mesh.Ref]struct{}, s *mesh.Snapshot, k build.Key) {
+	v, _ := build.Scratch(s, k)
+	for _, r := range v.Uses {
+		refs[r] = struct{}{}
+	}
+}
