@@ -346,6 +346,7 @@ type pushing struct {
 	parts    []part
 	bytes    int
 	since    time.Time
+	empty    bool // it is sent though there is nothing in it
 }
 
 func (s *Stream) push(t translate.Type) *pushing {
@@ -375,7 +376,7 @@ func (p *pushing) add(what part, v *build.Value, name string) {
 // sent enters the response among those that wait for an answer; nil when it is
 // empty.
 func (s *Stream) sent(p *pushing) *Push {
-	if len(p.parts) == 0 && len(p.response.RemovedResources) == 0 {
+	if len(p.parts) == 0 && len(p.response.RemovedResources) == 0 && !p.empty {
 		return nil
 	}
 	s.nonce++

@@ -25,6 +25,9 @@ type scopes struct {
 	// eager are the scopes that this proxy has in their eager form.
 	eager    map[string]struct{}
 	rejected map[string]*Rejection
+	// nothing says that the proxy is still to be told that there is nothing: it
+	// does not start before it has an answer.
+	nothing bool
 }
 
 // eagerMark ends the version of a scope in its eager form, so that a proxy that
@@ -67,6 +70,7 @@ func (s *scopes) begin(now Collection, ahead map[string]struct{}) {
 		}
 	}
 	slices.Sort(s.gone)
+	s.nothing = now.Len() == 0 && len(s.held) == 0
 	s.held = nil
 }
 
@@ -125,6 +129,7 @@ func (s *scopes) fill(p *pushing, limit int) {
 	if len(s.todo) == 0 {
 		s.todo = nil
 	}
+	p.empty, s.nothing = s.nothing && len(p.parts) == 0, false
 }
 
 func (s *scopes) add(p *pushing, name string) {
@@ -159,7 +164,7 @@ func eager(v *build.Value) *build.Value {
 
 // settled reports whether the proxy took all of a set, but for what it refused.
 func (s *scopes) settled(subs *subscriptions) bool {
-	return s.last != nil && len(s.todo)+len(s.suspects)+len(s.gone)+len(subs.unacked) == 0
+	return s.last != nil && !s.nothing && len(s.todo)+len(s.suspects)+len(s.gone)+len(subs.unacked) == 0
 }
 
 func (s *scopes) acked(r response) {

@@ -443,3 +443,14 @@ func (v verifier) Verify(ctx context.Context, _ string) (Peer, error) {
 	v(ctx)
 	return Peer{}, refuse(reasonSignature, ctx.Err())
 }
+
+// Envoy does not start before it was answered about scopes.
+func TestAProxyStartsInAMeshWithoutServices(t *testing.T) {
+	h := newHarness(t, nil)
+	h.builder.Apply(mesh.Delete(mesh.KindService, mesh.Name{Namespace: "shop", Name: "db"}))
+	a := h.connect(h.api.token(peer("web")))
+	a.start()
+	if a.count == 0 || len(a.got[translate.Scope]) != 0 || a.got[translate.Scope] == nil {
+		t.Errorf("about scopes it was told %v", a.got[translate.Scope])
+	}
+}
