@@ -1,4 +1,4 @@
-package main
+package redirect_test
 
 import (
 	"io"
@@ -19,7 +19,7 @@ func TestFlagsBecomeTheConfiguration(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := parse([]string{
+	got, err := redirect.Parse([]string{
 		"--service=10.96.0.0/12", "--service=fd00:10:96::/112", "--pod=10.244.3.7/16",
 		"--exclude-inbound-port=22", "--exclude-outbound-port=3306,5432", "--exclude-outbound-cidr=192.0.2.0/24",
 		"--resolv-conf=" + file,
@@ -42,7 +42,7 @@ func TestFlagsBecomeTheConfiguration(t *testing.T) {
 }
 
 func TestEveryMistakeIsNamed(t *testing.T) {
-	err := run([]string{
+	_, err := redirect.Parse([]string{
 		"--service=10.96.0.0", "--exclude-inbound-port=0", "--exclude-outbound-port=70000", "--exclude-outbound-cidr=x",
 	}, io.Discard)
 	if err == nil {
@@ -59,15 +59,15 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 }
 
 func TestArgumentsThatAreNoFlagsAreRefused(t *testing.T) {
-	err := run([]string{"--service=10.96.0.0/12", "10.244.0.0/16"}, io.Discard)
+	_, err := redirect.Parse([]string{"--service=10.96.0.0/12", "10.244.0.0/16"}, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), `unexpected argument "10.244.0.0/16"`) {
 		t.Errorf("the error is %v", err)
 	}
 }
 
 func TestAPodWithoutResolvConfHasNoResolvers(t *testing.T) {
-	got, err := resolvers(filepath.Join(t.TempDir(), "missing"))
-	if err != nil || len(got) != 0 {
-		t.Errorf("%v, %v; want none", got, err)
+	got, err := redirect.Parse([]string{"--resolv-conf=" + filepath.Join(t.TempDir(), "missing")}, io.Discard)
+	if err != nil || len(got.Resolvers) != 0 {
+		t.Errorf("%v, %v; want none", got.Resolvers, err)
 	}
 }
