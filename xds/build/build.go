@@ -54,6 +54,7 @@ type Builder struct {
 
 	snapshot atomic.Pointer[mesh.Snapshot]
 	built    atomic.Pointer[mesh.Snapshot] // the values are current for it
+	uses     atomic.Uint64
 	scopes   atomic.Pointer[Collection]
 
 	// Owned by Run. values is also read by Value, under lock.
@@ -184,8 +185,11 @@ func (b *Builder) Value(k Key) *Value {
 func (b *Builder) Snapshot() *mesh.Snapshot { return b.snapshot.Load() }
 
 // Built is the mesh as it was last built: no value, certificates aside, is of
-// an earlier one if it would be another now.
+// an earlier one if it would be another now, and subscribers were told.
 func (b *Builder) Built() *mesh.Snapshot { return b.built.Load() }
+
+// Uses is another number after [Value.Uses] of some value has become another.
+func (b *Builder) Uses() uint64 { return b.uses.Load() }
 
 // Scopes are all scopes as they were last built.
 func (b *Builder) Scopes() *Collection { return b.scopes.Load() }
@@ -232,12 +236,13 @@ func (b *Builder) step(ctx context.Context) {
 		b.serve(w, r)
 	}
 	b.rebuild(ctx, w)
-	if next := b.snapshot.Load(); next != b.built.Swap(next) && b.options.OnBuilt != nil {
-		b.options.OnBuilt()
-	}
 	b.metrics.targets.Set(float64(len(b.targets)))
 	for s, keys := range w.notify {
 		s.Changed(keys)
+	}
+	// Last, so that whoever sees it knows that all subscribers were told.
+	if next := b.snapshot.Load(); next != b.built.Swap(next) && b.options.OnBuilt != nil {
+		b.options.OnBuilt()
 	}
 }
 
@@ -420,6 +425,9 @@ func (b *Builder) accept(w *work, r built) {
 	b.lock.Lock()
 	r.t.value = r.value
 	b.lock.Unlock()
+	if old == nil || !slices.Equal(old.Uses, r.value.Uses) {
+		b.uses.Add(1)
+	}
 	b.metrics.built(r.t.key.Type, r.took, same)
 	if same {
 		return

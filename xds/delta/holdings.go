@@ -1,6 +1,7 @@
 package delta
 
 import (
+	"hash/maphash"
 	"iter"
 
 	"github.com/tulle-mesh/tulle/xds/build"
@@ -63,6 +64,45 @@ func (s *Stream) Holdings() iter.Seq[Holding] {
 		}
 	}
 }
+
+// Unsettled yields what the proxy may not have as it should, scopes excepted:
+// what waits to be looked at or to be sent, what it has not answered, and what
+// it refused. It may yield one thing twice. All else it has acknowledged as it
+// was when [Stream.Dirty] was called last.
+func (s *Stream) Unsettled() iter.Seq[Holding] {
+	return func(yield func(Holding) bool) {
+		for t := range s.types {
+			subs := &s.types[t]
+			for _, queue := range [...][]*subscription{subs.queue, subs.suspects} {
+				for _, sub := range queue {
+					if sub.why != 0 && !yield(sub.holding(translate.Type(t))) {
+						return
+					}
+				}
+			}
+			for _, r := range subs.unacked {
+				for _, p := range r.parts {
+					if p.sub != nil && p.sub.why != 0 && !yield(p.sub.holding(translate.Type(t))) {
+						return
+					}
+				}
+			}
+			for sub := range s.refused {
+				if subs.names[sub.name] == sub && !yield(sub.holding(translate.Type(t))) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Print is a number that is the same for streams that hold the same keys,
+// scopes excepted, and for no others but by an accident of one in 2^64.
+func (s *Stream) Print() uint64 { return s.print }
+
+var seed = maphash.MakeSeed()
+
+func print(k build.Key) uint64 { return maphash.Comparable(seed, k) }
 
 // ScopesHeld is what a proxy has of the collection of scopes.
 type ScopesHeld struct {

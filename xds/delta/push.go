@@ -93,7 +93,7 @@ func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.
 			}
 			if sub.acked == sub.sent {
 				sub.acked = sub.sent
-				sub.rejected = nil
+				s.absolve(sub)
 			}
 			return nil, idle
 		}

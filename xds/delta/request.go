@@ -232,7 +232,7 @@ func (s *Stream) acked(t translate.Type, r response) {
 		p.sub.acked, p.sub.ackedAt = p.version, p.at
 		if p.sub.rejected != nil && p.sub.why != 0 {
 			// The value may be again what was refused: that is to be seen anew.
-			p.sub.rejected = nil
+			s.absolve(p.sub)
 			s.types[t].enqueue(p.sub)
 		}
 	}
@@ -274,7 +274,7 @@ func (s *Stream) nacked(t translate.Type, r response, message string) {
 		}
 		sub.sent, sub.sentAt = sub.acked, sub.ackedAt
 		if len(r.parts) == 1 {
-			sub.rejected = &Rejection{Version: p.version, Message: message}
+			s.refuse(sub, &Rejection{Version: p.version, Message: message})
 			continue
 		}
 		sub.suspect = true

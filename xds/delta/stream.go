@@ -108,12 +108,14 @@ type Stream struct {
 	ahead   map[string]struct{} // the binding's Ahead
 	nonce   uint64
 	live    bool // the ready listener may be sent
+	print   uint64
+	refused map[*subscription]struct{} // those with a rejection
 	effects Effects
 }
 
 // New is the state of a stream on which nothing was said.
 func New(b Binding, l Limits) *Stream {
-	s := &Stream{binding: b, limits: l.withDefaults(), eager: set(b.EagerScopes), ahead: set(b.Ahead)}
+	s := &Stream{binding: b, limits: l.withDefaults(), eager: set(b.EagerScopes), ahead: set(b.Ahead), refused: map[*subscription]struct{}{}}
 	for t := range s.types {
 		s.types[t].names = map[string]*subscription{}
 	}
@@ -282,6 +284,7 @@ func (s *Stream) Rebind(b Binding) Effects {
 				}
 			case k.For != sub.bound:
 				s.effects.Unsubscribe = append(s.effects.Unsubscribe, sub.key(typ))
+				s.print ^= print(sub.key(typ)) ^ print(k)
 				sub.bound, sub.moved = k.For, true
 				s.effects.Subscribe = append(s.effects.Subscribe, k)
 				subs.enqueue(sub)
@@ -327,6 +330,7 @@ func (s *Stream) hold(t translate.Type, name string, because why) *subscription 
 		}
 		sub = &subscription{name: name, bound: k.For}
 		subs.names[name] = sub
+		s.print ^= print(k)
 		s.effects.Subscribe = append(s.effects.Subscribe, k)
 		subs.enqueue(sub)
 	}
@@ -354,8 +358,21 @@ func (s *Stream) drop(t translate.Type, sub *subscription) {
 		subs.explicit--
 	}
 	sub.why = 0
+	s.absolve(sub)
+	s.print ^= print(sub.key(t))
 	delete(subs.names, sub.name)
 	s.effects.Unsubscribe = append(s.effects.Unsubscribe, sub.key(t))
+}
+
+// refuse notes a proxy's refusal, and absolve that it counts no longer.
+func (s *Stream) refuse(sub *subscription, r *Rejection) {
+	sub.rejected = r
+	s.refused[sub] = struct{}{}
+}
+
+func (s *Stream) absolve(sub *subscription) {
+	sub.rejected = nil
+	delete(s.refused, sub)
 }
 
 // Close gives the keys to unsubscribe when the stream ends.

@@ -31,7 +31,7 @@ import (
 
 // harness is a server with a real builder, on loopback.
 type harness struct {
-	t        *testing.T
+	t        testing.TB
 	api      *apiServer
 	builder  *countingBuilder
 	server   *Server
@@ -82,7 +82,7 @@ func (b *countingBuilder) subscribers() int {
 	return len(b.keys)
 }
 
-func newHarness(t *testing.T, change func(*Options)) *harness {
+func newHarness(t testing.TB, change func(*Options)) *harness {
 	t.Helper()
 	h := &harness{t: t, api: newAPIServer(t), registry: prometheus.NewRegistry(), stopped: make(chan struct{})}
 	h.builder = &countingBuilder{keys: map[build.Subscriber]map[build.Key]bool{}, Builder: build.New(build.Options{
@@ -94,13 +94,13 @@ func newHarness(t *testing.T, change func(*Options)) *harness {
 			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: "1 " + identity}, nil
 		},
 		OnBuilt: func() { h.server.Built() },
-		Log:     testr.New(t),
+		Log:     testr.NewWithInterface(t, testr.Options{}),
 	})}
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
 	o := Options{
 		Builder: h.builder, Tokens: h.api.tokens(), TLS: h.certificate(), Replica: "tulled-0",
-		Log: testr.New(t), Metrics: h.registry,
+		Log: testr.NewWithInterface(t, testr.Options{}), Metrics: h.registry,
 	}
 	if change != nil {
 		change(&o)
@@ -191,7 +191,7 @@ func slice(name string, ips ...string) *mesh.Slice {
 
 // ads is a hand-made client.
 type ads struct {
-	t      *testing.T
+	t      testing.TB
 	stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	close  func()
 	node   string
@@ -320,7 +320,7 @@ func (h *harness) metric(name string) float64 {
 }
 
 // eventually waits for a condition that nothing announces.
-func eventually(t *testing.T, what string, done func() bool) {
+func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -35,6 +35,7 @@ type Builder interface {
 	Scopes() *build.Collection
 	Snapshot() *mesh.Snapshot
 	Built() *mesh.Snapshot
+	Uses() uint64
 }
 
 // Verifier tells whose a token is. Its errors are [*AuthError].

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +33,9 @@ type stream struct {
 	// What happens while the stream's own goroutine is busy.
 	in    sync.Mutex
 	dirty map[build.Key]struct{}
-	wake  chan struct{} // one pending wake-up
+	// taking is what was dirty and is being taken in.
+	taking map[build.Key]struct{}
+	wake   chan struct{} // one pending wake-up
 	// workload is the stream's pod as it was taken in last.
 	workload atomic.Pointer[mesh.Workload]
 
@@ -218,16 +222,15 @@ func (st *stream) takeIn() {
 	}
 	st.in.Lock()
 	dirty := st.dirty
-	st.dirty = nil
+	st.taking, st.dirty = dirty, nil
 	st.in.Unlock()
 	st.follow()
 	if len(dirty) > 0 {
-		keys := make([]build.Key, 0, len(dirty))
-		for k := range dirty {
-			keys = append(keys, k)
-		}
 		st.lock.Lock()
-		st.state.Dirty(keys)
+		st.state.Dirty(slices.Collect(maps.Keys(dirty)))
+		st.in.Lock()
+		st.taking = nil
+		st.in.Unlock()
 		st.lock.Unlock()
 	}
 }

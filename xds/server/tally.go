@@ -33,6 +33,8 @@ type reporter struct {
 	number uint64
 	last   *acks.Report
 	next   time.Time // no count before
+	// concerns is what was found out in the last count.
+	concerns concerns
 }
 
 func newReporter() reporter {
@@ -101,12 +103,15 @@ func (s *Server) count() {
 	r.last = now
 }
 
-// tally is one count.
+// tally is one count. Streams that hold the same are of one class, and what
+// concerns a class is looked up once. A stream that has acknowledged everything
+// adds one to its class; of any other only what is not settled is looked at.
 type tally struct {
 	snapshot *mesh.Snapshot
 	values   func(build.Key) *build.Value
 	objects  map[mesh.Ref]*counted
 	uses     map[*build.Value]*uses
+	classes  map[uint64]*class
 	touched  []*counted // by the pod that is being counted
 	refusal  *acks.Refusal
 }
@@ -123,12 +128,30 @@ type counted struct {
 // uses are a value's objects.
 type uses struct{ now, former []*counted }
 
+// class is what concerns the streams that hold the same.
+type class struct {
+	objects []*counted
+	settled int
+}
+
+// concerns remembers what concerns classes, as long as no value uses anything
+// else.
+type concerns struct {
+	uses    uint64
+	classes map[uint64][]mesh.Ref
+}
+
 // tally counts what all proxies make of all objects.
 func (s *Server) tally() *acks.Report {
+	known := s.acks.concerns
+	if uses := s.options.Builder.Uses(); known.uses != uses {
+		known = concerns{uses: uses}
+	}
 	t := tally{
 		snapshot: s.options.Builder.Built(), values: s.options.Builder.Value,
-		objects: map[mesh.Ref]*counted{}, uses: map[*build.Value]*uses{},
+		objects: map[mesh.Ref]*counted{}, uses: map[*build.Value]*uses{}, classes: map[uint64]*class{},
 	}
+	next := concerns{uses: known.uses, classes: map[uint64][]mesh.Ref{}} // without classes that are no more
 	ordered := []*counted{}
 	for ref, standing := range t.snapshot.Objects() {
 		o := &counted{since: standing.Since, place: len(ordered), Object: acks.Object{
@@ -140,10 +163,18 @@ func (s *Server) tally() *acks.Report {
 	report := &acks.Report{Connected: []string{}, Absent: []acks.Absent{}, Objects: make([]acks.Object, 0, len(ordered))}
 	streams, gone := s.pods()
 	for _, st := range streams {
-		if t.stream(st) {
+		if w := st.workload.Load(); w.Started && !w.Terminal {
+			t.stream(st, known, next)
 			report.Connected = append(report.Connected, st.peer.UID)
 		}
 	}
+	for _, c := range t.classes {
+		for _, o := range c.objects {
+			o.Concerned += c.settled
+			o.Programmed += c.settled
+		}
+	}
+	s.acks.concerns = next
 	slices.Sort(report.Connected)
 	for _, a := range gone {
 		if t.started(a.pod, a.uid) {
@@ -197,23 +228,69 @@ func (t *tally) started(pod mesh.Name, uid string) bool {
 	return ok && w.UID == uid && w.Started && !w.Terminal
 }
 
-// stream counts a stream's pod; false when it does not count.
-func (t *tally) stream(st *stream) bool {
-	if !t.started(st.peer.Pod, st.peer.UID) {
-		return false
-	}
-	pod := st.peer.Pod.String()
+// stream counts a stream's pod.
+func (t *tally) stream(st *stream, known, next concerns) {
+	pod := st.proxy.pod
 	st.lock.Lock()
-	for h := range st.state.Holdings() {
-		t.holding(pod, &h)
-	}
+	c := t.class(st.state, known, next)
+	st.unsettled(func(h *delta.Holding) { t.holding(pod, h) })
 	st.lock.Unlock()
+	if len(t.touched) == 0 {
+		c.settled++
+		return
+	}
+	for _, o := range c.objects {
+		if !o.touched {
+			o.Count(pod, acks.Programmed, nil)
+		}
+	}
 	for _, o := range t.touched {
 		o.Count(pod, o.state, t.refusal)
 		o.touched = false
 	}
 	t.touched, t.refusal = t.touched[:0], nil
-	return true
+}
+
+// unsettled calls f with what the proxy may not have as it is built now. The
+// caller holds the lock.
+func (st *stream) unsettled(f func(*delta.Holding)) {
+	st.in.Lock()
+	for _, keys := range [...]map[build.Key]struct{}{st.dirty, st.taking} {
+		for k := range keys {
+			if h, ok := st.state.Holding(k); ok {
+				f(&h)
+			}
+		}
+	}
+	st.in.Unlock()
+	for h := range st.state.Unsettled() {
+		f(&h)
+	}
+}
+
+// class is that of the stream.
+func (t *tally) class(s *delta.Stream, known, next concerns) *class {
+	print := s.Print()
+	c := t.classes[print]
+	if c != nil {
+		return c
+	}
+	refs, ok := known.classes[print]
+	if !ok {
+		all := map[mesh.Ref]struct{}{}
+		for h := range s.Holdings() {
+			if v := t.values(h.Key); v != nil {
+				for _, r := range v.Uses {
+					all[r] = struct{}{}
+				}
+			}
+		}
+		refs = slices.Collect(maps.Keys(all))
+	}
+	next.classes[print] = refs
+	c = &class{objects: t.counted(refs)}
+	t.classes[print] = c
+	return c
 }
 
 func (t *tally) absent(a *absent) acks.Absent {
