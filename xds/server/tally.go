@@ -113,7 +113,6 @@ type tally struct {
 	uses     map[*build.Value]*uses
 	classes  map[uint64]*class
 	touched  []*counted // by the pod that is being counted
-	refusal  *acks.Refusal
 }
 
 // counted is an object, and what the pod that is being counted makes of it.
@@ -123,6 +122,7 @@ type counted struct {
 	since   mesh.Revision
 	touched bool
 	state   acks.State
+	refusal *acks.Refusal
 }
 
 // uses are a value's objects.
@@ -245,10 +245,17 @@ func (t *tally) stream(st *stream, known, next concerns) {
 		}
 	}
 	for _, o := range t.touched {
-		o.Count(pod, o.state, t.refusal)
-		o.touched = false
+		o.Count(pod, o.state, o.refusal)
 	}
-	t.touched, t.refusal = t.touched[:0], nil
+	t.next()
+}
+
+// next is for the next pod.
+func (t *tally) next() {
+	for _, o := range t.touched {
+		o.touched, o.refusal = false, nil
+	}
+	t.touched = t.touched[:0]
 }
 
 // unsettled calls f with what the proxy may not have as it is built now. The
@@ -299,20 +306,20 @@ func (t *tally) absent(a *absent) acks.Absent {
 		t.holding(out.Pod, &a.held[i])
 	}
 	for _, o := range t.touched {
-		switch o.touched = false; o.state {
+		switch o.state {
 		case acks.Programmed:
 			out.Programmed = append(out.Programmed, o.place)
 		case acks.Waiting:
 			out.Waiting = append(out.Waiting, o.place)
 		case acks.Rejected:
 			out.Rejected = append(out.Rejected, o.place)
+			out.Refusal = o.refusal
 		}
 	}
 	for _, places := range [...][]int{out.Programmed, out.Waiting, out.Rejected} {
 		slices.Sort(places)
 	}
-	out.Refusal = t.refusal
-	t.touched, t.refusal = t.touched[:0], nil
+	t.next()
 	return out
 }
 
@@ -329,27 +336,24 @@ func (t *tally) holding(pod string, h *delta.Holding) {
 	}
 	switch {
 	case h.Rejected != nil && h.Rejected.Version == v.Version:
-		words := acks.Refusal{Pod: pod, Resource: typeName(h.Key.Type) + " " + h.Key.Name, Words: h.Rejected.Message}
-		if t.refusal == nil || words.Resource < t.refusal.Resource {
-			t.refusal = &words
-		}
-		t.mark(u.now, acks.Rejected, h)
-		t.mark(u.former, acks.Rejected, h)
+		refusal := &acks.Refusal{Pod: pod, Resource: typeName(h.Key.Type) + " " + h.Key.Name, Words: h.Rejected.Message}
+		t.mark(u.now, acks.Rejected, h, refusal)
+		t.mark(u.former, acks.Rejected, h, refusal)
 	case h.Acknowledged == v.Version && h.Sent == v.Version:
-		t.mark(u.now, acks.Programmed, h)
+		t.mark(u.now, acks.Programmed, h, nil)
 	default:
-		t.mark(u.now, acks.Waiting, h)
-		t.mark(u.former, acks.Waiting, h)
+		t.mark(u.now, acks.Waiting, h, nil)
+		t.mark(u.former, acks.Waiting, h, nil)
 	}
 }
 
 // mark notes a state of the objects at the pod that is being counted. Where the
 // proxy has acknowledged a version that was built for the object's present
 // generation, it runs that, though there is a newer one for another reason.
-func (t *tally) mark(objects []*counted, s acks.State, h *delta.Holding) {
+func (t *tally) mark(objects []*counted, s acks.State, h *delta.Holding, refusal *acks.Refusal) {
 	for _, o := range objects {
 		state := s
-		if state == acks.Waiting && h.At >= o.since {
+		if h.At >= o.since {
 			state = acks.Programmed
 		}
 		if !o.touched {
@@ -357,6 +361,9 @@ func (t *tally) mark(objects []*counted, s acks.State, h *delta.Holding) {
 			t.touched = append(t.touched, o)
 		}
 		o.state = max(o.state, state)
+		if state == acks.Rejected && (o.refusal == nil || refusal.Resource < o.refusal.Resource) {
+			o.refusal = refusal
+		}
 	}
 }
 

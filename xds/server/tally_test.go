@@ -195,3 +195,24 @@ func TestAPodWhoseProxyHasNotStartedIsNotConcerned(t *testing.T) {
 	h.builder.Apply(mesh.Put(w))
 	h.reported("that it counts once it has", func(_ *acks.Report, o acks.Object) bool { return o.Concerned == 1 })
 }
+
+func TestWhoRunsAPolicyRunsItThoughItRefusesAnother(t *testing.T) {
+	h := newHarness(t, nil)
+	a := h.begin("web")
+	h.builder.Apply(mesh.Put(deny(1, "/a", web)))
+	a.rules()
+	h.reported("that the policy is programmed", programmed(1, 1))
+	a.answer = func(r *discovery.DeltaDiscoveryRequest) bool {
+		r.ErrorDetail = &rpcstatus.Status{Message: "no such thing"}
+		return true
+	}
+	bad := deny(1, "/bad", web)
+	bad.Meta.Name.Name = "bad"
+	bad.Authorization.Rules[0].To[0].Ports = []uint16{8080}
+	h.builder.Apply(mesh.Put(bad))
+	a.rules()
+	h.reported("the other's refusal", func(r *acks.Report, o acks.Object) bool {
+		i := slices.IndexFunc(r.Objects, func(o acks.Object) bool { return o.Name == "bad" })
+		return i >= 0 && r.Objects[i].Rejected == 1 && o.Programmed == 1 && o.Rejected == 0
+	})
+}
