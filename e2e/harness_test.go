@@ -144,12 +144,12 @@ func figure(t *testing.T, format string, args ...any) {
 }
 
 // apply applies objects of the mesh API to the namespace, each given as its
-// kind, name and the YAML of its spec, and waits until it is accepted.
+// kind, name and the YAML of its spec, and waits until proxies run it.
 func (s *space) apply(kind, name, spec string) {
 	s.t.Helper()
 	must(s.t, s.c.Apply(s.t.Context(), s.object(kind, name, spec)))
 	eventually(s.t, 20*time.Second, kind+" "+name, func(ctx context.Context) error {
-		return s.c.Condition(ctx, kube.MeshKind(kind), s.name, name, "Accepted", "True")
+		return s.c.Condition(ctx, kube.MeshKind(kind), s.name, name, "Programmed", "True")
 	})
 }
 

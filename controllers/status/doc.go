@@ -1,10 +1,11 @@
-// Package status writes what was found about the objects of the API into their
-// status: the conditions Accepted and ResolvedRefs, and an event when one turns
-// False.
+// Package status writes what was found about the objects of the API, and what
+// proxies have acknowledged of them, into their status: the conditions Accepted,
+// ResolvedRefs and Programmed, the numbers of proxies, and events when something
+// turns False or is programmed.
 //
 // In: findings of targets of type translate.Findings, which the builder makes
 // and this package subscribes to, one for each MeshPolicy and TrafficSplit that
-// exists. Out: status subresources by server-side apply, and events. Next are
+// exists; and the verdicts of controllers/replicas. Out: status subresources by server-side apply, and events. Next are
 // people, and `kubectl wait`.
 //
 // Only the leader runs it, and so only the leader subscribes. A condition names
