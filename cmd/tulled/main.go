@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/zapr"
@@ -32,6 +33,7 @@ type options struct {
 	webhookPort           int
 	pprof                 bool
 	logLevel              string
+	maxStreamAge          time.Duration
 	pod, tokenFile        string
 }
 
@@ -66,6 +68,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.debug, "debug-address", "127.0.0.1:8082", "address to serve /debug/proxies on, for the CLI; keep it on the loopback")
 	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/tulle/token", "this replica's service account token of the audience tulle, to show to other replicas")
 	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the debug address too")
+	f.DurationVar(&o.maxStreamAge, "max-stream-age", 30*time.Minute, "about how long a proxy's stream lasts before it connects anew, so that proxies spread over all replicas; 0 is without limit")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	o.pod = env("POD_NAME", "tulled")
 	return c

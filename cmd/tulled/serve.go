@@ -35,8 +35,9 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 		Builder: p.builder,
 		Tokens:  p.tokens,
 		TLS:     p.certificates.ServingTLS(),
-		Replica: p.options.pod,
-		Log:     p.log.WithName("xds"), Metrics: metrics.Registry,
+		Replica: p.options.pod, MaxStreamAge: p.options.maxStreamAge,
+		Replicas: func() int { return replicas.Ready(p.builder.Built(), p.ownService(), p.options.pod) },
+		Log:      p.log.WithName("xds"), Metrics: metrics.Registry,
 	})
 	if err != nil {
 		return err
@@ -56,7 +57,14 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	})); err != nil {
 		return fmt.Errorf("adding the xDS server: %w", err)
 	}
+	if err := p.manager.Add(runnable(s.Balance)); err != nil {
+		return fmt.Errorf("adding the balancing of streams: %w", err)
+	}
 	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug()))
+}
+
+func (p *controlPlane) ownService() mesh.Name {
+	return mesh.Name{Namespace: p.options.namespace, Name: p.options.service}
 }
 
 // complete waits until the builder has taken in the initial state; false when
@@ -88,7 +96,7 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	p.manager.GetWebhookServer().Register(replicas.Path, replicas.Handler(p.server, p.ours, log))
 	gatherer := replicas.New(replicas.Options{
 		Builder: p.builder, Self: p.options.pod, Local: p.server,
-		Service: mesh.Name{Namespace: p.options.namespace, Name: p.options.service},
+		Service: p.ownService(),
 		Client:  p.peers(), Port: p.options.webhookPort,
 		Token: func() (string, error) {
 			token, err := os.ReadFile(p.options.tokenFile)

@@ -190,23 +190,40 @@ type replica struct {
 	ready   bool
 }
 
-// replicas are the pods behind the control plane's Service, those that are not
-// ready and those that are ending included: proxies may be connected to them.
 func (g *Gatherer) replicas() map[string]replica {
-	out := map[string]replica{g.options.Self: {ready: true}}
-	v := mesh.NewView(g.options.Builder.Built())
-	for _, slice := range v.Slices(g.options.Service) {
+	return behind(g.options.Builder.Built(), g.options.Service, g.options.Self)
+}
+
+// behind are the pods behind the control plane's Service, those that are not
+// ready and those that are ending included: proxies may be connected to them.
+// This replica counts as ready.
+func behind(s *mesh.Snapshot, service mesh.Name, self string) map[string]replica {
+	out := map[string]replica{self: {ready: true}}
+	v := mesh.NewView(s)
+	for _, slice := range v.Slices(service) {
 		for _, e := range slice.Endpoints {
-			if e.Workload == "" || e.Workload == g.options.Self {
+			if e.Workload == "" || e.Workload == self {
 				continue
 			}
-			w, ok := v.Workload(mesh.Name{Namespace: g.options.Service.Namespace, Name: e.Workload})
+			w, ok := v.Workload(mesh.Name{Namespace: service.Namespace, Name: e.Workload})
 			if ok && !w.Terminal {
 				out[e.Workload] = replica{address: e.Address.String(), ready: e.Ready && !w.Terminating}
 			}
 		}
 	}
 	return out
+}
+
+// Ready is how many of the pods behind the control plane's Service serve
+// proxies, this one included.
+func Ready(s *mesh.Snapshot, service mesh.Name, self string) int {
+	n := 0
+	for _, r := range behind(s, service, self) {
+		if r.ready {
+			n++
+		}
+	}
+	return n
 }
 
 // poll asks a replica again and again.

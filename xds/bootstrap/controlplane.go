@@ -123,6 +123,9 @@ func httpOptions(o Options) (*anypb.Any, error) {
 		return nil, err
 	}
 	return packed(&upstreamhttpv3.HttpProtocolOptions{
+		// Each stream has a connection of its own: one that was ended so that
+		// the proxy goes to another replica would else begin anew on the same.
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{MaxRequestsPerConnection: wrapperspb.UInt32(1)},
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{

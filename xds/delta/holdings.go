@@ -96,6 +96,24 @@ func (s *Stream) Unsettled() iter.Seq[Holding] {
 	}
 }
 
+// Quiet reports whether the proxy has acknowledged all that there is for it.
+func (s *Stream) Quiet() bool {
+	for range s.Unsettled() {
+		return false
+	}
+	scopes := &s.types[translate.Scope]
+	return !scopes.wildcard || s.scopes.settled(scopes)
+}
+
+// Names is how many names the proxy holds, scopes excepted.
+func (s *Stream) Names() int {
+	n := 0
+	for t := range s.types {
+		n += len(s.types[t].names)
+	}
+	return n
+}
+
 // Print is a number that is the same for streams that hold the same keys,
 // scopes excepted, and for no others but by an accident of one in 2^64.
 func (s *Stream) Print() uint64 { return s.print }

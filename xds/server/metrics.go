@@ -14,6 +14,7 @@ type metrics struct {
 	nacks       *prometheus.CounterVec
 	failures    *prometheus.CounterVec
 	ignored     *prometheus.CounterVec
+	ended       *prometheus.CounterVec
 	mismatches  prometheus.Counter
 	convergence prometheus.Histogram
 	counting    prometheus.Histogram
@@ -34,6 +35,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		nacks:      byType("tulle_xds_nacks_total", "Responses that proxies refused."),
 		failures:   byReason("tulle_xds_authentication_failures_total", "Streams that were refused because of who opened them."),
 		ignored:    byReason("tulle_xds_refused_subscriptions_total", "Names and types that proxies asked for and cannot have."),
+		ended:      byReason("tulle_xds_ended_streams_total", "Streams that this replica ended so that proxies spread over all replicas."),
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{Name: "tulle_xds_node_mismatches_total", Help: "Streams whose node id was not that of the token's pod."}),
 		convergence: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "tulle_xds_convergence_seconds", Help: "From a change's arrival to a proxy's acknowledgement of it.",
@@ -47,7 +49,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.streams, m.pushes, m.bytes, m.resources, m.nacks, m.failures, m.ignored, m.mismatches, m.convergence, m.counting} {
+	for _, c := range []prometheus.Collector{m.streams, m.pushes, m.bytes, m.resources, m.nacks, m.failures, m.ignored, m.ended, m.mismatches, m.convergence, m.counting} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

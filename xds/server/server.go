@@ -61,8 +61,13 @@ type Options struct {
 	// PodWait is how long an authentic peer waits for its pod to be known here;
 	// default 10 s.
 	PodWait time.Duration
-	Log     logr.Logger
-	Metrics prometheus.Registerer // may be nil
+	// MaxStreamAge is about how long a stream lasts; 0: without limit.
+	MaxStreamAge time.Duration
+	// Replicas is how many replicas serve proxies, this one included; nil: how
+	// streams are spread is no concern.
+	Replicas func() int
+	Log      logr.Logger
+	Metrics  prometheus.Registerer // may be nil
 }
 
 // Limits of one connection. A request of Envoy's names each resource that it
@@ -191,6 +196,9 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	defer s.closed(st)
 	go st.read(ctx)
 	s.writers.Go(func() { st.write(ctx) })
+	if s.options.MaxStreamAge > 0 {
+		s.writers.Go(func() { st.age(ctx) })
+	}
 	<-ctx.Done()
 	cause := context.Cause(ctx)
 	if rpc.Context().Err() != nil || errors.Is(cause, errDone) {
