@@ -45,8 +45,8 @@ YAML
 certificate ca "/CN=$NODE_TAG" basicConstraints=critical,CA:TRUE keyUsage=critical,keyCertSign,cRLSign subjectKeyIdentifier=hash
 
 service=kubernetes.default
-server apiserver /CN=kube-apiserver "DNS:kubernetes,DNS:$service,DNS:$service.svc,DNS:$service.svc.$CLUSTER_DOMAIN,DNS:localhost,IP:127.0.0.1,IP:$KUBERNETES_SERVICE_IP,IP:$NODE_IP"
-server kubelet-server "/O=system:nodes/CN=system:node:$NODE_NAME" "DNS:$NODE_NAME,IP:$NODE_IP"
+server apiserver /CN=kube-apiserver "DNS:kubernetes,DNS:$service,DNS:$service.svc,DNS:$service.svc.$CLUSTER_DOMAIN,DNS:localhost,IP:127.0.0.1,IP:10.96.0.1,IP:fd00:10:96::1,IP:$NODE_IP,IP:$NODE_IP6"
+server kubelet-server "/O=system:nodes/CN=system:node:$NODE_NAME" "DNS:$NODE_NAME,IP:$NODE_IP,IP:$NODE_IP6"
 client apiserver-kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
 client front-proxy /CN=front-proxy
 

@@ -42,6 +42,13 @@ create_node() {
   # Without a default route the node's own connections to a ClusterIP have none to be rewritten on.
   in_node ip route add default via "$HOST_IP"
   in_node sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
+  [ "$CLUSTER_FAMILY" = ipv4 ] && return
+  ip addr add "$HOST_IP6/126" dev "$NODE_TAG" nodad
+  in_node ip addr add "$NODE_IP6/126" dev eth0 nodad
+  in_node ip route add default via "$HOST_IP6"
+  in_node sh -c 'echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'
+  # Nobody else gives out addresses on the pods' links: they can be used at once.
+  in_node sh -c 'echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad'
 }
 
 # import_images brings in the images of the cluster itself; both are a program and little else.
@@ -75,7 +82,7 @@ if [ -e "$STATE_DIR" ]; then
   TULLE_CLUSTER_LOCKED=yes ./down.sh
 fi
 
-say "starting the cluster $CLUSTER: Kubernetes $KUBERNETES_VERSION, one node at $NODE_IP"
+say "starting the cluster $CLUSTER: Kubernetes $KUBERNETES_VERSION, one node at $NODE_IP, addresses: $CLUSTER_FAMILY"
 mkdir -p "$STATE_DIR/log"
 echo "$KUBERNETES_BIN" > "$STATE_DIR/kubernetes-bin"
 echo "$NODE_BIN" > "$STATE_DIR/node-bin"
@@ -95,7 +102,7 @@ start_controller_manager
 start_scheduler
 start_kubelet
 start_kube_proxy
-kubectl apply -f manifests/coredns.yaml > "$STATE_DIR/log/coredns.log"
+sed "s/DNS_IP/$DNS_IP/" manifests/coredns.yaml | kubectl apply -f - > "$STATE_DIR/log/coredns.log"
 wait_until 60 "the node" "$STATE_DIR/log/kubelet.log" kubectl wait --for=condition=Ready --timeout=1s node/$NODE_NAME
 say "the node is ready"
 wait_until 60 "CoreDNS" "$STATE_DIR/log/kubelet.log" kubectl -n kube-system rollout status deployment/coredns --timeout=1s

@@ -24,7 +24,7 @@ start_apiserver() {
   # Webhooks, ServiceCIDR and pod security are on by default; the issuer's keys are at
   # /openid/v1/jwks.
   start kube-apiserver "$KUBERNETES_BIN/kube-apiserver" --v=1 --profiling=false --allow-privileged=true \
-    --etcd-servers=http://127.0.0.1:2379 --bind-address=0.0.0.0 --secure-port=6443 --advertise-address=$NODE_IP \
+    --etcd-servers=http://127.0.0.1:2379 --bind-address=$([ "$CLUSTER_FAMILY" = ipv4 ] && echo 0.0.0.0 || echo ::) --secure-port=6443 --advertise-address=$ADVERTISE_IP \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
     --kubelet-certificate-authority="$pki/ca.crt" --kubelet-preferred-address-types=InternalIP \
     --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key" \
@@ -58,12 +58,27 @@ start_containerd() {
   local snapshotter=overlayfs
   # In a container the cache may be on an overlay itself, and those do not stack.
   [ "$(stat -fc %T "$STATE_DIR")" = overlayfs ] && snapshotter=native
-  mkdir -p "$STATE_DIR/cni"
+  mkdir -p "$STATE_DIR/cni" "$STATE_DIR/cni-bin"
+  local pods=ptp ranges='' routes='' subnet
+  for subnet in ${POD_CIDRS//,/ }; do
+    ranges+="${ranges:+, }[{\"subnet\": \"$subnet\"}]"
+    routes+="${routes:+, }{\"dst\": \"$([[ $subnet == *:* ]] && echo ::/0 || echo 0.0.0.0/0)\"}"
+  done
+  if [ "$CLUSTER_FAMILY" != ipv4 ]; then
+    # Looking for another user of the address would make each pod two seconds late; see up.sh.
+    pods=ptp-nodad
+    cat > "$STATE_DIR/cni-bin/$pods" <<SH
+#!/bin/sh
+[ "\$CNI_COMMAND" != ADD ] || nsenter --net="\$CNI_NETNS" sh -c 'echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad'
+exec "$NODE_BIN/cni/ptp"
+SH
+    chmod +x "$STATE_DIR/cni-bin/$pods"
+  fi
   # Point-to-point links and routes: no bridge, and so no bridge-netfilter.
   cat > "$STATE_DIR/cni/10-pods.conflist" <<JSON
 {"cniVersion": "1.0.0", "name": "pods", "plugins": [
-  {"type": "ptp", "ipMasq": false, "mtu": 1500, "ipam": {"type": "host-local", "dataDir": "$STATE_DIR/cni-data",
-    "ranges": [[{"subnet": "$POD_CIDR"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "$pods", "ipMasq": false, "mtu": 1500, "ipam": {"type": "host-local", "dataDir": "$STATE_DIR/cni-data",
+    "ranges": [$ranges], "routes": [$routes]}},
   {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": true}}]}
 JSON
   # restrict_oom_score_adj: where CAP_SYS_RESOURCE is missing, no score below one's own can be set.
@@ -84,7 +99,7 @@ disabled_plugins = ['io.containerd.snapshotter.v1.erofs', 'io.containerd.snapsho
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['$NODE_BIN/cni']
+    bin_dirs = ['$NODE_BIN/cni', '$STATE_DIR/cni-bin']
     conf_dir = '$STATE_DIR/cni'
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
@@ -113,7 +128,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {c
 authorization: {mode: Webhook}
 tlsCertFile: $pki/kubelet-server.crt
 tlsPrivateKeyFile: $pki/kubelet-server.key
-clusterDNS: [$DNS_IP]
+clusterDNS: ["$DNS_IP"]
 clusterDomain: $CLUSTER_DOMAIN
 resolvConf: $STATE_DIR/resolv.conf
 podLogsDir: $STATE_DIR/pod-logs
@@ -127,7 +142,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 200Mi, nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}
 YAML
   start kubelet env PATH="$NODE_BIN:$PATH" "$KUBERNETES_BIN/kubelet" --v=2 --config="$STATE_DIR/kubelet.yaml" \
-    --kubeconfig="$STATE_DIR/kubelet.conf" --root-dir="$STATE_DIR/kubelet" --hostname-override=$NODE_NAME --node-ip=$NODE_IP
+    --kubeconfig="$STATE_DIR/kubelet.conf" --root-dir="$STATE_DIR/kubelet" --hostname-override=$NODE_NAME --node-ip=$NODE_IPS
 }
 
 start_kube_proxy() {
@@ -138,7 +153,7 @@ kind: KubeProxyConfiguration
 mode: nftables
 hostnameOverride: $NODE_NAME
 oomScoreAdj: 0
-clusterCIDR: $CLUSTER_CIDR
+clusterCIDR: "$CLUSTER_CIDR"
 clientConnection: {kubeconfig: $STATE_DIR/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 YAML

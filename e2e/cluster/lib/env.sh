@@ -3,6 +3,8 @@
 #
 # What may be set from outside:
 #   TULLE_CLUSTER      name of the cluster (default: dev); each name is a cluster of its own
+#   TULLE_CLUSTER_FAMILY  addresses of pods and Services: dual, ipv4 or ipv6 (default: dual, or ipv4
+#                      where the kernel has no IPv6)
 #   TULLE_CLUSTER_NET  first three bytes of the link between the machine and the node
 #   XDG_CACHE_HOME     where everything is kept (default: ~/.cache), under tulle/
 
@@ -33,11 +35,30 @@ NODE_NAME=node1
 LINK_NET=${TULLE_CLUSTER_NET:-10.213.$(($(cksum <<< "$CLUSTER" | cut -d' ' -f1) % 256))}
 HOST_IP=$LINK_NET.1
 NODE_IP=$LINK_NET.2
-POD_CIDR=10.244.0.0/24
-CLUSTER_CIDR=10.244.0.0/16
-SERVICE_CIDR=10.96.0.0/16
-KUBERNETES_SERVICE_IP=10.96.0.1
-DNS_IP=10.96.0.10
+HOST_IP6=fd00:${LINK_NET//./:}::1
+NODE_IP6=fd00:${LINK_NET//./:}::2
+
+# The node's own addresses, and the ranges, of the first family first; lists have commas. The API
+# is reached by IPv4 from the machine in any case.
+CLUSTER_FAMILY=${TULLE_CLUSTER_FAMILY:-$([ -e /proc/net/if_inet6 ] && echo dual || echo ipv4)}
+case $CLUSTER_FAMILY in
+  dual | ipv4)
+    ADVERTISE_IP=$NODE_IP NODE_IPS=$NODE_IP DNS_IP=10.96.0.10
+    POD_CIDRS=10.244.0.0/24 CLUSTER_CIDR=10.244.0.0/16 SERVICE_CIDR=10.96.0.0/16
+    ;;&
+  dual)
+    NODE_IPS+=,$NODE_IP6 POD_CIDRS+=,fd00:10:244::/64 CLUSTER_CIDR+=,fd00:10:244::/56 SERVICE_CIDR+=,fd00:10:96::/112
+    ;;
+  ipv6)
+    ADVERTISE_IP=$NODE_IP6 NODE_IPS=$NODE_IP6 DNS_IP=fd00:10:96::a
+    POD_CIDRS=fd00:10:244::/64 CLUSTER_CIDR=fd00:10:244::/56 SERVICE_CIDR=fd00:10:96::/112
+    ;;
+  ipv4) ;;
+  *)
+    echo "TULLE_CLUSTER_FAMILY=$CLUSTER_FAMILY: write dual, ipv4 or ipv6" >&2
+    exit 2
+    ;;
+esac
 CLUSTER_DOMAIN=cluster.local
 API_URL=https://$NODE_IP:6443
 
