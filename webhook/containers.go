@@ -41,6 +41,12 @@ func initContainer(s Settings, o overrides) corev1.Container {
 	for _, r := range o.excludeRanges {
 		args = append(args, "--exclude-outbound-cidr="+r.String())
 	}
+	for _, u := range o.excludeUIDs {
+		args = append(args, fmt.Sprintf("--exclude-outbound-uid=%d", u))
+	}
+	for _, g := range o.excludeGIDs {
+		args = append(args, fmt.Sprintf("--exclude-outbound-gid=%d", g))
+	}
 	return corev1.Container{
 		Name:            ContainerInit,
 		Image:           s.InitImage,

@@ -42,6 +42,8 @@ const (
 	AnnotationExcludeInboundPorts  = prefix + "exclude-inbound-ports"
 	AnnotationExcludeOutboundPorts = prefix + "exclude-outbound-ports"
 	AnnotationExcludeOutboundCIDRs = prefix + "exclude-outbound-cidrs"
+	AnnotationExcludeOutboundUIDs  = prefix + "exclude-outbound-uids"
+	AnnotationExcludeOutboundGIDs  = prefix + "exclude-outbound-gids"
 	AnnotationProxyCPU             = prefix + "proxy-cpu"
 	AnnotationProxyMemory          = prefix + "proxy-memory"
 	AnnotationProxyCPULimit        = prefix + "proxy-cpu-limit"

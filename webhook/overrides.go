@@ -3,6 +3,7 @@ package webhook
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,6 +18,8 @@ type overrides struct {
 	excludeInbound  []uint16
 	excludeOutbound []uint16
 	excludeRanges   []netip.Prefix
+	excludeUIDs     []uint32
+	excludeGIDs     []uint32
 	resources       corev1.ResourceRequirements
 	logLevel        string
 	concurrency     int64
@@ -40,6 +43,8 @@ func overridesOf(pod *corev1.Pod, s Settings) (overrides, error) {
 		excludeInbound:  r.ports(AnnotationExcludeInboundPorts),
 		excludeOutbound: r.ports(AnnotationExcludeOutboundPorts),
 		excludeRanges:   r.ranges(AnnotationExcludeOutboundCIDRs),
+		excludeUIDs:     r.owners(AnnotationExcludeOutboundUIDs),
+		excludeGIDs:     r.owners(AnnotationExcludeOutboundGIDs),
 		logLevel:        r.logLevel(AnnotationProxyLogLevel),
 		concurrency:     r.concurrency(AnnotationProxyConcurrency),
 		preStopSleep:    r.preStopSleep(AnnotationPreStopSleep, &pod.Spec),
@@ -122,9 +127,32 @@ func (r *reader) ranges(annotation string) []netip.Prefix {
 			r.refuse(annotation, "%q is not an address range; write CIDRs with commas between them, such as \"192.0.2.0/24,2001:db8::/32\"", item)
 			continue
 		}
+		if p.Addr().Is4In6() {
+			r.refuse(annotation, "%q is an IPv4 range in the form of IPv6, which no connection goes to: write it as IPv4, such as \"192.0.2.0/24\"", item)
+			continue
+		}
 		ranges = append(ranges, p.Masked())
 	}
 	return ranges
+}
+
+// owners reads the numbers of users or groups. The largest is one below that
+// which means "no change" to the kernel.
+func (r *reader) owners(annotation string) []uint32 {
+	var ids []uint32
+	for _, item := range r.list(annotation) {
+		id, err := strconv.ParseUint(item, 10, 32)
+		switch {
+		case err != nil || id == math.MaxUint32:
+			r.refuse(annotation, "%q is not the number of a user or group; write numbers with commas between them, such as \"1001,1002\"", item)
+		case id == proxyID:
+			r.refuse(annotation, "%d is the sidecar's own: let what is to go round it run as another", proxyID)
+		default:
+			ids = append(ids, uint32(id))
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 func (r *reader) logLevel(annotation string) string {
@@ -189,6 +217,7 @@ func (r *reader) withinLimits(resources corev1.ResourceRequirements) {
 var known = [...]string{
 	AnnotationStatus,
 	AnnotationExcludeInboundPorts, AnnotationExcludeOutboundPorts, AnnotationExcludeOutboundCIDRs,
+	AnnotationExcludeOutboundUIDs, AnnotationExcludeOutboundGIDs,
 	AnnotationProxyCPU, AnnotationProxyMemory, AnnotationProxyCPULimit, AnnotationProxyMemoryLimit,
 	AnnotationProxyLogLevel, AnnotationProxyConcurrency,
 	AnnotationPreStopSleep,

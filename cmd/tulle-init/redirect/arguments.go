@@ -28,7 +28,9 @@ func Parse(args []string, output io.Writer) (Config, error) {
 		excludeInbound  = list(flags, "exclude-inbound-port", "port of this pod that callers reach directly (repeat for more)")
 		excludeOutbound = list(flags, "exclude-outbound-port", "port that this pod reaches directly, wherever it is (repeat for more)")
 		excludeRanges   = list(flags, "exclude-outbound-cidr", "address range that this pod reaches directly (CIDR; repeat for more)")
-		uid             = flags.Uint("proxy-uid", ProxyUID, "uid of the sidecar, whose own connections are left alone")
+		excludeUIDs     = list(flags, "exclude-outbound-uid", "user whose connections are direct (number; repeat for more)")
+		excludeGIDs     = list(flags, "exclude-outbound-gid", "group whose connections are direct (number; repeat for more)")
+		uid             = flags.Uint("proxy-uid", ProxyUID, "uid and gid of the sidecar, whose own connections are left alone")
 		resolvConf      = flags.String("resolv-conf", "/etc/resolv.conf", "file with the resolvers that DNS over TCP goes to directly; empty: none")
 	)
 	if err := flags.Parse(args); err != nil {
@@ -49,6 +51,8 @@ func Parse(args []string, output io.Writer) (Config, error) {
 		each(excludeInbound, &c.ExcludeInbound, parsePort),
 		each(excludeOutbound, &c.ExcludeOutbound, parsePort),
 		each(excludeRanges, &c.ExcludeRanges, parseRange),
+		each(excludeUIDs, &c.ExcludeUIDs, parseOwner),
+		each(excludeGIDs, &c.ExcludeGIDs, parseOwner),
 	)
 }
 
@@ -101,6 +105,14 @@ func parsePort(s string) (uint16, error) {
 		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
 	}
 	return uint16(p), nil
+}
+
+func parseOwner(s string) (uint32, error) {
+	id, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || id > maxUID {
+		return 0, fmt.Errorf("%q is not the number of a user or group", s)
+	}
+	return uint32(id), nil
 }
 
 // resolvers reads the nameservers of a resolv.conf (resolv.conf(5)). A pod

@@ -22,6 +22,7 @@ func TestFlagsBecomeTheConfiguration(t *testing.T) {
 	got, err := redirect.Parse([]string{
 		"--service=10.96.0.0/12", "--service=fd00:10:96::/112", "--pod=10.244.3.7/16",
 		"--exclude-inbound-port=22", "--exclude-outbound-port=3306,5432", "--exclude-outbound-cidr=192.0.2.0/24",
+		"--exclude-outbound-uid=0", "--exclude-outbound-uid=1001", "--exclude-outbound-gid=2002",
 		"--resolv-conf=" + file,
 	}, io.Discard)
 	if err != nil {
@@ -35,6 +36,8 @@ func TestFlagsBecomeTheConfiguration(t *testing.T) {
 		ExcludeInbound:  []uint16{22},
 		ExcludeOutbound: []uint16{3306, 5432},
 		ExcludeRanges:   []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		ExcludeUIDs:     []uint32{0, 1001},
+		ExcludeGIDs:     []uint32{2002},
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -44,6 +47,7 @@ func TestFlagsBecomeTheConfiguration(t *testing.T) {
 func TestEveryMistakeIsNamed(t *testing.T) {
 	_, err := redirect.Parse([]string{
 		"--service=10.96.0.0", "--exclude-inbound-port=0", "--exclude-outbound-port=70000", "--exclude-outbound-cidr=x",
+		"--exclude-outbound-uid=4294967295", "--exclude-outbound-gid=root",
 	}, io.Discard)
 	if err == nil {
 		t.Fatal("no error")
@@ -51,6 +55,7 @@ func TestEveryMistakeIsNamed(t *testing.T) {
 	for _, want := range []string{
 		`--service: "10.96.0.0" is not an address range`, `--exclude-inbound-port: "0" is not a port`,
 		`--exclude-outbound-port: "70000" is not a port`, `--exclude-outbound-cidr: "x" is not an address range`,
+		`--exclude-outbound-uid: "4294967295" is not the number`, `--exclude-outbound-gid: "root" is not the number`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %s: %v", want, err)

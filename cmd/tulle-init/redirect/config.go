@@ -19,7 +19,7 @@ const (
 )
 
 const (
-	// ProxyUID is the user that sidecars run as.
+	// ProxyUID is the user, and the group, that sidecars run as.
 	ProxyUID = 1337
 
 	// Hairpin is the socket priority (SO_PRIORITY, socket(7)) by which a
@@ -42,15 +42,19 @@ type Config struct {
 	// Resolvers are the pod's DNS servers.
 	Resolvers []netip.Addr
 
-	// ProxyUID is the user whose connections are never redirected.
+	// ProxyUID is the sidecar's user, and its group: what has both is never
+	// redirected. An image that has this user, but another group, is.
 	ProxyUID uint32
 
 	// ExcludeInbound are ports of the pod that callers reach directly.
 	// ExcludeOutbound are ports, ExcludeRanges addresses, that the application
-	// reaches directly.
+	// reaches directly. ExcludeUIDs and ExcludeGIDs are users and groups of the
+	// application whose connections are all direct.
 	ExcludeInbound  []uint16
 	ExcludeOutbound []uint16
 	ExcludeRanges   []netip.Prefix
+	ExcludeUIDs     []uint32
+	ExcludeGIDs     []uint32
 }
 
 // Validate reports everything that is wrong with the configuration.

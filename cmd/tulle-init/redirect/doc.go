@@ -17,7 +17,7 @@
 //	                       to 15020, 15021, 15090          -> as it is
 //
 // UDP and everything else that is not TCP is left alone. Ports and ranges can
-// be excluded.
+// be excluded, and users and groups of the application.
 //
 // # DNS over TCP
 //

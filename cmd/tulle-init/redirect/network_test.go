@@ -224,7 +224,7 @@ func networkOrder(port uint16) uint16 {
 
 // dialing says as whom, and how marked, a connection is opened.
 type dialing struct {
-	uid      int
+	uid, gid int
 	priority int
 }
 
@@ -255,6 +255,9 @@ func (n namespace) connect(t *testing.T, as dialing, to string) (conn net.Conn, 
 		// The uid that nftables sees is that of the thread that made the
 		// socket; this one ends here.
 		if _, err := unix.SetfsuidRetUid(as.uid); err != nil {
+			return err
+		}
+		if _, err := unix.SetfsgidRetGid(as.gid); err != nil {
 			return err
 		}
 		var err error

@@ -38,6 +38,8 @@ func config() redirect.Config {
 		ExcludeInbound:  []uint16{8022},
 		ExcludeOutbound: []uint16{3306},
 		ExcludeRanges:   prefixes("192.0.2.0/24", "2001:db8:1::/48"),
+		ExcludeUIDs:     []uint32{2001},
+		ExcludeGIDs:     []uint32{2002},
 	}
 }
 
@@ -54,8 +56,8 @@ func TestEachConnectionEndsWhereItShould(t *testing.T) {
 	n.pod.listen(t, "pod", podPorts)
 	n.peer.listen(t, "peer", peerPorts)
 
-	proxy := dialing{uid: redirect.ProxyUID}
-	hairpin := dialing{uid: redirect.ProxyUID, priority: redirect.Hairpin}
+	proxy := dialing{uid: redirect.ProxyUID, gid: redirect.ProxyUID}
+	hairpin := dialing{uid: redirect.ProxyUID, gid: redirect.ProxyUID, priority: redirect.Hairpin}
 	app := dialing{uid: 1000}
 	const dropped = "dropped"
 
@@ -79,6 +81,13 @@ func TestEachConnectionEndsWhereItShould(t *testing.T) {
 		{"excluded port elsewhere", n.pod, app, at(external, 3306), "peer:3306"},
 		{"excluded range", n.pod, app, at(excluded, 443), "peer:443"},
 		{"excluded range, IPv6", n.pod, app, at(excluded6, 443), "peer:443"},
+		{"excluded user", n.pod, dialing{uid: 2001}, at(service, 80), "peer:80"},
+		{"excluded user, IPv6, elsewhere", n.pod, dialing{uid: 2001, gid: 7}, at(external6, 443), "peer:443"},
+		{"excluded group", n.pod, dialing{uid: 1000, gid: 2002}, at(service6, 80), "peer:80"},
+		{"a user with an excluded group's number", n.pod, dialing{uid: 2002}, at(service, 80), "pod:15001 for 10.96.0.10:80"},
+		{"excluded user to the egress listener", n.pod, dialing{uid: 2001}, at(podAddress, redirect.PortEgress), dropped},
+		{"the proxy's user in another group", n.pod, dialing{uid: redirect.ProxyUID}, at(service, 80), "pod:15001 for 10.96.0.10:80"},
+		{"the proxy's group, another user", n.pod, dialing{uid: 1000, gid: redirect.ProxyUID}, at(external, 443), "pod:15002 for 203.0.113.5:443"},
 		{"resolver, port 53", n.pod, app, at(resolver, 53), "peer:53"},
 		{"resolver, another port", n.pod, app, at(resolver, 80), "pod:15002 for 169.254.20.10:80"},
 		{"port 53 of a service that is no resolver", n.pod, app, at(service, 53), "pod:15001 for 10.96.0.10:53"},
@@ -96,6 +105,7 @@ func TestEachConnectionEndsWhereItShould(t *testing.T) {
 		{"proxy for its own application to another pod", n.pod, hairpin, at(peerAddress, 80), "peer:80"},
 		{"proxy for its own application to the same pod", n.pod, hairpin, at(podAddress, 8080), "pod:15006 for 10.244.1.2:8080"},
 		{"proxy for its own application to the same pod, IPv6", n.pod, hairpin, at(podAddress6, 8080), "pod:15006 for [fd00:10:244:1::2]:8080"},
+		{"proxy for its own application to the same pod, an excluded port", n.pod, hairpin, at(podAddress, 8022), "pod:8022"},
 		{"a mark on loopback means nothing", n.pod, hairpin, at("127.0.0.1", 8080), "pod:8080"},
 
 		{"into the pod", n.peer, app, at(podAddress, 8080), "pod:15006 for 10.244.1.2:8080"},

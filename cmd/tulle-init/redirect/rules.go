@@ -35,9 +35,20 @@ func (b *builder) outbound(c Config) {
 	for _, r := range loopbacks() {
 		b.rule(chain, "loopback", within(r), verdict(expr.VerdictReturn))
 	}
+	proxy := slices.Concat(uid(c.ProxyUID), gid(c.ProxyUID))
+	if len(c.ExcludeInbound) > 0 {
+		b.rule(chain, "the pod calls itself on excluded ports",
+			proxy, local(), tcp(), b.port(c.ExcludeInbound...), verdict(expr.VerdictReturn))
+	}
 	b.rule(chain, "the pod calls itself by way of a service",
-		uid(c.ProxyUID), local(), priority(Hairpin), tcp(), redirect(PortInbound))
-	b.rule(chain, "the proxy", uid(c.ProxyUID), verdict(expr.VerdictReturn))
+		proxy, local(), priority(Hairpin), tcp(), redirect(PortInbound))
+	b.rule(chain, "the proxy", proxy, verdict(expr.VerdictReturn))
+	for _, u := range c.ExcludeUIDs {
+		b.rule(chain, "excluded user", uid(u), verdict(expr.VerdictReturn))
+	}
+	for _, g := range c.ExcludeGIDs {
+		b.rule(chain, "excluded group", gid(g), verdict(expr.VerdictReturn))
+	}
 	b.rule(chain, "the pod's own addresses", local(), verdict(expr.VerdictReturn))
 	for _, r := range c.Resolvers {
 		b.rule(chain, "DNS goes the same way over TCP as over UDP",
@@ -148,10 +159,13 @@ func fromLoopback() []expr.Any {
 	}
 }
 
-func uid(user uint32) []expr.Any {
+func uid(user uint32) []expr.Any  { return owner(expr.MetaKeySKUID, user) }
+func gid(group uint32) []expr.Any { return owner(expr.MetaKeySKGID, group) }
+
+func owner(key expr.MetaKey, id uint32) []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeySKUID, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: native(user)},
+		&expr.Meta{Key: key, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: native(id)},
 	}
 }
 
