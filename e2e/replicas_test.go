@@ -264,7 +264,11 @@ func TestReplicasThatCannotReachTheAPIServerServeOn(t *testing.T) {
 	pods, err := replicas(t.Context(), c)
 	must(t, err)
 	var heals []func()
+	before := map[string]int{}
 	for _, p := range pods {
+		process, err := replicaProcess(p.Name)
+		must(t, err)
+		before[p.Name] = process.Pid
 		heals = append(heals, cutOff(t, c, p.Name))
 	}
 	cut := time.Now()
@@ -279,6 +283,11 @@ func TestReplicasThatCannotReachTheAPIServerServeOn(t *testing.T) {
 	}
 	for _, heal := range heals {
 		heal()
+	}
+	for _, p := range pods {
+		if process, err := replicaProcess(p.Name); err != nil || process.Pid != before[p.Name] {
+			t.Errorf("%s ended meanwhile (%v)", p.Name, err)
+		}
 	}
 	figure(t, "no replica reached the API server for %.0f s, with certificates of a minute", time.Since(cut).Seconds())
 	load.endsWithoutFailure("meanwhile")

@@ -16,6 +16,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -63,6 +64,9 @@ func run(ctx context.Context, o options, log logr.Logger) error {
 	return p.manager.Start(ctx)
 }
 
+// forever is longer than any process lives.
+const forever = 100 * 365 * 24 * time.Hour
+
 func (p *controlPlane) startManager(context.Context) error {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
@@ -83,6 +87,9 @@ func (p *controlPlane) startManager(context.Context) error {
 		Scheme:                 scheme,
 		Cache:                  observe.CacheOptions(),
 		Metrics:                metricsserver.Options{BindAddress: p.options.metrics},
+		// A leader whose API server is away as it takes office waits for it, and
+		// serves its proxies meanwhile: the process must not end for that.
+		Controller: ctrlconfig.Controller{CacheSyncTimeout: forever},
 		HealthProbeBindAddress: p.options.health,
 		LeaderElection:         true,
 		LeaderElectionID:       leaseName, // in messages and metrics; the lock is lease
