@@ -84,12 +84,12 @@ func (p *controlPlane) startManager(context.Context) error {
 		return err
 	}
 	p.manager, err = ctrl.NewManager(config, ctrl.Options{
-		Scheme:                 scheme,
-		Cache:                  observe.CacheOptions(),
-		Metrics:                metricsserver.Options{BindAddress: p.options.metrics},
+		Scheme:  scheme,
+		Cache:   observe.CacheOptions(),
+		Metrics: metricsserver.Options{BindAddress: p.options.metrics},
 		// A leader whose API server is away as it takes office waits for it, and
 		// serves its proxies meanwhile: the process must not end for that.
-		Controller: ctrlconfig.Controller{CacheSyncTimeout: forever},
+		Controller:             ctrlconfig.Controller{CacheSyncTimeout: forever},
 		HealthProbeBindAddress: p.options.health,
 		LeaderElection:         true,
 		LeaderElectionID:       leaseName, // in messages and metrics; the lock is lease
