@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"fmt"
 	"strconv"
 	"time"
 
@@ -22,54 +21,6 @@ const (
 	startupPatience = 600
 	probeTimeout    = 3
 )
-
-// initContainer redirects the pod's traffic, and ends.
-func initContainer(s Settings, o overrides) corev1.Container {
-	var args []string
-	for _, r := range s.Services {
-		args = append(args, "--service="+r.String())
-	}
-	for _, r := range s.Pods {
-		args = append(args, "--pod="+r.String())
-	}
-	for _, p := range o.excludeInbound {
-		args = append(args, fmt.Sprintf("--exclude-inbound-port=%d", p))
-	}
-	for _, p := range o.excludeOutbound {
-		args = append(args, fmt.Sprintf("--exclude-outbound-port=%d", p))
-	}
-	for _, r := range o.excludeRanges {
-		args = append(args, "--exclude-outbound-cidr="+r.String())
-	}
-	for _, u := range o.excludeUIDs {
-		args = append(args, fmt.Sprintf("--exclude-outbound-uid=%d", u))
-	}
-	for _, g := range o.excludeGIDs {
-		args = append(args, fmt.Sprintf("--exclude-outbound-gid=%d", g))
-	}
-	return corev1.Container{
-		Name:            ContainerInit,
-		Image:           s.InitImage,
-		ImagePullPolicy: corev1.PullIfNotPresent,
-		Args:            args,
-		Resources:       initResources(),
-		SecurityContext: &corev1.SecurityContext{
-			// A uid other than 0 has no capability in effect, whatever the
-			// container was given. The pod may say runAsNonRoot for itself.
-			RunAsUser:                new(int64(0)),
-			RunAsGroup:               new(int64(0)),
-			RunAsNonRoot:             new(false),
-			AllowPrivilegeEscalation: new(false),
-			Privileged:               new(false),
-			ReadOnlyRootFilesystem:   new(true),
-			Capabilities: &corev1.Capabilities{
-				Drop: []corev1.Capability{"ALL"},
-				Add:  []corev1.Capability{"NET_ADMIN"},
-			},
-			SeccompProfile: runtimeDefault(),
-		},
-	}
-}
 
 // proxyContainer is stock Envoy as a native sidecar: it starts before the
 // application and ends after it.

@@ -39,7 +39,7 @@ func decide(pod *corev1.Pod, namespaceLabels map[string]string) (wanted bool, wa
 	if isWindows(pod) {
 		return false, []string{leftAlone("runs on Windows, where there is no sidecar")}, nil
 	}
-	return true, podSecurity(namespaceLabels), nil
+	return true, nil, nil
 }
 
 func leftAlone(why string) string {
@@ -60,8 +60,8 @@ func podSecurity(namespaceLabels map[string]string) []string {
 	switch level := namespaceLabels[labelPodSecurity]; level {
 	case "baseline", "restricted":
 		return []string{fmt.Sprintf(
-			"the namespace enforces the pod security level %s, which refuses %s the capability NET_ADMIN: set the namespace's label %s to privileged, or the pod's label %s to %s",
-			level, ContainerInit, labelPodSecurity, LabelInject, disabled)}
+			"the namespace enforces the pod security level %s, which refuses %s the capability NET_ADMIN: install Tulle's CNI plugin and set the namespace's label %s to %s, or its label %s to privileged, or the pod's label %s to %s",
+			level, ContainerInit, LabelRedirection, RedirectionCNI, labelPodSecurity, LabelInject, disabled)}
 	}
 	return nil
 }

@@ -27,6 +27,13 @@ func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*co
 	if err := conflicts(pod); err != nil {
 		return pod, warnings, err
 	}
+	how, err := redirectionOf(pod, namespaceLabels, s)
+	if err != nil {
+		return pod, warnings, err
+	}
+	if how == RedirectionInit {
+		warnings = append(warnings, podSecurity(namespaceLabels)...)
+	}
 	o, err := overridesOf(pod, s)
 	if err != nil {
 		return pod, warnings, err
@@ -40,20 +47,20 @@ func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*co
 	if err != nil {
 		return pod, warnings, err
 	}
-	if err := add(out, s, o, probes); err != nil {
+	if err := add(out, s, o, how, probes); err != nil {
 		return pod, warnings, err
 	}
 	return out, warnings, nil
 }
 
 // add puts everything of ours into the pod, which has none of it.
-func add(pod *corev1.Pod, s Settings, o overrides, probes []mesh.Probe) error {
+func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mesh.Probe) error {
 	proxy, err := proxyContainer(s, o)
 	if err != nil {
 		return err
 	}
 	pod.Spec.InitContainers = slices.Concat(
-		[]corev1.Container{initContainer(s, o), proxy},
+		[]corev1.Container{redirecting(pod, s, o, how), proxy},
 		pod.Spec.InitContainers,
 	)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
@@ -101,6 +108,7 @@ func removeOurs(pod *corev1.Pod) {
 	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.Name == volumeTrust || v.Name == volumeToken
 	})
+	delete(pod.Annotations, AnnotationRedirect)
 	removePreStop(pod)
 }
 

@@ -142,6 +142,32 @@ func TestWithoutAServiceRangeNothingIsInjected(t *testing.T) {
 	}
 }
 
+func TestThePluginIsAskedForWhereTheMeshSaysSo(t *testing.T) {
+	s := settings()
+	s.Redirection = webhook.RedirectionCNI
+	once := read[corev1.Pod](t, "testdata/plain/injected.yaml")
+	labels := map[string]string{webhook.LabelInject: "enabled"}
+	twice, _, err := webhook.Inject(&once, labels, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := twice.Spec.InitContainers[0]
+	if check.Args[0] != "check" || len(check.SecurityContext.Capabilities.Add) > 0 || !*check.SecurityContext.RunAsNonRoot {
+		t.Errorf("the init container is %v with %+v", check.Args, check.SecurityContext)
+	}
+	if got, want := twice.Annotations[webhook.AnnotationRedirect], strings.Join(once.Spec.InitContainers[0].Args, " "); got != want {
+		t.Errorf("the plugin is told %q, tulle-init %q", got, want)
+	}
+	labels[webhook.LabelRedirection] = "init"
+	thrice, _, err := webhook.Inject(twice, labels, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&once, thrice); diff != "" {
+		t.Errorf("-before +after asking for the plugin and back:\n%s", diff)
+	}
+}
+
 func TestWorkersFollowTheCPULimitUnlessToldOtherwise(t *testing.T) {
 	for _, c := range []struct {
 		limit, annotation string

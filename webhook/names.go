@@ -19,6 +19,8 @@ const (
 	tokenSeconds = 3600
 
 	proxyID = 1337
+	// checkID is the user nonroot of our images.
+	checkID = 65532
 )
 
 // Labels and annotations. All begin with prefix.
@@ -31,12 +33,20 @@ const (
 	enabled     = "enabled"
 	disabled    = "disabled"
 
+	// LabelRedirection, on a namespace or a pod, is a [Redirection]. The pod's
+	// has the last word, then the namespace's, then the settings'.
+	LabelRedirection = prefix + "redirection"
+
 	// LabelProxy marks pods that were injected.
 	LabelProxy   = prefix + "proxy"
 	proxySidecar = "sidecar"
 
 	// AnnotationStatus says what was injected, as JSON.
 	AnnotationStatus = prefix + "status"
+
+	// AnnotationRedirect is what the CNI plugin is to put in place for the pod:
+	// the arguments that tulle-init would have been given, with spaces between.
+	AnnotationRedirect = prefix + "redirect"
 
 	// What a pod may choose for itself.
 	AnnotationExcludeInboundPorts  = prefix + "exclude-inbound-ports"

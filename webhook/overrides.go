@@ -215,7 +215,7 @@ func (r *reader) withinLimits(resources corev1.ResourceRequirements) {
 
 // known are the annotations that mean something on a pod.
 var known = [...]string{
-	AnnotationStatus,
+	AnnotationStatus, AnnotationRedirect,
 	AnnotationExcludeInboundPorts, AnnotationExcludeOutboundPorts, AnnotationExcludeOutboundCIDRs,
 	AnnotationExcludeOutboundUIDs, AnnotationExcludeOutboundGIDs,
 	AnnotationProxyCPU, AnnotationProxyMemory, AnnotationProxyCPULimit, AnnotationProxyMemoryLimit,

@@ -26,6 +26,10 @@ type Settings struct {
 	Services []netip.Prefix
 	Pods     []netip.Prefix
 
+	// Redirection is how traffic is led to the sidecar, where neither the pod
+	// nor its namespace says; "" is RedirectionInit.
+	Redirection Redirection
+
 	// Resources of the sidecar; [DefaultResources] where nobody said.
 	Resources corev1.ResourceRequirements
 	// LogLevel of Envoy; "" is warning.

@@ -12,6 +12,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -28,6 +30,7 @@ func main() {
 type options struct {
 	namespace, service    string
 	proxyImage, initImage string
+	redirection           webhook.Redirection
 	xds, metrics, health  string
 	debug                 string
 	webhookPort           int
@@ -38,7 +41,10 @@ type options struct {
 }
 
 func command() *cobra.Command {
-	var o options
+	var (
+		o           options
+		redirection string
+	)
 	c := &cobra.Command{
 		Use:           "tulled",
 		Short:         "Tulle's control plane: drives the Envoy sidecars of a Kubernetes cluster",
@@ -51,6 +57,9 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if o.redirection, err = webhook.ParseRedirection(redirection); err != nil {
+				return fmt.Errorf("--redirection: %w", err)
+			}
 			ctrl.SetLogger(log)
 			klog.SetLogger(log)
 			return run(ctrl.SetupSignalHandler(), o, log)
@@ -61,6 +70,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.service, "service", "tulled", "name of the control plane's Service in that namespace")
 	f.StringVar(&o.proxyImage, "proxy-image", "localhost/envoy:1.40.0", "image of Envoy, unless the MeshConfig names another")
 	f.StringVar(&o.initImage, "init-image", "localhost/tulle-init:dev", "image of tulle-init")
+	f.StringVar(&redirection, "redirection", string(webhook.RedirectionInit), "how traffic is led to sidecars unless a label says otherwise: by an init container (init), or by the CNI plugin, which has to be installed (cni)")
 	f.StringVar(&o.xds, "xds-address", ":15010", "address to serve proxies on, over TLS")
 	f.IntVar(&o.webhookPort, "webhook-port", 9443, "port to serve admission webhooks on, over TLS")
 	f.StringVar(&o.metrics, "metrics-address", ":8080", "address to serve Prometheus metrics on")

@@ -29,6 +29,7 @@ func (i injection) settings() webhook.Settings {
 	s := webhook.Settings{
 		Version: version, InitImage: i.options.initImage, ProxyImage: i.options.proxyImage,
 		Services: c.ServiceRanges, Pods: c.PodRanges, Resources: webhook.DefaultResources(),
+		Redirection: i.options.redirection,
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
