@@ -195,6 +195,30 @@ func TestApplyingAgainReplacesTheRulesAndLeavesOtherTablesAlone(t *testing.T) {
 	})
 }
 
+func TestHalfOfTheRulesIsNotApplied(t *testing.T) {
+	n := newNetwork(t)
+	if err := n.pod.try(redirect.Applied); err == nil || !strings.Contains(err.Error(), "no chain outbound") {
+		t.Errorf("without rules the error is %v", err)
+	}
+	n.pod.apply(t, config())
+	n.pod.do(t, redirect.Applied)
+	for _, chain := range []string{"outbound", "inbound"} {
+		n.pod.apply(t, config())
+		n.pod.do(t, func() error {
+			conn, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			table := &nftables.Table{Family: nftables.TableFamilyINet, Name: redirect.TableName}
+			conn.FlushChain(&nftables.Chain{Table: table, Name: chain})
+			return conn.Flush()
+		})
+		if err := n.pod.try(redirect.Applied); err == nil || !strings.Contains(err.Error(), "chain "+chain) {
+			t.Errorf("without the rules of %s the error is %v", chain, err)
+		}
+	}
+}
+
 func TestAPodWithoutIPv6IsRedirectedAllTheSame(t *testing.T) {
 	n := newNetwork(t)
 	n.pod.do(t, func() error {

@@ -17,6 +17,12 @@ import (
 // put there.
 const register = 1
 
+// Names of the table's chains.
+const (
+	chainOutbound = "outbound"
+	chainInbound  = "inbound"
+)
+
 // builder adds chains and rules to one table. The first error stays; the
 // kernel is not asked when there is one.
 type builder struct {
@@ -28,7 +34,7 @@ type builder struct {
 // outbound decides about what starts in the pod. The chain sees the first
 // packet of each connection only.
 func (b *builder) outbound(c Config) {
-	chain := b.chain("outbound", nftables.ChainHookOutput)
+	chain := b.chain(chainOutbound, nftables.ChainHookOutput)
 	b.rule(chain, "only TCP is redirected", notTCP(), verdict(expr.VerdictReturn))
 	b.rule(chain, "no way into the sidecar's own listeners: they would call themselves",
 		local(), tcp(), b.port(PortOutbound, PortEgress, PortInbound), verdict(expr.VerdictDrop))
@@ -70,7 +76,7 @@ func (b *builder) outbound(c Config) {
 // What the pod merely forwards (a container engine or a virtual machine within
 // it) is not its own.
 func (b *builder) inbound(c Config) {
-	chain := b.chain("inbound", nftables.ChainHookPrerouting)
+	chain := b.chain(chainInbound, nftables.ChainHookPrerouting)
 	b.rule(chain, "only TCP is redirected", notTCP(), verdict(expr.VerdictReturn))
 	b.rule(chain, "only what is for the pod", notLocal(), verdict(expr.VerdictReturn))
 	b.rule(chain, "loopback was decided about where it started", fromLoopback(), verdict(expr.VerdictReturn))
