@@ -2,6 +2,7 @@
 #
 #   docker build --target tulled     -t tulled:1.0 .      the control plane
 #   docker build --target tulle-init -t tulle-init:1.0 .  the redirect of a pod's traffic
+#   docker build --target tulle-cni  -t tulle-cni:1.0 .   the same from the node, and its agent
 #   docker build --target tulle-echo -t tulle-echo:1.0 .  the workload of the demo and the tests
 #   docker build --target envoy      -t envoy:1.40.0 .    the stock Envoy, as the proxy's user
 #
@@ -35,7 +36,7 @@ COPY e2e/go.mod e2e/go.sum e2e/
 RUN go mod download && go -C e2e mod download
 COPY . .
 RUN GOOS=$TARGETOS GOARCH=$TARGETARCH go build -ldflags="-s -w -X main.version=$VERSION" \
-      -o /out/ ./cmd/tulled ./cmd/tulle-init && \
+      -o /out/ ./cmd/tulled ./cmd/tulle-init ./cmd/tulle-cni && \
     GOOS=$TARGETOS GOARCH=$TARGETARCH go -C e2e build -ldflags="-s -w -X main.version=$VERSION" \
       -o /out/tulle-echo ./echo
 RUN printf '%s\n' \
@@ -61,6 +62,12 @@ FROM ${BASE_IMAGE} AS tulle-init
 COPY --from=build /out/tulle-init /tulle-init
 USER 65532:65532
 ENTRYPOINT ["/tulle-init"]
+
+# The agent is root by its pod's spec; it installs its own program as the plugin.
+FROM ${BASE_IMAGE} AS tulle-cni
+COPY --from=build /out/tulle-cni /tulle-cni
+USER 65532:65532
+ENTRYPOINT ["/tulle-cni"]
 
 FROM ${ENVOY_IMAGE} AS envoy
 USER 1337:1337

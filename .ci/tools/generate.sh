@@ -6,6 +6,7 @@
 #   deploy/crds/*.yaml                        from the types and their markers
 #   deploy/base/rbac/role.yaml                from +kubebuilder:rbac markers, which
 #                                             stand beside the code that needs them
+#   deploy/cni/role.yaml                      the same of the CNI plugin's agent
 #   docs/reference/api.md                     from the CRDs
 #
 # The tools are pinned in go.mod beside this script.
@@ -17,7 +18,7 @@ cd "$root"
 
 controller_gen() { go tool -modfile="$root/.ci/tools/go.mod" controller-gen "$@"; }
 
-mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/docs/reference"
+mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/deploy/cni" "$out/docs/reference"
 # A kind that is no longer there must not leave its CRD behind.
 rm -f "$out"/deploy/crds/mesh.tulle.dev_*.yaml
 
@@ -31,12 +32,15 @@ controller_gen object crd paths=./config/v1alpha1 \
 markers=$(mktemp -d)
 trap 'rm -rf "$markers"' EXIT
 printf 'module markers\n\ngo 1.26\n' >"$markers/go.mod"
-{
-	printf 'package markers\n\n'
-	find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' \
-		-exec grep -h '^[[:space:]]*// +kubebuilder:rbac:' {} + | sort -u
-} >"$markers/markers.go"
-(cd "$markers" && controller_gen rbac:roleName=tulled,fileName=role.yaml paths=. \
-	output:rbac:dir="$out/deploy/base/rbac")
+# role NAME FOLDER reads names of files from its input.
+role() {
+	{
+		printf 'package markers\n\n'
+		xargs grep -h '^[[:space:]]*// +kubebuilder:rbac:' | sort -u
+	} >"$markers/markers.go"
+	(cd "$markers" && controller_gen "rbac:roleName=$1,fileName=role.yaml" paths=. output:rbac:dir="$2")
+}
+find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' ! -path 'cmd/tulle-cni/*' | role tulled "$out/deploy/base/rbac"
+find cmd/tulle-cni -name '*.go' ! -name '*_test.go' | role tulle-cni "$out/deploy/cni"
 
 go -C .ci/tools run ./apiref "$out/deploy/crds" >"$out/docs/reference/api.md"

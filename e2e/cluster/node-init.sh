@@ -18,10 +18,19 @@ mount -t sysfs sysfs /sys
 for dir in /run /var/log; do
   mount -t tmpfs -o mode=755 node "$dir"
 done
-mkdir -p /run/var-lib/{upper,work} /run/cache
+mkdir -p /run/cache
 mount --bind "$CACHE_DIR" /run/cache
-mount -t overlay -o lowerdir=/var/lib,upperdir=/run/var-lib/upper,workdir=/run/var-lib/work node /var/lib
+for dir in var/lib etc opt; do
+  mkdir -p "/run/over/$dir"/{upper,work}
+  mount -t overlay -o "lowerdir=/$dir,upperdir=/run/over/$dir/upper,workdir=/run/over/$dir/work" node "/$dir"
+done
 mount --bind /run/cache "$CACHE_DIR"
+
+# Network plugins and their configuration are where they are on any node.
+mkdir -p /etc/cni/net.d /opt/cni/bin "$STATE_DIR"/cni/{net.d,bin}
+ln -sf "$(< "$STATE_DIR/node-bin")"/cni/* "$STATE_DIR/cni/bin/"
+mount --bind "$STATE_DIR/cni/net.d" /etc/cni/net.d
+mount --bind "$STATE_DIR/cni/bin" /opt/cni/bin
 
 # The new /sys has no cgroups yet: what they are is on record.
 if grep -q '^v2 ' "$STATE_DIR/cgroups"; then

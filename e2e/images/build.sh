@@ -54,7 +54,7 @@ envoy() {
   archive localhost/envoy:1.40.0 /usr/local/bin/envoy 1337:1337 "$envoy=/usr/local/bin/envoy" $libraries
 }
 
-[ $# -gt 0 ] || set -- tulled tulle-init tulle-echo envoy
+[ $# -gt 0 ] || set -- tulled tulle-init tulle-cni tulle-echo envoy
 mkdir -p "$ARCHIVE_DIR"
 exec 9> "$ARCHIVE_DIR/.lock"
 flock 9
@@ -71,9 +71,9 @@ fi
 program .. ./images/mkimage mkimage
 for image; do
   case $image in
-    tulled | tulle-init) ours "$image" "$REPO_DIR" "./cmd/$image" ;;
+    tulled | tulle-init | tulle-cni) ours "$image" "$REPO_DIR" "./cmd/$image" ;;
     tulle-echo) ours tulle-echo .. ./echo ;;
     envoy) envoy ;;
-    *) die "no image $image; there are tulled, tulle-init, tulle-echo and envoy" ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo and envoy" ;;
   esac
 done

@@ -58,7 +58,6 @@ start_containerd() {
   local snapshotter=overlayfs
   # In a container the cache may be on an overlay itself, and those do not stack.
   [ "$(stat -fc %T "$STATE_DIR")" = overlayfs ] && snapshotter=native
-  mkdir -p "$STATE_DIR/cni" "$STATE_DIR/cni-bin"
   local pods=ptp ranges='' routes='' subnet
   for subnet in ${POD_CIDRS//,/ }; do
     ranges+="${ranges:+, }[{\"subnet\": \"$subnet\"}]"
@@ -67,15 +66,15 @@ start_containerd() {
   if [ "$CLUSTER_FAMILY" != ipv4 ]; then
     # Looking for another user of the address would make each pod two seconds late; see up.sh.
     pods=ptp-nodad
-    cat > "$STATE_DIR/cni-bin/$pods" <<SH
+    cat > "$STATE_DIR/cni/bin/$pods" <<SH
 #!/bin/sh
 [ "\$CNI_COMMAND" != ADD ] || nsenter --net="\$CNI_NETNS" sh -c 'echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad'
 exec "$NODE_BIN/cni/ptp"
 SH
-    chmod +x "$STATE_DIR/cni-bin/$pods"
+    chmod +x "$STATE_DIR/cni/bin/$pods"
   fi
   # Point-to-point links and routes: no bridge, and so no bridge-netfilter.
-  cat > "$STATE_DIR/cni/10-pods.conflist" <<JSON
+  cat > "$STATE_DIR/cni/net.d/10-pods.conflist" <<JSON
 {"cniVersion": "1.0.0", "name": "pods", "plugins": [
   {"type": "$pods", "ipMasq": false, "mtu": 1500, "ipam": {"type": "host-local", "dataDir": "$STATE_DIR/cni-data",
     "ranges": [$ranges], "routes": [$routes]}},
@@ -99,8 +98,8 @@ disabled_plugins = ['io.containerd.snapshotter.v1.erofs', 'io.containerd.snapsho
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['$NODE_BIN/cni', '$STATE_DIR/cni-bin']
-    conf_dir = '$STATE_DIR/cni'
+    bin_dirs = ['/opt/cni/bin']
+    conf_dir = '/etc/cni/net.d'
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
