@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 // Names that injection and the installation give.
@@ -28,6 +29,7 @@ const (
 // cluster is the cluster that a command asks.
 type cluster struct {
 	client kubernetes.Interface
+	config *rest.Config // for clients of other kinds
 	// namespace is where a pod is that is named without one.
 	namespace     string
 	meshNamespace string
@@ -53,7 +55,7 @@ func connect(flags *genericclioptions.ConfigFlags, meshNamespace string) (*clust
 		return nil, kubeconfigError(err)
 	}
 	return &cluster{
-		client: client, namespace: namespace, meshNamespace: meshNamespace,
+		client: client, config: config, namespace: namespace, meshNamespace: meshNamespace,
 		reach: func(pod *corev1.Pod, port int) (endpoint, error) { return reach(config, client, pod, port) },
 	}, nil
 }

@@ -64,7 +64,7 @@ func startEnvoy(t *testing.T) *envoyProcess {
 			t.Logf("Envoy said:\n%s", said)
 		}
 	})
-	wait(t, "Envoy to be live", func() bool {
+	await(t, "Envoy to be live", func() bool {
 		addr, err := os.ReadFile(at)
 		if err != nil || len(addr) == 0 {
 			return false
@@ -143,7 +143,7 @@ func (e *envoyProcess) writeCertificates(t *testing.T) {
 }
 
 // wait waits until the condition holds.
-func wait(t *testing.T, what string, holds func() bool) {
+func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -37,6 +37,8 @@ const (
 type endpoint interface {
 	// Get returns the body of the answer; an error if it is not 200.
 	Get(ctx context.Context, path string) ([]byte, error)
+	// Post is the same for what changes something.
+	Post(ctx context.Context, path string) ([]byte, error)
 	Close() error
 }
 
@@ -48,9 +50,17 @@ type httpEndpoint struct {
 }
 
 func (e *httpEndpoint) Get(ctx context.Context, path string) ([]byte, error) {
+	return e.ask(ctx, http.MethodGet, path)
+}
+
+func (e *httpEndpoint) Post(ctx context.Context, path string) ([]byte, error) {
+	return e.ask(ctx, http.MethodPost, path)
+}
+
+func (e *httpEndpoint) ask(ctx context.Context, method, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, e.base+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("asking for %s: %w", path, err)
 	}

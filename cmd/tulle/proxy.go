@@ -30,7 +30,11 @@ type proxyView struct {
 // lacker is a view that may have found that something lacks.
 type lacker interface{ lacks() bool }
 
-const viewSummary = "summary"
+const (
+	viewSummary = "summary"
+	// viewDiff is the one view for which the control plane is asked, too.
+	viewDiff = "diff"
+)
 
 func proxyViews() map[string]proxyView {
 	return map[string]proxyView{
@@ -45,7 +49,9 @@ func proxyViews() map[string]proxyView {
 	}
 }
 
-func viewNames() []string { return slices.Sorted(maps.Keys(proxyViews())) }
+func viewNames() []string {
+	return append(slices.Sorted(maps.Keys(proxyViews())), viewDiff)
+}
 
 func (a *app) proxyCommand() *cobra.Command {
 	var format, filter string
@@ -101,17 +107,21 @@ Envoy gives.`),
 			if len(args) == 2 {
 				name = args[1]
 			}
+			if name == viewDiff {
+				return a.diff(cmd.Context(), args[0], format)
+			}
 			return a.showProxy(cmd.Context(), args[0], proxyViews()[name], options, format)
 		},
 	}
 	cmd.Flags().StringVar(&filter, "filter", "", "Only what has a name that this regular expression (RE2) matches")
 	cmd.Flags().BoolVar(&all, "all", false, "Also what is not in use: destinations not asked for yet, statistics that are zero")
 	outputFlag(cmd, &format)
+	cmd.AddCommand(a.logCommand())
 	return cmd
 }
 
 func checkView(name string) error {
-	if _, ok := proxyViews()[name]; !ok {
+	if !slices.Contains(viewNames(), name) {
 		return fmt.Errorf("unknown view %q: want one of %s", name, strings.Join(viewNames(), ", "))
 	}
 	return nil
@@ -121,7 +131,11 @@ func describeViews() string {
 	var b strings.Builder
 	views := proxyViews()
 	for _, name := range viewNames() {
-		fmt.Fprintf(&b, "  %-10s %s\n", name, views[name].short)
+		short := views[name].short
+		if name == viewDiff {
+			short = "what the control plane sent against what it has"
+		}
+		fmt.Fprintf(&b, "  %-10s %s\n", name, short)
 	}
 	return b.String()
 }

@@ -45,12 +45,19 @@ func (a *app) root() *cobra.Command {
 		Long: a.text(`
 Tulle is a service mesh that drives stock Envoy sidecars. This command asks it:
 
+  {tulle} check           is this cluster fit for the mesh; is the mesh healthy
+  {tulle} install         install the mesh, or bring it up to this version
+  {tulle} uninstall       remove it
+  {tulle} restart         roll workloads that predate injection or have an old proxy
+  {tulle} inject -f FILE  put the sidecar into manifests, without the webhook
   {tulle} status          which proxies are connected, and what each lacks
-  {tulle} proxy POD       what the Envoy in a pod really has
+  {tulle} proxy POD       what the Envoy in a pod really has, and against what was sent
+  {tulle} bug-report      write an archive for a bug report, with no secret in it
   {tulle} version         what runs: this program, control plane, proxies
 
-Everything is read through the Kubernetes API server with your kubeconfig, and
-nothing is changed. Exit codes: 0 healthy, 1 error, 2 something lacks.`),
+It speaks to the Kubernetes API server with your kubeconfig. install, uninstall,
+restart and proxy log change something; all else reads. Exit codes: 0 healthy or
+done, 1 error, 2 something lacks.`),
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -67,7 +74,10 @@ nothing is changed. Exit codes: 0 healthy, 1 error, 2 something lacks.`),
 		"Namespace of the control plane")
 	hideRareFlags(root.PersistentFlags())
 	_ = root.RegisterFlagCompletionFunc("namespace", a.completeNamespaces)
-	root.AddCommand(a.statusCommand(), a.proxyCommand(), a.versionCommand())
+	root.AddCommand(
+		a.checkCommand(), a.installCommand(), a.uninstallCommand(), a.restartCommand(), a.injectCommand(),
+		a.statusCommand(), a.proxyCommand(), a.bugReportCommand(), a.versionCommand(),
+	)
 	return root
 }
 

@@ -25,6 +25,8 @@ type stream struct {
 	Resources map[string]int `json:"resources"`
 	Pending   []resource     `json:"pending"`
 	Rejected  []resource     `json:"rejected"`
+	Held      []resource     `json:"held"`   // only of a pod that was asked for
+	Scopes    []string       `json:"scopes"` // the same
 }
 
 // resource is an xDS resource that a proxy was sent and has not acknowledged,
@@ -204,7 +206,7 @@ func (c *cluster) streams(ctx context.Context) ([]replicaStatus, []stream, error
 	if len(pods) == 0 {
 		return nil, nil, &advice{
 			fmt.Errorf("no control plane runs in namespace %s", c.meshNamespace),
-			"install it: kubectl apply -k deploy/overlays/default\nor name its namespace: --mesh-namespace",
+			"install it: tulle install\nor name its namespace: --mesh-namespace",
 		}
 	}
 	replicas := make([]replicaStatus, len(pods))
@@ -233,8 +235,14 @@ func (c *cluster) streams(ctx context.Context) ([]replicaStatus, []stream, error
 	return replicas, slices.Concat(answers...), nil
 }
 
+const pathStreams = "/debug/proxies"
+
 // askReplica reads the streams of one replica.
 func (c *cluster) askReplica(ctx context.Context, pod *corev1.Pod) ([]stream, error) {
+	return c.askReplicaFor(ctx, pod, pathStreams)
+}
+
+func (c *cluster) askReplicaFor(ctx context.Context, pod *corev1.Pod, path string) ([]stream, error) {
 	if pod.Status.Phase != corev1.PodRunning {
 		return nil, &advice{
 			fmt.Errorf("pod %s does not run: %s", podName(pod), pod.Status.Phase),
@@ -246,7 +254,7 @@ func (c *cluster) askReplica(ctx context.Context, pod *corev1.Pod) ([]stream, er
 		return nil, err
 	}
 	defer e.Close()
-	body, err := e.Get(ctx, "/debug/proxies")
+	body, err := e.Get(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("asking pod %s for its proxies: %w", podName(pod), err)
 	}

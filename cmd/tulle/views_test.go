@@ -155,7 +155,7 @@ func TestWhatEnvoyRejectedOrWaitsForIsShown(t *testing.T) {
 	e.write(t, "lds", func(s string) string {
 		return strings.NewReplacer("version_info: l1", "version_info: l2", "cluster: blackhole}", "cluster: nowhere}").Replace(s)
 	})
-	wait(t, "the listener to be rejected", func() bool { return lacking(viewOf(t, e, "listeners", proxyOptions{})) })
+	await(t, "the listener to be rejected", func() bool { return lacking(viewOf(t, e, "listeners", proxyOptions{})) })
 	v := viewOf(t, e, "listeners", proxyOptions{})
 	if notes := v.table(time.Now()).notes; len(notes) != 1 || !strings.Contains(notes[0], "update of inbound: route: unknown cluster 'nowhere'") {
 		t.Errorf("notes: %q", notes)
@@ -172,7 +172,7 @@ func TestWhatEnvoyRejectedOrWaitsForIsShown(t *testing.T) {
   eds_cluster_config: {eds_config: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}}
 `
 	})
-	wait(t, "the cluster to warm", func() bool { return lacking(viewOf(t, e, "clusters", proxyOptions{})) })
+	await(t, "the cluster to warm", func() bool { return lacking(viewOf(t, e, "clusters", proxyOptions{})) })
 	want := [][]string{{"slow", "EDS", "warming", "0/0", "plain", "c2", "-"}}
 	if diff := cmp.Diff(want, cells(viewOf(t, e, "clusters", filter("slow")), 6)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)

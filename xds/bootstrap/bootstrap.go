@@ -74,10 +74,10 @@ func JSON(b *bootstrapv3.Bootstrap) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// adminPaths are the paths that read, each with or without a query. The
-// application shares the loopback interface with the proxy, so nothing that
-// changes or ends it is offered.
-const adminPaths = `/(certs|clusters|config_dump|init_dump|listeners|memory|ready|runtime|server_info|stats|stats/prometheus)(\?.*)?`
+// adminPaths are the paths that read, each with or without a query, and the one
+// that sets log levels. The application shares the loopback interface with the
+// proxy, so nothing that changes what the proxy does, or ends it, is offered.
+const adminPaths = `/(certs|clusters|config_dump|init_dump|listeners|logging|memory|ready|runtime|server_info|stats|stats/prometheus)(\?.*)?`
 
 func admin(o Options) *bootstrapv3.Admin {
 	return &bootstrapv3.Admin{

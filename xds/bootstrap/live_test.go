@@ -118,7 +118,7 @@ func TestRootsAreReadAgainWhenTheyChange(t *testing.T) {
 	server.next(t)
 }
 
-func TestTheAdminInterfaceOnlyReads(t *testing.T) {
+func TestTheAdminInterfaceReadsAndSetsLogLevels(t *testing.T) {
 	root, leaf := issue(t, "tulled.tulle-system.svc")
 	server, port := serve(t, leaf)
 	admin := startEnvoy(t, writeTrust(t, t.TempDir(), root, "token"), port)
@@ -128,7 +128,10 @@ func TestTheAdminInterfaceOnlyReads(t *testing.T) {
 			t.Errorf("GET %s: status %d, want 200", path, status)
 		}
 	}
-	for _, path := range []string{"/quitquitquit", "/healthcheck/fail", "/drain_listeners", "/logging?level=trace", "/runtime_modify?a=b", "/cpuprofiler?enable=y", "/reset_counters"} {
+	if status, _ := admin.get(t, http.MethodPost, "/logging?level=warning"); status != http.StatusOK {
+		t.Errorf("setting the log level: status %d, want 200", status)
+	}
+	for _, path := range []string{"/quitquitquit", "/healthcheck/fail", "/drain_listeners", "/runtime_modify?a=b", "/cpuprofiler?enable=y", "/reset_counters"} {
 		if status, _ := admin.get(t, http.MethodPost, path); status != http.StatusForbidden {
 			t.Errorf("POST %s: status %d, want 403", path, status)
 		}

@@ -23,6 +23,10 @@ type report struct {
 	Resources map[string]int `json:"resources"`
 	Pending   []reported     `json:"pending"`
 	Rejected  []reported     `json:"rejected"`
+	// Held is everything that was sent, scopes excepted, where that was asked
+	// for; Scopes is then the names of all scopes.
+	Held   []reported `json:"held,omitempty"`
+	Scopes []string   `json:"scopes,omitempty"`
 }
 
 // reported is one resource that a proxy does not have as it should.
@@ -31,6 +35,23 @@ type reported struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
 	Error   string `json:"error,omitempty"`
+}
+
+// full is the report with everything that was sent.
+func (st *stream) full() report {
+	r := st.report()
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	for h := range st.state.Holdings() {
+		if h.Sent != "" {
+			r.Held = append(r.Held, reported{Type: typeName(h.Key.Type), Name: h.Key.Name, Version: h.Sent})
+		}
+	}
+	sortReported(r.Held)
+	for name := range st.server.options.Builder.Scopes().All() {
+		r.Scopes = append(r.Scopes, name)
+	}
+	return r
 }
 
 func (st *stream) report() report {
@@ -75,12 +96,19 @@ func sortReported(l []reported) {
 	})
 }
 
-// Debug answers with a JSON list of the streams.
+// Debug answers with a JSON list of the streams; with ?pod=namespace/name only
+// of that pod's, and then with everything that was sent on them.
 func (s *Server) Debug() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		reports := []report{}
+		pod := r.URL.Query().Get("pod")
 		for _, st := range s.all() {
-			reports = append(reports, st.report())
+			switch {
+			case pod == "":
+				reports = append(reports, st.report())
+			case pod == st.peer.Pod.String():
+				reports = append(reports, st.full())
+			}
 		}
 		slices.SortFunc(reports, func(a, b report) int {
 			return cmp.Or(strings.Compare(a.Pod, b.Pod), a.Since.Compare(b.Since))
