@@ -66,7 +66,7 @@ func (c *checks) worst() verdict {
 func (c *checks) lacks() bool { return c.worst() >= unknown }
 
 func (c *checks) table(time.Time) *table {
-	t := &table{header: []string{"", "CHECK", "FOUND"}}
+	t := &table{header: []string{"IS", "CHECK", "FOUND"}}
 	for _, r := range c.Results {
 		t.row(verdicts[r.is].mark, r.Check, r.Message)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -65,14 +64,11 @@ func checkWebhook(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 			return
 		}
 	}
-	switch _, err := c.injected(ctx); {
-	case errors.Is(err, errNoNamespace):
-		to.add(name, warning, fmt.Sprintf("kubectl label namespace NAME %s=enabled", labelInject), "no namespace is in the mesh, so that the webhook cannot be tried")
-	case err != nil:
+	if _, err := c.injected(ctx); err != nil {
 		to.add(name, failed, "can the API server reach pods on port 9443 (firewall, network policy)?", "the API server does not get a pod injected: %v", err)
-	default:
-		to.add(name, fine, "", "the API server reaches it, and a pod was injected as it should be")
+		return
 	}
+	to.add(name, fine, "", "the API server reaches it, and a pod was injected as it should be")
 }
 
 // Certificates are worth a word when they end sooner than this. Workloads' and

@@ -69,11 +69,14 @@ func render(overlay string, i images, replicas int32) ([]*unstructured.Unstructu
 	}
 	var out []*unstructured.Unstructured
 	for _, r := range built.Resources() {
-		m, err := r.Map()
+		raw, err := r.MarshalJSON()
+		o := &unstructured.Unstructured{}
+		if err == nil {
+			err = o.UnmarshalJSON(raw)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the overlay %s: %w", overlay, err)
 		}
-		o := &unstructured.Unstructured{Object: m}
 		if err := customize(o, i, replicas); err != nil {
 			return nil, err
 		}

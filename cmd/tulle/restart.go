@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,23 +31,22 @@ type staleWorkload struct {
 
 func (w staleWorkload) String() string { return w.Namespace + "/" + w.Kind + "/" + w.Name }
 
-// errNoNamespace says that there is no namespace in which a pod is injected.
-var errNoNamespace = errors.New("no namespace is in the mesh")
-
 // injected asks the API server what it makes of a pod that joins the mesh,
-// without creating it. The pod is one that every pod security standard admits.
+// without creating it: one in a namespace of the mesh, or, where there is none,
+// one that asks for it in the namespace default. The pod is one that every pod
+// security standard admits.
 func (c *cluster) injected(ctx context.Context) (*corev1.Pod, error) {
 	namespaces, err := c.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: labelInject + "=enabled"})
 	if err != nil {
 		return nil, fmt.Errorf("listing the namespaces of the mesh: %w", err)
 	}
-	last := errNoNamespace
-	for _, n := range namespaces.Items {
+	var last error
+	for _, n := range append(namespaces.Items, corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceDefault}}) {
 		if n.DeletionTimestamp != nil {
 			continue
 		}
 		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{GenerateName: "tulle-check-"},
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "tulle-check-", Labels: map[string]string{labelInject: "enabled"}},
 			Spec: corev1.PodSpec{
 				SecurityContext: &corev1.PodSecurityContext{
 					RunAsNonRoot: new(true), RunAsUser: new(int64(65532)), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
@@ -64,7 +62,7 @@ func (c *cluster) injected(ctx context.Context) (*corev1.Pod, error) {
 		case err != nil:
 			last = fmt.Errorf("creating a pod in namespace %s, as a trial: %w", n.Name, err)
 		case !meshed(out):
-			last = fmt.Errorf("a pod in namespace %s, which is in the mesh, was not given a proxy", n.Name)
+			last = fmt.Errorf("a pod in namespace %s, which asks for it, was not given a proxy", n.Name)
 		default:
 			return out, nil
 		}
@@ -93,9 +91,6 @@ func proxyOf(p *corev1.Pod) (image, bootstrap string) {
 // them now, in a namespace or all (""), of those that are wanted (nil: all).
 func (c *cluster) stale(ctx context.Context, namespace string, wanted func(staleWorkload) bool) ([]staleWorkload, error) {
 	model, err := c.injected(ctx)
-	if errors.Is(err, errNoNamespace) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -240,7 +240,7 @@ func TestErrorsSayTheNextStep(t *testing.T) {
 		objects       []runtime.Object
 		problem, next string
 	}{
-		"no control plane":              {"status", nil, "no control plane runs in namespace tulle-system", "kubectl apply -k deploy/overlays/default"},
+		"no control plane":              {"status", nil, "no control plane runs in namespace tulle-system", "tulle install"},
 		"no replica answers":            {"status", control, "no replica of the control plane answers", ""},
 		"no such pod":                   {"status nobody", control, "looking for pod shop/nobody", "kubectl -n shop get pods"},
 		"namespace is not labelled":     {"proxy plain", []runtime.Object{pod("shop/plain")}, "injection is not enabled", "kubectl label namespace shop mesh.tulle.dev/inject=enabled"},
