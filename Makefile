@@ -87,6 +87,13 @@ test: ## Run all tests but those that need a cluster.
 e2e: ## Run the end-to-end tests on real pods (starts a cluster if KUBECONFIG names none).
 	@e2e/cluster/with.sh go test -C e2e -count=1 -timeout=40m $(E2E_FLAGS) .
 
+CHAOS ?= 1h
+SEED ?=
+
+.PHONY: chaos
+chaos: ## Faults at random beside traffic, for CHAOS (1h); SEED replays a run.
+	@TULLE_E2E_CHAOS=$(CHAOS) TULLE_E2E_SEED=$(SEED) e2e/cluster/with.sh go test -C e2e -count=1 -timeout=3h -v -run '^TestChaos$$' $(E2E_FLAGS) .
+
 .PHONY: lint
 lint: ## Report what is not formatted or looks wrong.
 	go vet ./...

@@ -59,6 +59,7 @@ func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mes
 	if err != nil {
 		return err
 	}
+	proxy.Lifecycle = outlive(&pod.Spec)
 	pod.Spec.InitContainers = slices.Concat(
 		[]corev1.Container{redirecting(pod, s, o, how), proxy},
 		pod.Spec.InitContainers,

@@ -86,3 +86,18 @@ func removePreStop(pod *corev1.Pod) {
 		}
 	}
 }
+
+// outliveSeconds is how long a sidecar goes on when nobody has told it to end.
+const outliveSeconds = 1
+
+// outlive has the sidecar of an application that ends of its own accord, as a
+// Job's does, go on until callers have heard of that: until then it sends them
+// elsewhere. Of a pod that is deleted they have heard before, and the time runs
+// beside the application's own. The API takes no sleep that is longer than the
+// pod's grace period.
+func outlive(pod *corev1.PodSpec) *corev1.Lifecycle {
+	if grace := pod.TerminationGracePeriodSeconds; grace != nil && *grace <= outliveSeconds {
+		return nil
+	}
+	return &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: outliveSeconds}}}
+}

@@ -69,10 +69,10 @@ kind: Service
 metadata: {name: late, namespace: shop}
 spec: {clusterIP: 10.0.0.30, ports: [{name: http, port: 80, targetPort: 8080}]}
 ---
-` + slices
+` + endpointSlices
 
 const (
-	slices = `
+	endpointSlices = `
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: reviews, namespace: shop, labels: {kubernetes.io/service-name: reviews}}

@@ -21,7 +21,7 @@ import (
 // serveOptions are the addresses to listen on; an empty one is not served.
 type serveOptions struct {
 	http, grpc, tcp, greet, tls string
-	grace                       time.Duration
+	grace, lifetime             time.Duration
 }
 
 func serveCommand(ctx context.Context, args []string, _ io.Writer) error {
@@ -33,8 +33,14 @@ func serveCommand(ctx context.Context, args []string, _ io.Writer) error {
 	f.StringVar(&o.greet, "greet", ":3306", "TCP echo that greets first; empty: none")
 	f.StringVar(&o.tls, "tls", ":8443", "HTTPS with a certificate of its own; empty: none")
 	f.DurationVar(&o.grace, "grace", 20*time.Second, "how long requests may take to finish after SIGTERM")
+	f.DurationVar(&o.lifetime, "for", 0, "end of its own accord after this time, as a Job does; 0: never")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if o.lifetime > 0 {
+		var end context.CancelFunc
+		ctx, end = context.WithTimeout(ctx, o.lifetime)
+		defer end()
 	}
 	s, err := newServer(o)
 	if err != nil {
@@ -122,6 +128,7 @@ func (s *server) run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		log.Printf("ending at %d", time.Now().UnixNano()) // for a test to compare with
 	case err = <-failed:
 	}
 	s.stop()
