@@ -32,10 +32,10 @@ type chaos struct {
 	converged []time.Duration
 }
 
-// TestChaos is a minute of faults, or TULLE_E2E_CHAOS of them, in an order that
+// TestChaos is 45 s of faults, or TULLE_E2E_CHAOS of them, in an order that
 // TULLE_E2E_SEED decides.
 func TestChaos(t *testing.T) {
-	lasts, seed := time.Minute, uint64(time.Now().UnixNano())
+	lasts, seed := 45*time.Second, uint64(time.Now().UnixNano())
 	if text := os.Getenv("TULLE_E2E_CHAOS"); text != "" {
 		d, err := time.ParseDuration(text)
 		must(t, err)
@@ -174,7 +174,10 @@ func (c *chaos) badObject() {
 	c.patiently("deleting it", func(ctx context.Context) error { return c.s.c.Delete(ctx, object) })
 }
 
+// deleteServer waits for a control plane first: without any, callers find out
+// about a pod that ends by its connections, which costs those calls.
 func (c *chaos) deleteServer() {
+	c.patiently("a control plane", c.s.c.Installed)
 	c.patiently("deleting a server", func(ctx context.Context) error {
 		p, err := c.s.c.RunningPod(ctx, c.s.name, "server")
 		if err != nil {
