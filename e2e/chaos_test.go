@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
 
 	"math/rand/v2"
 	"os"
@@ -150,6 +151,14 @@ func (c *chaos) freezeAPIServer() {
 		must(c.t, syscall.Kill(pid, syscall.SIGSTOP))
 		c.wait(time.Duration(1+c.random.IntN(4)) * time.Second)
 		must(c.t, syscall.Kill(pid, syscall.SIGCONT))
+		// Its parent, which brought it into the node, stops when its child does,
+		// and goes on only when it is told.
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		must(c.t, err)
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		parent, err := strconv.Atoi(fields[1])
+		must(c.t, err)
+		must(c.t, syscall.Kill(parent, syscall.SIGCONT))
 		return
 	}
 	c.t.Fatalf("no process on this machine is the API server of the cluster %s", name)
