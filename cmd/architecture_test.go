@@ -1,11 +1,11 @@
 package cmd
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"os/exec"
+	"go/build"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -48,21 +48,26 @@ var edges = []edge{
 	{"webhook", "config/v1alpha1", "mesh objects are validated"},
 	{"webhook", "xds/bootstrap", "the sidecar's command line holds its bootstrap"},
 	{"webhook", "xds/mesh", "rewritten probes are recorded as the model has them"},
+	{"cmd/tulle", "deploy", "install applies the manifests that kustomize would"},
+	{"cmd/tulle", "webhook", "inject makes of a pod what admission would"},
+	{"cmd/tulle-cni/agent", "cmd/tulle-init/redirect", "a pod is repaired with the redirection of its init container"},
+	{"cmd/tulle-cni/plugin", "cmd/tulle-init/redirect", "a pod is redirected as its init container would do it"},
 }
 
 // composers may import everything: it is what they are for.
 var composers = []string{"cmd/tulled"}
 
+// pkg is a package of the module: its folder, and what it imports outside tests.
 type pkg struct {
-	ImportPath string
-	Imports    []string
+	path    string
+	imports []string
 }
 
 func TestImportsGoOneWay(t *testing.T) {
 	used := map[edge]bool{}
 	for _, p := range packages(t) {
-		from := strings.TrimPrefix(p.ImportPath, module)
-		for _, i := range p.Imports {
+		from := p.path
+		for _, i := range p.imports {
 			to, ours := strings.CutPrefix(i, module)
 			if !ours || within(from, root(to)) && root(from) == root(to) || within(from, composers...) {
 				continue
@@ -94,8 +99,8 @@ func TestPackagesStayPure(t *testing.T) {
 		"config/v1alpha1": {"k8s.io/client-go", "github.com/envoyproxy/"},
 	}
 	for _, p := range packages(t) {
-		from := strings.TrimPrefix(p.ImportPath, module)
-		for _, i := range p.Imports {
+		from := p.path
+		for _, i := range p.imports {
 			for _, bad := range never[from] {
 				if i == bad || strings.HasSuffix(bad, "/") && strings.HasPrefix(i, bad) || strings.HasPrefix(i, bad+"/") {
 					t.Errorf("%s imports %s, which it must not know", from, i)
@@ -107,7 +112,7 @@ func TestPackagesStayPure(t *testing.T) {
 
 // root is the package whose folder the package lies in: "ca/secret" is "ca".
 func root(p string) string {
-	for _, r := range []string{"ca", "webhook", "cmd/tulle", "cmd/tulled", "cmd/tulle-init", "config/apitest"} {
+	for _, r := range []string{"ca", "webhook", "cmd/tulle", "cmd/tulled", "cmd/tulle-init", "cmd/tulle-cni", "config/apitest"} {
 		if within(p, r) {
 			return r
 		}
@@ -119,28 +124,36 @@ func within(p string, folders ...string) bool {
 	return slices.ContainsFunc(folders, func(f string) bool { return p == f || strings.HasPrefix(p, f+"/") })
 }
 
+// packages are those of the module, as their files say: read here and not by a
+// command, so that the cache of test results knows which files they were.
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	list := exec.Command("go", "list", "-json=ImportPath,Imports", "../...")
-	out, err := list.StdoutPipe()
+	var all []pkg
+	err := filepath.WalkDir("..", func(dir string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		if name := d.Name(); dir != ".." && (name == "testdata" || name[0] == '.' || name[0] == '_') {
+			return fs.SkipDir
+		}
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil && dir != ".." {
+			return fs.SkipDir // Another module.
+		}
+		p, err := build.ImportDir(dir, 0)
+		if none := (*build.NoGoError)(nil); errors.As(err, &none) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		path, err := filepath.Rel("..", dir)
+		all = append(all, pkg{path: filepath.ToSlash(path), imports: p.Imports})
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := list.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var all []pkg
-	for d := json.NewDecoder(out); ; {
-		var p pkg
-		if err := d.Decode(&p); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(fmt.Errorf("reading go list: %w", err))
-		}
-		all = append(all, p)
-	}
-	if err := list.Wait(); err != nil {
-		t.Fatal(err)
+	if len(all) < 20 {
+		t.Fatalf("found only %d packages", len(all))
 	}
 	return all
 }
