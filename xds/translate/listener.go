@@ -73,10 +73,15 @@ func baseListener(name string, port uint32, c *mesh.Config) *listener.Listener {
 		PerConnectionBufferLimitBytes:        wrapperspb.UInt32(1 << 18),
 		MaxConnectionsToAcceptPerSocketEvent: wrapperspb.UInt32(16),
 	}
-	if slices.ContainsFunc(slices.Concat(c.PodRanges, c.ServiceRanges), func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+	if hasIPv6(c) {
 		l.AdditionalAddresses = []*listener.AdditionalAddress{{Address: socketAddress("::", port)}}
 	}
 	return l
+}
+
+// hasIPv6 reports whether the cluster has addresses of IPv6.
+func hasIPv6(c *mesh.Config) bool {
+	return slices.ContainsFunc(slices.Concat(c.PodRanges, c.ServiceRanges), func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
 // directListener is a small HTTP server with a few routes.
@@ -87,13 +92,17 @@ func directListener(name string, port uint32, c *mesh.Config, routes ...*route.R
 // checkingListener is one whose first filters may answer before any route.
 func checkingListener(name string, port uint32, c *mesh.Config, first []*hcm.HttpFilter, routes ...*route.Route) *listener.Listener {
 	l := baseListener(name, port, c)
+	l.FilterChains = []*listener.FilterChain{checkingChain(name, first, routes...)}
+	l.BypassOverloadManager = true // asked by the kubelet and Prometheus when it matters most
+	return l
+}
+
+func checkingChain(name string, first []*hcm.HttpFilter, routes ...*route.Route) *listener.FilterChain {
 	m := connectionManager(name, 0)
 	m.UpgradeConfigs = nil // a probe that became a WebSocket would be a way in
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesOf(name, routes...)}
-	m.HttpFilters = append(first, httpFilters()...)
-	l.FilterChains = []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}}
-	l.BypassOverloadManager = true // asked by the kubelet and Prometheus when it matters most
-	return l
+	m.HttpFilters = slices.Concat(first, httpFilters())
+	return &listener.FilterChain{Filters: []*listener.Filter{networkFilter(hcmName, m)}}
 }
 
 func routesOf(name string, routes ...*route.Route) *route.RouteConfiguration {

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	healthcheck "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -41,20 +43,31 @@ const (
 func probesListener(profile string, v *mesh.View) Result {
 	var (
 		routes   []*route.Route
+		routes6  []*route.Route
 		checks   []*hcm.HttpFilter
 		clusters []string
 	)
 	if p, ok := v.Profile(profile); ok {
 		for _, probe := range p.Probes {
 			if probe.Kind == mesh.ProbeHTTP {
-				routes = append(routes, probeRoute(probe))
+				routes = append(routes, probeRoute(probe, "%s"))
+				routes6 = append(routes6, probeRoute(probe, "[%s]"))
 				continue
 			}
 			checks = append(checks, probeFilter(probe))
 			clusters = append(clusters, PrefixProbe+probe.Path)
 		}
 	}
-	return Result{Message: checkingListener(ListenerProbes, PortProbes, v.Config(), checks, routes...), Clusters: clusters}
+	l := checkingListener(ListenerProbes, PortProbes, v.Config(), checks, routes...)
+	if len(routes6) > 0 && hasIPv6(v.Config()) {
+		// Envoy tells an IPv6 address without its port without brackets, but takes
+		// one with a port only in them.
+		c := checkingChain(ListenerProbes, checks, routes6...)
+		c.Name = "ipv6"
+		c.FilterChainMatch = &listener.FilterChainMatch{PrefixRanges: []*core.CidrRange{{AddressPrefix: "::", PrefixLen: wrapperspb.UInt32(0)}}}
+		l.FilterChains = append(l.FilterChains, c)
+	}
+	return Result{Message: l, Clusters: clusters}
 }
 
 // probeFilter answers 200 when the probe's cluster is healthy, else 503: also
@@ -132,7 +145,9 @@ func healthCheck(p mesh.Probe, at netip.AddrPort) *core.HealthCheck {
 	return h
 }
 
-func probeRoute(p mesh.Probe) *route.Route {
+// probeRoute asks the application at the address that the kubelet asked; host
+// is the form in which a port can follow it.
+func probeRoute(p mesh.Probe, host string) *route.Route {
 	to := ClusterProbes
 	if p.HTTPS {
 		to = ClusterProbesTLS
@@ -149,7 +164,7 @@ func probeRoute(p mesh.Probe) *route.Route {
 			},
 		}},
 		RequestHeadersToAdd: []*core.HeaderValueOption{{
-			Header:       &core.HeaderValue{Key: probeHeader, Value: fmt.Sprintf("%%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%%:%d", p.Port)},
+			Header:       &core.HeaderValue{Key: probeHeader, Value: fmt.Sprintf(host, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%") + ":" + strconv.Itoa(int(p.Port))},
 			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}},
 	}
