@@ -237,14 +237,7 @@ func cutOff(t *testing.T, c *kube.Cluster, pod string) (heal func()) {
 func TestReplicasThatCannotReachTheAPIServerServeOn(t *testing.T) {
 	const away = 75 * time.Second
 	c := cluster(t)
-	must(t, c.SetLifetime(t.Context(), "1m"))
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.SetLifetime(ctx, ""); err != nil {
-			t.Errorf("giving up the lifetime of a minute: %v", err)
-		}
-	})
+	shortLives(t, c)
 	s := newSpace(t, "partition", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	s.strict()

@@ -10,6 +10,19 @@ import (
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
 
+// shortLives has certificates live for a minute until the test ends.
+func shortLives(t *testing.T, c *kube.Cluster) {
+	t.Helper()
+	must(t, c.SetLifetime(t.Context(), "1m"))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.SetLifetime(ctx, ""); err != nil {
+			t.Errorf("giving up the lifetime of a minute: %v", err)
+		}
+	})
+}
+
 // Certificates live for a minute, half of the clients open a connection for
 // each request and the others keep theirs. 2.5 minutes, or TULLE_E2E_ROTATION.
 func TestCertificatesRotateUnderLoadWithoutAFailure(t *testing.T) {
@@ -21,14 +34,7 @@ func TestCertificatesRotateUnderLoadWithoutAFailure(t *testing.T) {
 		duration = d
 	}
 	c := cluster(t)
-	must(t, c.SetLifetime(t.Context(), "1m"))
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.SetLifetime(ctx, ""); err != nil {
-			t.Errorf("giving up the lifetime of a minute: %v", err)
-		}
-	})
+	shortLives(t, c)
 	s := newSpace(t, "rotation", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	s.strict()

@@ -69,19 +69,15 @@ func (a *app) diff(ctx context.Context, arg, format string) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.proxyPod(ctx, arg)
-	if err != nil {
-		return err
-	}
-	sent, err := c.sentTo(ctx, podName(p))
-	if err != nil {
-		return err
-	}
-	admin, err := c.reach(p, portAdmin)
+	p, admin, err := c.admin(ctx, arg)
 	if err != nil {
 		return err
 	}
 	defer admin.Close()
+	sent, err := c.sentTo(ctx, podName(p))
+	if err != nil {
+		return err
+	}
 	has, err := heldBy(ctx, admin)
 	if err != nil {
 		return fmt.Errorf("pod %s: %w", podName(p), err)

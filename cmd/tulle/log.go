@@ -95,11 +95,7 @@ func (a *app) log(ctx context.Context, pod, set, format string) error {
 	if err != nil {
 		return err
 	}
-	p, err := c.proxyPod(ctx, pod)
-	if err != nil {
-		return err
-	}
-	admin, err := c.reach(p, portAdmin)
+	p, admin, err := c.admin(ctx, pod)
 	if err != nil {
 		return err
 	}

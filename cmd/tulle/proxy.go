@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // proxyOptions narrow a view of a proxy.
@@ -140,17 +141,23 @@ func describeViews() string {
 	return b.String()
 }
 
+// admin opens the admin endpoint of the pod that the user names.
+func (c *cluster) admin(ctx context.Context, arg string) (*corev1.Pod, endpoint, error) {
+	p, err := c.proxyPod(ctx, arg)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := c.reach(p, portAdmin)
+	return p, e, err
+}
+
 // showProxy reads the view of the pod's proxy and writes it.
 func (a *app) showProxy(ctx context.Context, pod string, pv proxyView, options proxyOptions, format string) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	p, err := c.proxyPod(ctx, pod)
-	if err != nil {
-		return err
-	}
-	admin, err := c.reach(p, portAdmin)
+	p, admin, err := c.admin(ctx, pod)
 	if err != nil {
 		return err
 	}
