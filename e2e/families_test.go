@@ -38,7 +38,7 @@ func TestBothAddressFamiliesAreMeshed(t *testing.T) {
 		seen(t, ip, r, s.name)
 		s.callUntil(from, works, "grpc", net.JoinHostPort(ip, "9000"))
 		s.callUntil(from, works, "tcp", net.JoinHostPort(ip, "9001"))
-		s.callUntil(from, works, "tcp", net.JoinHostPort(ip, "3306"))
+		s.callUntil(from, works, "greet", net.JoinHostPort(ip, "3306"))
 	}
 	for _, ip := range pod.Status.PodIPs {
 		r := s.callUntil(from, answered(200), "http", "http://"+net.JoinHostPort(ip.IP, "8080"))
