@@ -33,7 +33,7 @@ import (
 func TestDeploy(t *testing.T) {
 	config := apitest.Start(t)
 	t.Run("samples are valid", func(t *testing.T) { testSamples(t, config) })
-	t.Run("default overlay applies", func(t *testing.T) { testOverlay(t, config) })
+	t.Run("overlays apply", func(t *testing.T) { testOverlays(t, config) })
 	t.Run("deployment passes admission", func(t *testing.T) { testDeployment(t, config) })
 	t.Run("control plane may do what it must", func(t *testing.T) { testPermissions(t, config) })
 	t.Run("webhooks see what they must", func(t *testing.T) { testWebhooks(t, config) })
@@ -66,10 +66,18 @@ func testSamples(t *testing.T, config *rest.Config) {
 	}
 }
 
-// testOverlay applies everything, and then once more, which must change nothing:
-// what the API server fills in or turns round would be fought over for ever.
-func testOverlay(t *testing.T, config *rest.Config) {
-	objects := buildOverlay(t)
+// testOverlays applies the default and a revision beside it, and then all once
+// more, which must change nothing: what the API server fills in or turns round
+// would be fought over for ever.
+func testOverlays(t *testing.T, config *rest.Config) {
+	objects := append(buildOverlay(t, "default"), buildOverlay(t, "revision")...)
+	seen := map[string]bool{}
+	for _, object := range objects {
+		if seen[key(object)] {
+			t.Errorf("%s is in both overlays: applying one would change what the other's is", key(object))
+		}
+		seen[key(object)] = true
+	}
 	first := map[string]int64{}
 	for _, object := range objects {
 		first[key(object)] = apply(t, config, object).GetGeneration()
@@ -160,15 +168,15 @@ func containerPort(container corev1.Container, name string) int32 {
 	return 0
 }
 
-// buildOverlay returns the objects of the default overlay in the order in which
-// kubectl applies them.
-func buildOverlay(t *testing.T) []*unstructured.Unstructured {
+// buildOverlay returns the objects of an overlay in the order in which kubectl
+// applies them.
+func buildOverlay(t *testing.T, name string) []*unstructured.Unstructured {
 	t.Helper()
 	options := krusty.MakeDefaultOptions()
 	options.Reorder = krusty.ReorderOptionLegacy
-	resources, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), filepath.Join("overlays", "default"))
+	resources, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), filepath.Join("overlays", name))
 	if err != nil {
-		t.Fatalf("building the default overlay: %v", err)
+		t.Fatalf("building the overlay %s: %v", name, err)
 	}
 	var objects []*unstructured.Unstructured
 	for _, resource := range resources.Resources() {

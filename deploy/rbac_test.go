@@ -43,9 +43,10 @@ func needed() []permission {
 		all = append(all, permission{verb: "patch", group: "mesh.tulle.dev", resource: resource, subresource: "status", namespace: "shop"})
 	}
 	for _, resource := range []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"} {
-		for _, verb := range []string{"list", "watch", "update"} {
-			all = append(all, permission{verb: verb, group: "admissionregistration.k8s.io", resource: resource, name: "tulle"})
+		for _, verb := range []string{"list", "watch"} {
+			all = append(all, permission{verb: verb, group: "admissionregistration.k8s.io", resource: resource})
 		}
+		all = append(all, permission{verb: "update", group: "admissionregistration.k8s.io", resource: resource, name: "tulle"})
 	}
 	return append(
 		all,

@@ -29,7 +29,12 @@ import (
 const (
 	namespaceWebhook = "namespace.inject.mesh.tulle.dev"
 	podWebhook       = "pod.inject.mesh.tulle.dev"
-	validateWebhook  = "validate.mesh.tulle.dev"
+	// By those that name a revision: of a namespace, of a pod that opts in
+	// there, and of a pod that names it itself.
+	namespaceRevision = "namespace.revision.inject.mesh.tulle.dev"
+	podRevision       = "pod.revision.inject.mesh.tulle.dev"
+	ownRevision       = "own.revision.inject.mesh.tulle.dev"
+	validateWebhook   = "validate.mesh.tulle.dev"
 )
 
 // recorder is a webhook server that allows everything and remembers which of the
@@ -73,11 +78,11 @@ func (r *recorder) take() []string {
 
 // redirect makes a webhook's client configuration lead to the recorder, after a
 // look at where it would have led to.
-func (r *recorder) redirect(t *testing.T, configuration *admissionregistrationv1.WebhookClientConfig, webhook, path string) {
+func (r *recorder) redirect(t *testing.T, configuration *admissionregistrationv1.WebhookClientConfig, to, webhook, path string) {
 	t.Helper()
 	service := configuration.Service
-	if service == nil || service.Namespace != "tulle-system" || service.Name != "tulled" || *service.Port != 443 || *service.Path != path {
-		t.Errorf("webhook %s leads to %v, not to tulled.tulle-system:443%s", webhook, service, path)
+	if service == nil || service.Namespace != "tulle-system" || service.Name != to || *service.Port != 443 || *service.Path != path {
+		t.Errorf("webhook %s leads to %v, not to %s.tulle-system:443%s", webhook, service, to, path)
 	}
 	url := r.server.URL + "/" + webhook
 	*configuration = admissionregistrationv1.WebhookClientConfig{
@@ -90,22 +95,24 @@ func (r *recorder) redirect(t *testing.T, configuration *admissionregistrationv1
 // recorder and are the same otherwise.
 func (r *recorder) redirectAll(t *testing.T, clients kubernetes.Interface) {
 	t.Helper()
-	mutating, err := clients.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), "tulle", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range mutating.Webhooks {
-		r.redirect(t, &mutating.Webhooks[i].ClientConfig, mutating.Webhooks[i].Name, "/inject")
-	}
-	if _, err := clients.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(t.Context(), mutating, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
+	for name, c := range map[string]struct{ service, mark string }{"tulle": {"tulled", ""}, "tulle-canary": {"tulled-canary", "canary:"}} {
+		mutating, err := clients.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range mutating.Webhooks {
+			r.redirect(t, &mutating.Webhooks[i].ClientConfig, c.service, c.mark+mutating.Webhooks[i].Name, "/inject")
+		}
+		if _, err := clients.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(t.Context(), mutating, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	validating, err := clients.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(t.Context(), "tulle", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range validating.Webhooks {
-		r.redirect(t, &validating.Webhooks[i].ClientConfig, validating.Webhooks[i].Name, "/validate")
+		r.redirect(t, &validating.Webhooks[i].ClientConfig, "tulled", validating.Webhooks[i].Name, "/validate")
 	}
 	if _, err := clients.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(t.Context(), validating, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
@@ -123,6 +130,10 @@ func testWebhooks(t *testing.T, config *rest.Config) {
 	record.redirectAll(t, clients)
 	createNamespace(t, config, "meshed", map[string]string{"mesh.tulle.dev/inject": "enabled"})
 	createNamespace(t, config, "plain", nil)
+	createNamespace(t, config, "canary", map[string]string{"mesh.tulle.dev/inject": "enabled", "mesh.tulle.dev/revision": "canary"})
+	createNamespace(t, config, "default-named", map[string]string{"mesh.tulle.dev/inject": "enabled", "mesh.tulle.dev/revision": "default"})
+	createNamespace(t, config, "canary-plain", map[string]string{"mesh.tulle.dev/revision": "canary"})
+	createNamespace(t, config, "nobodys", map[string]string{"mesh.tulle.dev/inject": "enabled", "mesh.tulle.dev/revision": "nobody"})
 	createNamespace(t, config, "off", map[string]string{"mesh.tulle.dev/inject": "disabled"})
 	createNamespace(t, config, "kube-node-lease-like", map[string]string{"mesh.tulle.dev/inject": "enabled"})
 	// Even where somebody labels a namespace that must be left alone.
@@ -135,26 +146,37 @@ func testWebhooks(t *testing.T, config *rest.Config) {
 	waitForWebhooks(t, clients, record)
 
 	for _, c := range []struct {
-		namespace, podLabel string
-		want                []string
+		namespace, podLabel, revision string
+		want                          []string
 	}{
-		{"meshed", "", []string{namespaceWebhook}},
-		{"meshed", "enabled", []string{namespaceWebhook}},
-		{"meshed", "disabled", nil},
-		{"kube-node-lease-like", "", []string{namespaceWebhook}},
-		{"plain", "", nil},
-		{"plain", "disabled", nil},
-		{"plain", "enabled", []string{podWebhook}},
-		{"off", "", nil},
-		{"off", "enabled", []string{podWebhook}},
-		{"kube-system", "", nil},
-		{"kube-system", "enabled", nil},
-		{"kube-node-lease", "enabled", nil},
-		{"tulle-system", "", nil},
-		{"tulle-system", "enabled", nil},
+		{"meshed", "", "", []string{namespaceWebhook}},
+		{"meshed", "enabled", "", []string{namespaceWebhook}},
+		{"meshed", "disabled", "", nil},
+		{"kube-node-lease-like", "", "", []string{namespaceWebhook}},
+		{"plain", "", "", nil},
+		{"plain", "disabled", "", nil},
+		{"plain", "enabled", "", []string{podWebhook}},
+		{"off", "", "", nil},
+		{"off", "enabled", "", []string{podWebhook}},
+		{"kube-system", "", "", nil},
+		{"kube-system", "enabled", "", nil},
+		{"kube-node-lease", "enabled", "", nil},
+		{"tulle-system", "", "", nil},
+		{"tulle-system", "enabled", "", nil},
+		{"canary", "", "", []string{"canary:" + namespaceRevision}},
+		{"canary", "disabled", "", nil},
+		{"canary", "", "default", []string{ownRevision}},
+		{"meshed", "", "canary", []string{"canary:" + ownRevision}},
+		{"meshed", "disabled", "canary", nil},
+		{"default-named", "", "", []string{namespaceRevision}},
+		{"canary-plain", "", "", nil},
+		{"canary-plain", "enabled", "", []string{"canary:" + podRevision}},
+		{"canary-plain", "enabled", "default", []string{ownRevision}},
+		{"plain", "enabled", "canary", []string{"canary:" + ownRevision}},
+		{"kube-system", "enabled", "canary", nil},
 	} {
-		t.Run("pod in "+c.namespace+" labelled "+c.podLabel, func(t *testing.T) {
-			if err := createPod(t, clients, c.namespace, c.podLabel); err != nil {
+		t.Run("pod in "+c.namespace+" labelled "+c.podLabel+" "+c.revision, func(t *testing.T) {
+			if err := createPod(t, clients, podIn(c.namespace, c.podLabel, c.revision)); err != nil {
 				t.Fatal(err)
 			}
 			if got := record.take(); !slices.Equal(got, c.want) {
@@ -162,6 +184,10 @@ func testWebhooks(t *testing.T, config *rest.Config) {
 			}
 		})
 	}
+	t.Run("no pod of the mesh without a proxy", func(t *testing.T) {
+		testMeshed(t, clients)
+		record.take()
+	})
 	t.Run("objects of the mesh", func(t *testing.T) { testValidation(t, config, record) })
 	t.Run("fail closed, for what they are about alone", func(t *testing.T) { testFailClosed(t, config, record) })
 }
@@ -209,14 +235,14 @@ func testFailClosed(t *testing.T, config *rest.Config, record *recorder) {
 			t.Errorf("%s while the control plane is away: %v", what, err)
 		}
 	}
-	wantRefusal("a pod of a meshed namespace", namespaceWebhook, createPod(t, clients, "meshed", ""))
-	wantRefusal("a pod that opts in", podWebhook, createPod(t, clients, "plain", "enabled"))
+	wantRefusal("a pod of a meshed namespace", namespaceWebhook, createPod(t, clients, podIn("meshed", "", "")))
+	wantRefusal("a pod that opts in", podWebhook, createPod(t, clients, podIn("plain", "enabled", "")))
 	wantRefusal("a policy", validateWebhook, api.Create(t.Context(), strictPolicy()))
 
 	for _, c := range []struct{ namespace, podLabel string }{
 		{"plain", ""}, {"meshed", "disabled"}, {"off", ""}, {"kube-system", "enabled"}, {"tulle-system", "enabled"},
 	} {
-		if err := createPod(t, clients, c.namespace, c.podLabel); err != nil {
+		if err := createPod(t, clients, podIn(c.namespace, c.podLabel, "")); err != nil {
 			t.Errorf("a pod in %s labelled %q: %v", c.namespace, c.podLabel, err)
 		}
 	}
@@ -234,12 +260,12 @@ func testFailClosed(t *testing.T, config *rest.Config, record *recorder) {
 func waitForWebhooks(t *testing.T, clients kubernetes.Interface, record *recorder) {
 	t.Helper()
 	eventually(t, "the injection webhooks are called", func() bool {
-		return createPod(t, clients, "meshed", "") == nil && slices.Equal(record.take(), []string{namespaceWebhook}) &&
-			createPod(t, clients, "plain", "enabled") == nil && slices.Equal(record.take(), []string{podWebhook})
+		return createPod(t, clients, podIn("meshed", "", "")) == nil && slices.Equal(record.take(), []string{namespaceWebhook}) &&
+			createPod(t, clients, podIn("plain", "enabled", "")) == nil && slices.Equal(record.take(), []string{podWebhook})
 	})
 	for _, namespace := range []string{"kube-system", "kube-node-lease", "tulle-system"} {
 		eventually(t, "pod security has seen the label of "+namespace, func() bool {
-			return createPod(t, clients, namespace, "") == nil
+			return createPod(t, clients, podIn(namespace, "", "")) == nil
 		})
 	}
 	record.take()
@@ -257,17 +283,68 @@ func eventually(t *testing.T, what string, condition func() bool) {
 }
 
 // createPod asks for a pod without keeping it.
-func createPod(t *testing.T, clients kubernetes.Interface, namespace, label string) error {
+func createPod(t *testing.T, clients kubernetes.Interface, pod *corev1.Pod) error {
 	t.Helper()
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "example", Namespace: namespace},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "localhost/app:1"}}},
-	}
-	if label != "" {
-		pod.Labels = map[string]string{"mesh.tulle.dev/inject": label}
-	}
-	_, err := clients.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	_, err := clients.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	return err
+}
+
+// podIn is a pod with a proxy, as injection would have given it one, and with the
+// labels that are not empty.
+func podIn(namespace, inject, revision string) *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "example", Namespace: namespace, Labels: map[string]string{}},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "tulle-proxy", Image: "localhost/envoy:1"}},
+			Containers:     []corev1.Container{{Name: "app", Image: "localhost/app:1"}},
+		},
+	}
+	for label, value := range map[string]string{"mesh.tulle.dev/inject": inject, "mesh.tulle.dev/revision": revision} {
+		if value != "" {
+			pod.Labels[label] = value
+		}
+	}
+	return pod
+}
+
+// testMeshed creates pods without a proxy, which the webhooks here do not give
+// them.
+func testMeshed(t *testing.T, clients kubernetes.Interface) {
+	host := func(p *corev1.Pod) { p.Spec.HostNetwork = true }
+	windows := func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }
+	windowsBySelector := func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "windows"} }
+	unlabelled := func(p *corev1.Pod) { p.Labels = nil }
+	for _, c := range []struct {
+		namespace, podLabel, revision string
+		change                        func(*corev1.Pod)
+		refused                       string // for want of a control plane of this revision
+	}{
+		{"nobodys", "", "", unlabelled, "nobody"},
+		{"nobodys", "disabled", "", nil, ""},
+		{"nobodys", "", "", host, ""},
+		{"nobodys", "", "", windows, ""},
+		{"nobodys", "", "", windowsBySelector, ""},
+		{"meshed", "", "", nil, "default"},
+		{"meshed", "", "another", nil, "another"},
+		{"plain", "", "", unlabelled, ""},
+		{"plain", "enabled", "another", nil, "another"},
+		{"plain", "", "another", nil, ""},
+		{"canary-plain", "enabled", "", nil, "canary"},
+		{"kube-system", "enabled", "nobody", nil, ""},
+	} {
+		pod := podIn(c.namespace, c.podLabel, c.revision)
+		pod.Spec.InitContainers = nil
+		if c.change != nil {
+			c.change(pod)
+		}
+		err := createPod(t, clients, pod)
+		switch {
+		case c.refused == "" && err != nil:
+			t.Errorf("%+v was refused: %v", c, err)
+		case c.refused != "" && (err == nil || !strings.Contains(err.Error(), "no control plane of the revision "+c.refused)):
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
 }
 
 func strictPolicy() *v1alpha1.MeshPolicy {

@@ -30,7 +30,7 @@ import (
 )
 
 // TestAgainstARealAPIServer has an API server ask, through the webhook
-// configurations of deploy/base, about every case of testdata.
+// configurations of deploy, about every case of testdata.
 func TestAgainstARealAPIServer(t *testing.T) {
 	log.SetLogger(logr.Discard())
 	s := startAPIServer(t)
@@ -74,7 +74,9 @@ func startAPIServer(t *testing.T) apiServer {
 	}
 	var hooks *envtest.WebhookInstallOptions
 	config := apitest.StartWith(t, func(e *envtest.Environment) {
-		e.WebhookInstallOptions.Paths = []string{filepath.Join(root, "deploy", "base", "webhooks.yaml")}
+		e.WebhookInstallOptions.Paths = []string{
+			filepath.Join(root, "deploy", "base", "validation.yaml"), filepath.Join(root, "deploy", "control-plane", "injection.yaml"),
+		}
 		hooks = &e.WebhookInstallOptions
 	})
 	scheme := runtime.NewScheme()

@@ -25,7 +25,7 @@ const (
 // proxyContainer is stock Envoy as a native sidecar: it starts before the
 // application and ends after it.
 func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
-	config, err := proxyBootstrap()
+	config, err := proxyBootstrap(s.Revision)
 	if err != nil {
 		return corev1.Container{}, err
 	}
@@ -88,10 +88,12 @@ func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
 	}, nil
 }
 
-// proxyBootstrap is the same text in every pod: the kubelet puts in the node's
-// name, which is not known yet while the API server makes one up.
-func proxyBootstrap() (string, error) {
+// proxyBootstrap is the same text in every pod of a revision: the kubelet puts in
+// the node's name, which is not known yet while the API server makes one up.
+func proxyBootstrap(revision string) (string, error) {
 	o := bootstrap.Defaults()
+	o.Address = ServiceOf(revision) + ".tulle-system.svc"
+	o.ServerName = o.Address
 	o.NodeID = "$(POD_NAME).$(POD_NAMESPACE)"
 	o.NodeCluster = "$(SERVICE_ACCOUNT).$(POD_NAMESPACE)"
 	o.RootsPath = trustPath + "/roots.yaml"

@@ -67,7 +67,7 @@ func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mes
 	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
 
 	preStop := addPreStop(pod, o.preStopSleep)
-	status, err := json.Marshal(injection{Version: s.Version, Probes: probes, Direct: o.excludeInbound, PreStop: preStop})
+	status, err := json.Marshal(injection{Version: s.Version, Revision: s.Revision, Probes: probes, Direct: o.excludeInbound, PreStop: preStop})
 	if err != nil {
 		return fmt.Errorf("writing the annotation %s: %w", AnnotationStatus, err)
 	}
@@ -78,8 +78,9 @@ func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mes
 
 // injection is the annotation AnnotationStatus.
 type injection struct {
-	Version string       `json:"version"`
-	Probes  []mesh.Probe `json:"probes,omitempty"`
+	Version  string       `json:"version"`
+	Revision string       `json:"revision,omitempty"`
+	Probes   []mesh.Probe `json:"probes,omitempty"`
 	// Direct are the ports that callers reach without the sidecar, so that
 	// their own sidecars do not speak mesh mTLS to them.
 	Direct []uint16 `json:"direct,omitempty"`

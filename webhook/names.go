@@ -1,5 +1,11 @@
 package webhook
 
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
 // Names in a meshed pod.
 const (
 	ContainerInit  = "tulle-init"
@@ -32,6 +38,13 @@ const (
 	LabelInject = prefix + "inject"
 	enabled     = "enabled"
 	disabled    = "disabled"
+
+	// LabelRevision, on a namespace or a pod, names the control plane that is to
+	// inject and serve its pods. The pod's has the last word. The API server
+	// reads it, to choose the webhook.
+	LabelRevision = prefix + "revision"
+	// DefaultRevision is the control plane of what has no such label.
+	DefaultRevision = "default"
 
 	// LabelRedirection, on a namespace or a pod, is a [Redirection]. The pod's
 	// has the last word, then the namespace's, then the settings'.
@@ -76,3 +89,28 @@ const (
 	portReady  = 15021
 	portStats  = 15090
 )
+
+// ServiceOf is the name of the Service of a revision's control plane; "" is
+// [DefaultRevision].
+func ServiceOf(revision string) string {
+	if revision == "" || revision == DefaultRevision {
+		return "tulled"
+	}
+	return "tulled-" + revision
+}
+
+// maxRevision leaves room for what names of Services begin with, of at most 63
+// characters.
+const maxRevision = 63 - len("tulled-")
+
+// ValidRevision reports why the text cannot name a revision: it becomes a part of
+// the names of objects.
+func ValidRevision(revision string) error {
+	if problems := validation.IsDNS1123Label(revision); len(problems) > 0 {
+		return fmt.Errorf("%q cannot name a revision: %s", revision, problems[0])
+	}
+	if len(revision) > maxRevision {
+		return fmt.Errorf("%q cannot name a revision: it has more than %d characters", revision, maxRevision)
+	}
+	return nil
+}

@@ -14,8 +14,11 @@ import (
 // MeshConfig and the control plane's own flags, and hold for pods that are
 // created from then on.
 type Settings struct {
-	// Version of Tulle, written into the pod's status annotation.
-	Version string
+	// Version of Tulle, and the revision of the control plane, are written into
+	// the pod's status annotation. The revision also says which control plane
+	// the sidecar connects to; "" is the default one.
+	Version  string
+	Revision string
 
 	// InitImage and ProxyImage are the images of tulle-init and of Envoy.
 	InitImage  string

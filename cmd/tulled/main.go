@@ -28,7 +28,7 @@ func main() {
 
 // options are the command's flags.
 type options struct {
-	namespace, service    string
+	namespace, revision   string
 	proxyImage, initImage string
 	redirection           webhook.Redirection
 	xds, metrics, health  string
@@ -57,6 +57,9 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := webhook.ValidRevision(o.revision); err != nil {
+				return fmt.Errorf("--revision: %w", err)
+			}
 			if o.redirection, err = webhook.ParseRedirection(redirection); err != nil {
 				return fmt.Errorf("--redirection: %w", err)
 			}
@@ -67,7 +70,7 @@ func command() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&o.namespace, "namespace", env("POD_NAMESPACE", "tulle-system"), "namespace of the control plane, whose policies hold for the whole mesh")
-	f.StringVar(&o.service, "service", "tulled", "name of the control plane's Service in that namespace")
+	f.StringVar(&o.revision, "revision", env("REVISION", webhook.DefaultRevision), "name of this control plane among several, which pods choose by the label "+webhook.LabelRevision+"; its Service is tulled-NAME, the default's tulled")
 	f.StringVar(&o.proxyImage, "proxy-image", "localhost/envoy:1.40.0", "image of Envoy, unless the MeshConfig names another")
 	f.StringVar(&o.initImage, "init-image", "localhost/tulle-init:dev", "image of tulle-init")
 	f.StringVar(&redirection, "redirection", string(webhook.RedirectionInit), "how traffic is led to sidecars unless a label says otherwise: by an init container (init), or by the CNI plugin, which has to be installed (cni)")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -33,8 +34,12 @@ import (
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-// caSecret holds the built-in authority.
-const caSecret = "tulle-ca"
+const (
+	// caSecret holds the built-in authority.
+	caSecret = "tulle-ca"
+	// allReplicas is the Service behind which are those of all revisions.
+	allReplicas = "tulled-replicas"
+)
 
 // controlPlane is the parts, as they are wired.
 type controlPlane struct {
@@ -60,7 +65,7 @@ func run(ctx context.Context, o options, log logr.Logger) error {
 			return err
 		}
 	}
-	log.Info("starting", "version", version)
+	log.Info("starting", "version", version, "revision", o.revision)
 	return p.manager.Start(ctx)
 }
 
@@ -123,8 +128,11 @@ func (p *controlPlane) openAuthority(ctx context.Context) error {
 		return err
 	}
 	p.certificates, err = ca.NewCertificates(ca.Options{
-		Issuer:       p.authority,
-		ServingNames: ca.ServingNames(p.options.service, p.options.namespace),
+		Issuer: p.authority,
+		ServingNames: slices.Concat(
+			ca.ServingNames(p.ownService().Name, p.options.namespace),
+			ca.ServingNames(allReplicas, p.options.namespace),
+		),
 		OnRenew: func(identity string) {
 			p.builder.Invalidate(build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: identity})
 		},
@@ -189,8 +197,7 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 
 func (p *controlPlane) wireTrust(context.Context) error {
 	return trust.SetupWithManager(p.manager, trust.Options{
-		Roots: p.authority, Applier: p.builder, Webhooks: "tulle",
-		Service: types.NamespacedName{Namespace: p.options.namespace, Name: p.options.service},
+		Roots: p.authority, Applier: p.builder, Namespace: p.options.namespace,
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
+	"github.com/tulle-mesh/tulle/webhook"
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/server"
 )
@@ -63,8 +64,9 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug()))
 }
 
+// ownService is that of this revision, among whose replicas proxies are shared.
 func (p *controlPlane) ownService() mesh.Name {
-	return mesh.Name{Namespace: p.options.namespace, Name: p.options.service}
+	return mesh.Name{Namespace: p.options.namespace, Name: webhook.ServiceOf(p.options.revision)}
 }
 
 // complete waits until the builder has taken in the initial state; false when
@@ -96,7 +98,7 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	p.manager.GetWebhookServer().Register(replicas.Path, replicas.Handler(p.server, p.ours, log))
 	gatherer := replicas.New(replicas.Options{
 		Builder: p.builder, Self: p.options.pod, Local: p.server,
-		Service: p.ownService(),
+		Service: mesh.Name{Namespace: p.options.namespace, Name: allReplicas},
 		Client:  p.peers(), Port: p.options.webhookPort,
 		Token: func() (string, error) {
 			token, err := os.ReadFile(p.options.tokenFile)
@@ -138,7 +140,7 @@ func (p *controlPlane) ours(ctx context.Context, token string) error {
 // authority, whose roots may be others at each connection.
 func (p *controlPlane) peers() *http.Client {
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
-	name := ca.ServingNames(p.options.service, p.options.namespace)[0]
+	name := ca.ServingNames(allReplicas, p.options.namespace)[0]
 	return &http.Client{Transport: &http.Transport{
 		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			roots := x509.NewCertPool()

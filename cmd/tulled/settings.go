@@ -27,7 +27,7 @@ type injection struct {
 func (i injection) settings() webhook.Settings {
 	c := i.builder.Snapshot().Config()
 	s := webhook.Settings{
-		Version: version, InitImage: i.options.initImage, ProxyImage: i.options.proxyImage,
+		Version: version, Revision: i.options.revision, InitImage: i.options.initImage, ProxyImage: i.options.proxyImage,
 		Services: c.ServiceRanges, Pods: c.PodRanges, Resources: webhook.DefaultResources(),
 		Redirection: i.options.redirection,
 	}

@@ -40,7 +40,7 @@ type Options struct {
 	// Self is this replica's pod, and Local what it reports itself.
 	Self  string
 	Local Source
-	// Service is the control plane's, whose endpoints are the replicas.
+	// Service is one whose endpoints are the replicas, those of all revisions.
 	Service mesh.Name
 	// Client, Port and Token are how others are asked: over HTTPS at their pods'
 	// addresses, showing the token.

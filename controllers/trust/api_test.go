@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,9 +33,14 @@ func permissions() []rbacv1.PolicyRule {
 		},
 		{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"create"}},
 		{
+			APIGroups: []string{"admissionregistration.k8s.io"},
+			Resources: []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"},
+			Verbs:     []string{"list", "watch"},
+		},
+		{
 			APIGroups:     []string{"admissionregistration.k8s.io"},
 			Resources:     []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"},
-			ResourceNames: []string{"tulle"}, Verbs: []string{"list", "watch", "update"},
+			ResourceNames: []string{"tulle", "tulle-canary"}, Verbs: []string{"update"},
 		},
 	}
 }
@@ -68,7 +74,7 @@ func run(t *testing.T, config *rest.Config, roots Roots) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := SetupWithManager(mgr, Options{Roots: roots, Applier: &model{}, Webhooks: "tulle", Service: service}); err != nil {
+	if err := SetupWithManager(mgr, Options{Roots: roots, Applier: &model{}, Namespace: service.Namespace}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -149,8 +155,12 @@ func (a api) change(t *testing.T, namespace string, change func(*corev1.ConfigMa
 
 func webhooks() []client.Object {
 	none := admissionv1.SideEffectClassNone
-	meta := metav1.ObjectMeta{Name: "tulle"}
+	labels := map[string]string{"app.kubernetes.io/part-of": "tulle"}
+	meta := metav1.ObjectMeta{Name: "tulle", Labels: labels}
 	return []client.Object{
+		&admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "tulle-canary", Labels: labels}, Webhooks: []admissionv1.MutatingWebhook{{
+			Name: "inject.mesh.tulle.dev", SideEffects: &none, AdmissionReviewVersions: []string{"v1"}, ClientConfig: webhookOf("tulled-canary", ""),
+		}}},
 		&admissionv1.MutatingWebhookConfiguration{ObjectMeta: meta, Webhooks: []admissionv1.MutatingWebhook{{
 			Name: "inject.mesh.tulle.dev", SideEffects: &none, AdmissionReviewVersions: []string{"v1"}, ClientConfig: webhookOf("tulled", ""),
 		}}},
@@ -160,18 +170,20 @@ func webhooks() []client.Object {
 	}
 }
 
-// caBundles waits for both configurations to hold the roots.
+// caBundles waits for all configurations to hold the roots.
 func (a api) caBundles(t *testing.T) {
 	t.Helper()
 	eventually(t, func() error {
-		m, v := &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}
-		for _, o := range []client.Object{m, v} {
-			if err := a.Get(t.Context(), types.NamespacedName{Name: "tulle"}, o); err != nil {
-				return err
+		m, canary, v := &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}
+		for name, objects := range map[string][]client.Object{"tulle": {m, v}, "tulle-canary": {canary}} {
+			for _, o := range objects {
+				if err := a.Get(t.Context(), types.NamespacedName{Name: name}, o); err != nil {
+					return err
+				}
 			}
 		}
 		want := string(a.roots.Roots())
-		for _, c := range append(mutatingConfigs(m), validatingConfigs(v)...) {
+		for _, c := range slices.Concat(mutatingConfigs(m), mutatingConfigs(canary), validatingConfigs(v)) {
 			if string(c.CABundle) != want {
 				return fmt.Errorf("a caBundle is %q, want %q", c.CABundle, want)
 			}

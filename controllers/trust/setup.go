@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,28 +35,32 @@ type Options struct {
 	Roots Roots
 	// Applier takes the trust bundle of the mesh's model.
 	Applier mesh.Applier
-	// Webhooks is the name of the Mutating- and of the
-	// ValidatingWebhookConfiguration.
-	Webhooks string
-	// Service is the control plane's: webhooks that call another one are left
-	// alone.
-	Service types.NamespacedName
+	// Namespace is that of the control planes. Webhooks that call another
+	// Service are left alone.
+	Namespace string
 }
 
 // concurrency is how many namespaces are written to at a time, when the roots
 // change.
 const concurrency = 4
 
+// The label that the manifests give to all that they consist of. There is a
+// webhook configuration for each revision of the control plane.
+const (
+	labelPartOf = "app.kubernetes.io/part-of"
+	partOfTulle = "tulle"
+)
+
 // SetupWithManager puts the roots into the mesh's model, now and whenever they
 // change, and adds the controllers that write them into the cluster. The
 // controllers need leader election, and have a cache of their own, which holds
 // nothing but the names of namespaces and the objects that are written to.
 func SetupWithManager(mgr manager.Manager, opts Options) error {
-	if opts.Roots == nil || opts.Applier == nil || opts.Webhooks == "" || opts.Service.Name == "" {
+	if opts.Roots == nil || opts.Applier == nil || opts.Namespace == "" {
 		return errors.New("set up trust: an option is missing")
 	}
 	Publish(opts.Roots, opts.Applier)
-	objects, err := newCache(mgr, opts.Webhooks)
+	objects, err := newCache(mgr)
 	if err != nil {
 		return fmt.Errorf("set up trust: %w", err)
 	}
@@ -72,22 +76,19 @@ func SetupWithManager(mgr manager.Manager, opts Options) error {
 		return err
 	}
 	mutating := &webhookReconciler[*admissionv1.MutatingWebhookConfiguration]{
-		reader: objects, writer: mgr.GetClient(), roots: opts.Roots, service: opts.Service,
-		empty: &admissionv1.MutatingWebhookConfiguration{}, configs: mutatingConfigs,
+		reader: objects, writer: mgr.GetClient(), roots: opts.Roots, namespace: opts.Namespace,
+		empty: &admissionv1.MutatingWebhookConfiguration{}, list: &admissionv1.MutatingWebhookConfigurationList{}, configs: mutatingConfigs,
 	}
 	validating := &webhookReconciler[*admissionv1.ValidatingWebhookConfiguration]{
-		reader: objects, writer: mgr.GetClient(), roots: opts.Roots, service: opts.Service,
-		empty: &admissionv1.ValidatingWebhookConfiguration{}, configs: validatingConfigs,
-	}
-	one := func(context.Context) ([]reconcile.Request, error) {
-		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: opts.Webhooks}}}, nil
+		reader: objects, writer: mgr.GetClient(), roots: opts.Roots, namespace: opts.Namespace,
+		empty: &admissionv1.ValidatingWebhookConfiguration{}, list: &admissionv1.ValidatingWebhookConfigurationList{}, configs: validatingConfigs,
 	}
 	if err := add(mgr, "trust-mutating-webhook", mutating,
-		source.Kind(objects, mutating.empty, forObject[*admissionv1.MutatingWebhookConfiguration]()), onChange(opts.Roots, one)); err != nil {
+		source.Kind(objects, mutating.empty, forObject[*admissionv1.MutatingWebhookConfiguration]()), onChange(opts.Roots, mutating.all)); err != nil {
 		return err
 	}
 	return add(mgr, "trust-validating-webhook", validating,
-		source.Kind(objects, validating.empty, forObject[*admissionv1.ValidatingWebhookConfiguration]()), onChange(opts.Roots, one))
+		source.Kind(objects, validating.empty, forObject[*admissionv1.ValidatingWebhookConfiguration]()), onChange(opts.Roots, validating.all))
 }
 
 // Publish puts the roots into the mesh's model, now and whenever they change.
@@ -106,16 +107,14 @@ func Publish(roots Roots, to mesh.Applier) {
 // webhook configurations, only those that Tulle writes to.
 //
 // +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch
-func newCache(mgr manager.Manager, webhooks string) (cache.Cache, error) {
-	named := func(name string) cache.ByObject {
-		return cache.ByObject{Field: fields.OneTermEqualSelector(metav1.ObjectNameField, name)}
-	}
+func newCache(mgr manager.Manager) (cache.Cache, error) {
+	ours := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{labelPartOf: partOfTulle})}
 	objects, err := cache.New(mgr.GetConfig(), cache.Options{
 		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.ConfigMap{}:                           named(ConfigMapName),
-			&admissionv1.MutatingWebhookConfiguration{}:   named(webhooks),
-			&admissionv1.ValidatingWebhookConfiguration{}: named(webhooks),
+			&corev1.ConfigMap{}:                           {Field: fields.OneTermEqualSelector(metav1.ObjectNameField, ConfigMapName)},
+			&admissionv1.MutatingWebhookConfiguration{}:   ours,
+			&admissionv1.ValidatingWebhookConfiguration{}: ours,
 		},
 		DefaultTransform:            cache.TransformStripManagedFields(),
 		ReaderFailOnMissingInformer: true,

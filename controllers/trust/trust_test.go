@@ -194,13 +194,13 @@ func TestCABundleIsWrittenToOurWebhooksAlone(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "tulle"},
 		Webhooks: []admissionv1.MutatingWebhook{
 			{Name: "a.mesh.tulle.dev", ClientConfig: webhookOf("tulled", "")},
-			{Name: "b.mesh.tulle.dev", ClientConfig: webhookOf("tulled", "old")},
+			{Name: "b.mesh.tulle.dev", ClientConfig: webhookOf("tulled-canary", "old")},
 			{Name: "c.example.org", ClientConfig: webhookOf("other", "theirs")},
 			{Name: "d.example.org", ClientConfig: admissionv1.WebhookClientConfig{URL: &url}},
 		},
 	})
 	r := &webhookReconciler[*admissionv1.MutatingWebhookConfiguration]{
-		reader: cluster, writer: cluster, roots: &testRoots{pem: "roots"}, service: service,
+		reader: cluster, writer: cluster, roots: &testRoots{pem: "roots"}, namespace: service.Namespace,
 		empty: &admissionv1.MutatingWebhookConfiguration{}, configs: mutatingConfigs,
 	}
 	request := reconcile.Request{NamespacedName: types.NamespacedName{Name: "tulle"}}
