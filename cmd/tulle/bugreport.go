@@ -172,10 +172,10 @@ func (a *app) reportCluster(ctx context.Context, c *cluster, r *archive) {
 }
 
 func (c *cluster) reportControlPlane(ctx context.Context, r *archive) {
-	deployment, err := c.client.AppsV1().Deployments(c.meshNamespace).Get(ctx, "tulled", metav1.GetOptions{})
-	r.yaml("control-plane/deployment.yaml", deployment, err)
-	hooks, err := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, "tulle", metav1.GetOptions{})
-	r.yaml("control-plane/webhook.yaml", hooks, err)
+	deployments, err := c.client.AppsV1().Deployments(c.meshNamespace).List(ctx, metav1.ListOptions{})
+	r.yaml("control-plane/deployments.yaml", deployments, err)
+	hooks, err := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: selectTulle})
+	r.yaml("control-plane/webhooks.yaml", hooks, err)
 	events, err := c.client.CoreV1().Events(c.meshNamespace).List(ctx, metav1.ListOptions{})
 	r.yaml("control-plane/events.yaml", events, err)
 	pods, err := c.listPods(ctx, c.meshNamespace, "")

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // verdict is how a check turned out, from good to bad.
@@ -87,7 +85,7 @@ func before() []checkArea {
 }
 
 func after() []checkArea {
-	return []checkArea{checkKubernetes, checkControlPlane, checkWebhook, checkCertificates, checkPlugin, checkProxies, checkObjects, checkWorkloads, checkOtherMeshes}
+	return []checkArea{checkKubernetes, checkControlPlane, checkWebhook, checkRevisions, checkCertificates, checkPlugin, checkProxies, checkObjects, checkWorkloads, checkOtherMeshes}
 }
 
 // check looks at the cluster.
@@ -112,7 +110,7 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: a.text(`
 Before an installation (or with --pre): Kubernetes and its nodes, what you may
 do, what is left of another installation or mesh. With the mesh installed: the
-control plane and its certificates, whether the API server reaches the webhook,
+control planes and their certificates, whether the API server reaches the webhook,
 proxies, objects that do not hold, and workloads that are not in the mesh yet or
 have an old proxy.
 
@@ -136,13 +134,11 @@ or something could not be told.`),
 			}
 			ctx := cmd.Context()
 			if !pre {
-				_, err := c.client.AppsV1().Deployments(c.meshNamespace).Get(ctx, "tulled", metav1.GetOptions{})
-				switch {
-				case apierrors.IsNotFound(err):
-					pre = true
-				case err != nil:
-					return fmt.Errorf("looking for the control plane: %w", err)
+				planes, err := c.controlPlanes(ctx)
+				if err != nil {
+					return err
 				}
+				pre = len(planes) == 0
 			}
 			report := c.check(ctx, pre, a.now())
 			if probes && !pre {

@@ -15,44 +15,68 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 func checkControlPlane(ctx context.Context, c *cluster, to *checks, _ time.Time) {
-	const name = "control plane"
-	d, err := c.client.AppsV1().Deployments(c.meshNamespace).Get(ctx, "tulled", metav1.GetOptions{})
-	if !to.could(name, err) {
+	planes, err := c.controlPlanes(ctx)
+	if !to.could("control plane", err) {
 		return
 	}
+	pods, err := c.listPods(ctx, c.meshNamespace, selectTulled)
+	if !to.could("control plane", err) {
+		return
+	}
+	for _, p := range planes {
+		own := slices.DeleteFunc(slices.Clone(pods), func(pod corev1.Pod) bool { return revisionIn(pod.Labels) != p.revision })
+		checkReplicas(c, to, p, own)
+	}
+	if len(planes) > 0 && planes[0].revision != webhook.DefaultRevision {
+		to.add("control plane", failed, "tulle install", "there is no default control plane: nobody answers for objects of the mesh, so none can be changed")
+	}
+}
+
+func checkReplicas(c *cluster, to *checks, p controlPlane, pods []corev1.Pod) {
+	name, d := p.String(), &p.deployment
 	want := int32(1)
 	if d.Spec.Replicas != nil {
 		want = *d.Spec.Replicas
 	}
-	look := fmt.Sprintf("kubectl -n %s get pods; kubectl -n %[1]s logs deploy/tulled", c.meshNamespace)
+	look := fmt.Sprintf("kubectl -n %s get pods; kubectl -n %[1]s logs deploy/%s", c.meshNamespace, d.Name)
 	switch ready := d.Status.ReadyReplicas; {
 	case ready == 0:
 		to.add(name, failed, look, "no replica is ready: proxies go on with what they have, and no pod can join")
 	case ready < want:
 		to.add(name, failed, look, "%d of %d replicas are ready", ready, want)
 	case want < 2:
-		to.add(name, warning, fmt.Sprintf("kubectl -n %s scale deploy/tulled --replicas=2", c.meshNamespace), "one replica is ready, and there is no other while that is away")
+		to.add(name, warning, fmt.Sprintf("kubectl -n %s scale deploy/%s --replicas=2", c.meshNamespace, d.Name), "one replica is ready, and there is no other while that is away")
 	default:
 		to.add(name, fine, "", "%d replicas are ready", ready)
 	}
-	pods, err := c.listPods(ctx, c.meshNamespace, selectTulled)
-	if to.could(name, err) {
-		if images := countImages(pods, "tulled"); len(images) > 1 {
-			to.add(name, warning, look, "it runs %d versions: an upgrade is under way, or stuck", len(images))
-		}
+	if images := countImages(pods, "tulled", func(*corev1.Pod) string { return p.revision }); len(images) > 1 {
+		to.add(name, warning, look, "it runs %d versions: an upgrade is under way, or stuck", len(images))
 	}
 }
 
-// checkWebhook has the API server ask the webhook about a pod that is not
-// created.
+// checkWebhook has the API server ask each revision's webhook about a pod that is
+// not created.
 func checkWebhook(ctx context.Context, c *cluster, to *checks, _ time.Time) {
-	const name = "webhook"
-	hook, err := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, "tulle", metav1.GetOptions{})
+	planes, err := c.controlPlanes(ctx)
+	if !to.could("webhook", err) {
+		return
+	}
+	for _, p := range planes {
+		checkInjection(ctx, c, to, p)
+	}
+}
+
+func checkInjection(ctx context.Context, c *cluster, to *checks, p controlPlane) {
+	name := strings.Replace(p.String(), "control plane", "webhook", 1)
+	object := strings.Replace(p.deployment.Name, "tulled", "tulle", 1)
+	hook, err := c.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, object, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		to.add(name, failed, "tulle install", "there is no MutatingWebhookConfiguration tulle: no pod joins the mesh")
+		to.add(name, failed, "tulle install", "there is no MutatingWebhookConfiguration %s: no pod joins the mesh", object)
 		return
 	}
 	if !to.could(name, err) {
@@ -64,7 +88,7 @@ func checkWebhook(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 			return
 		}
 	}
-	if _, err := c.injected(ctx); err != nil {
+	if _, err := c.injected(ctx, p.revision); err != nil {
 		to.add(name, failed, "can the API server reach pods on port 9443 (firewall, network policy)?", "the API server does not get a pod injected: %v", err)
 		return
 	}
@@ -240,21 +264,17 @@ func checkWorkloads(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 		to.add(name, fine, "", "every pod of the mesh's namespaces has the present proxy")
 		return
 	}
-	var without, old []string
+	by := map[string][]string{}
 	for _, w := range stale {
-		if w.Why == whyWithout {
-			without = append(without, w.String())
-		} else {
-			old = append(old, w.String())
-		}
+		by[w.Why] = append(by[w.Why], w.String())
 	}
-	for _, problem := range []struct {
-		workloads []string
-		what      string
-	}{{without, "began before their namespace was in the mesh"}, {old, "have an older proxy"}} {
-		if len(problem.workloads) > 0 {
-			slices.Sort(problem.workloads)
-			to.add(name, warning, "tulle restart -A", "%s %s: %s", count(len(problem.workloads), "workload", "workloads"), problem.what, list(problem.workloads, 5))
+	for _, problem := range []struct{ why, what string }{
+		{whyWithout, "began before their namespace was in the mesh"},
+		{whyOld, "have an older proxy"},
+		{whyRevision, "have a proxy of another revision than their labels say"},
+	} {
+		if workloads := by[problem.why]; len(workloads) > 0 {
+			to.add(name, warning, "tulle restart -A", "%s %s: %s", count(len(workloads), "workload", "workloads"), problem.what, list(workloads, 5))
 		}
 	}
 }

@@ -14,10 +14,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 )
 
-// Native sidecars are on by default since 1.29 and stable since 1.33
-// (KEP-753); without them there is no mesh.
+// Native sidecars are on by default since 1.29 and stable since 1.33 (KEP-753);
+// without them there is no mesh. ValidatingAdmissionPolicy, which keeps pods from
+// starting outside of it, is stable since 1.30 (KEP-3488).
 var (
-	oldest = version.MustParseGeneric("1.29.0")
+	oldest = version.MustParseGeneric("1.30.0")
 	stable = version.MustParseGeneric("1.33.0")
 )
 
@@ -32,7 +33,7 @@ func checkKubernetes(_ context.Context, c *cluster, to *checks, _ time.Time) {
 	case err != nil:
 		to.add(name, unknown, "", "the version %q cannot be read", info.GitVersion)
 	case v.LessThan(oldest):
-		to.add(name, failed, "upgrade the cluster to "+stable.String()+" or newer", "version %s has no native sidecars, on which the mesh is built", v)
+		to.add(name, failed, "upgrade the cluster to "+stable.String()+" or newer", "version %s is older than %s, the first that has what the mesh is built on: native sidecars, and ValidatingAdmissionPolicy", v, oldest)
 	case v.LessThan(stable):
 		to.add(name, warning, "see that the feature gate SidecarContainers is not switched off", "version %s has native sidecars as a beta", v)
 	default:

@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 // trialServer is an application made of the proxy's own image, which every
@@ -69,7 +71,7 @@ func trials() []trial {
 // and sees what the kubelet makes of them.
 func checkProbes(ctx context.Context, c *cluster, to *checks, now time.Time) {
 	const name = "probes"
-	model, err := c.injected(ctx)
+	model, err := c.injected(ctx, webhook.DefaultRevision)
 	if !to.could(name, err) {
 		return
 	}

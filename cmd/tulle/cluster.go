@@ -22,6 +22,7 @@ const (
 	proxySidecar   = "sidecar"
 	containerProxy = "tulle-proxy"
 	selectTulled   = "app.kubernetes.io/name=tulled"
+	selectTulle    = "app.kubernetes.io/part-of=tulle"
 	portAdmin      = 15000 // Envoy's admin, on the pod's loopback
 	portDebug      = 8082  // the control plane's debug endpoint, on its loopback
 )

@@ -30,7 +30,7 @@ type injectOptions struct {
 	file                  string
 	proxyImage, initImage string
 	services, pods        []string
-	redirection           string
+	redirection, revision string
 }
 
 func (a *app) injectCommand() *cobra.Command {
@@ -75,6 +75,7 @@ Exit codes: 0, or 1 where a pod cannot be in the mesh, with the reason.`),
 	f.StringSliceVar(&o.services, "service-range", nil, "Address ranges of Services (CIDR)")
 	f.StringSliceVar(&o.pods, "pod-range", nil, "Address ranges of pods (CIDR)")
 	f.StringVar(&o.redirection, "redirection", "", "init or cni; as the cluster's webhook does by default")
+	f.StringVar(&o.revision, "revision", webhook.DefaultRevision, "Control plane that the sidecars connect to")
 	_ = cmd.MarkFlagRequired("filename")
 	return cmd
 }
@@ -94,7 +95,10 @@ func (a *app) open(file string) (io.Reader, error) {
 // makes of a pod.
 func (a *app) injectSettings(ctx context.Context, o injectOptions) (webhook.Settings, error) {
 	s := webhook.Settings{
-		Version: thisVersion().Version, ProxyImage: o.proxyImage, InitImage: o.initImage, Resources: webhook.DefaultResources(),
+		Version: thisVersion().Version, Revision: o.revision, ProxyImage: o.proxyImage, InitImage: o.initImage, Resources: webhook.DefaultResources(),
+	}
+	if err := webhook.ValidRevision(o.revision); err != nil {
+		return s, fmt.Errorf("--revision: %w", err)
 	}
 	var err error
 	if s.Services, err = ranges(o.services); err != nil {
@@ -115,7 +119,7 @@ func (a *app) injectSettings(ctx context.Context, o injectOptions) (webhook.Sett
 	if err != nil {
 		return s, err
 	}
-	model, err := c.injected(ctx)
+	model, err := c.injected(ctx, s.Revision)
 	if err != nil {
 		return s, &advice{
 			fmt.Errorf("asking the cluster's webhook what it would do: %w", err),

@@ -74,30 +74,6 @@ func TestAPodThatCannotBeInTheMeshIsAnErrorThatNamesIt(t *testing.T) {
 	}
 }
 
-func TestTheOverlaysAreThoseOfTheSources(t *testing.T) {
-	for _, overlay := range overlays() {
-		all, err := render(overlay, images{tulled: "registry/tulled:1", proxy: "registry/envoy:1"}, 3)
-		if err != nil {
-			t.Fatalf("%s: %v", overlay, err)
-		}
-		text, err := manifest(all)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []string{"image: registry/tulled:1", "--proxy-image=registry/envoy:1", "replicas: 3", "kind: CustomResourceDefinition"} {
-			if !strings.Contains(string(text), want) {
-				t.Errorf("%s has no %q", overlay, want)
-			}
-		}
-		if first, last := all[0].GetKind(), all[len(all)-1].GetKind(); first != "Namespace" || !strings.HasSuffix(last, "WebhookConfiguration") {
-			t.Errorf("%s begins with a %s and ends with a %s", overlay, first, last)
-		}
-	}
-	if _, err := render("nonsense", images{}, 0); err == nil || !strings.Contains(err.Error(), "want one of cni, default") {
-		t.Errorf("an unknown overlay: %v", err)
-	}
-}
-
 func TestADiffTellsWhatEnvoyLacks(t *testing.T) {
 	sent := &stream{
 		Held: []resource{

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,16 +11,17 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 // installOptions are what install is told.
 type installOptions struct {
-	overlay       string
-	images        images
-	replicas      int32
+	installation
 	dryRun, force bool
 	wait          time.Duration
 }
@@ -35,17 +38,25 @@ the control plane serves. Run again, it upgrades. With --dry-run it prints them
 instead, for a repository or for kubectl.
 
 Running proxies are not touched. After an upgrade, {tulle} restart gives them
-the present version.`),
+the present version.
+
+With --revision another control plane is installed beside the default one, for
+namespaces with the label {label}: a new version, to try on some of
+them first. What there is once (CRDs, permissions, validation) is brought up to
+this version, too; the default control plane stays as it is.`),
 		Example: a.text(`
   {tulle} install
   {tulle} install --overlay cni
   {tulle} install --tulled-image registry.example/tulled:v1 --proxy-image registry.example/envoy:1.40.0
-  {tulle} install --dry-run > tulle.yaml`),
+  {tulle} install --dry-run > tulle.yaml
+  {tulle} install --revision canary --tulled-image registry.example/tulled:v2`),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.install(cmd.Context(), o) },
 	}
+	cmd.Long = strings.ReplaceAll(cmd.Long, "{label}", webhook.LabelRevision)
 	f := cmd.Flags()
-	f.StringVar(&o.overlay, "overlay", "default", "What to install: "+strings.Join(overlays(), ", "))
+	f.StringVar(&o.overlay, "overlay", "", "What to install: "+strings.Join(overlays(), ", ")+" (as it is installed already, else default)")
+	f.StringVar(&o.revision, "revision", webhook.DefaultRevision, "Name of the control plane")
 	f.StringVar(&o.images.tulled, "tulled-image", "", "Image of the control plane")
 	f.StringVar(&o.images.init, "init-image", "", "Image of tulle-init, for injected pods")
 	f.StringVar(&o.images.proxy, "proxy-image", "", "Image of Envoy, for injected pods")
@@ -61,21 +72,33 @@ the present version.`),
 }
 
 func (a *app) install(ctx context.Context, o installOptions) error {
-	all, err := render(o.overlay, o.images, o.replicas)
-	if err != nil {
-		return err
-	}
 	if o.dryRun {
-		text, err := manifest(all)
-		if err != nil {
-			return err
-		}
-		_, err = a.streams.Out.Write(text)
-		return err
+		return a.printManifests(o.installation)
 	}
 	c, err := a.connect()
 	if err != nil {
 		return err
+	}
+	if o.overlay == "" {
+		if o.overlay, err = c.overlay(ctx); err != nil {
+			return err
+		}
+	}
+	all, err := o.render()
+	if err != nil {
+		return err
+	}
+	if o.named() {
+		planes, err := c.controlPlanes(ctx)
+		if err != nil {
+			return err
+		}
+		if len(planes) == 0 || planes[0].revision != webhook.DefaultRevision {
+			return &advice{
+				fmt.Errorf("there is no default control plane, beside which %s could be: it answers for the objects of the mesh", o.revision),
+				a.name + " install",
+			}
+		}
 	}
 	report := c.check(ctx, true, a.now())
 	if report.worst() >= failed && !o.force {
@@ -104,11 +127,42 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.wait)
 	defer cancel()
-	if err := c.serves(ctx); err != nil {
+	if err := c.serves(ctx, o.revision); err != nil {
 		return &advice{fmt.Errorf("the control plane does not serve yet: %w", err), fmt.Sprintf("kubectl -n %s get pods\n%s check", c.meshNamespace, a.name)}
 	}
-	fmt.Fprintf(a.streams.Out, "\nThe control plane serves. Next:\n  kubectl label namespace NAME %s=enabled\n  %s restart -n NAME\n", labelInject, a.name)
+	label := labelInject + "=enabled"
+	if o.named() {
+		label = webhook.LabelRevision + "=" + o.revision
+	}
+	fmt.Fprintf(a.streams.Out, "\nThe control plane serves. Next:\n  kubectl label namespace NAME %s\n  %s restart -n NAME\n", label, a.name)
 	return nil
+}
+
+// printManifests prints them without a look at any cluster.
+func (a *app) printManifests(i installation) error {
+	i.overlay = cmp.Or(i.overlay, "default")
+	all, err := i.render()
+	if err != nil {
+		return err
+	}
+	text, err := manifest(all)
+	if err != nil {
+		return err
+	}
+	_, err = a.streams.Out.Write(text)
+	return err
+}
+
+// overlay is the one that the mesh was installed by, or the default.
+func (c *cluster) overlay(ctx context.Context) (string, error) {
+	_, err := c.client.AppsV1().DaemonSets(c.meshNamespace).Get(ctx, "tulle-cni", metav1.GetOptions{})
+	switch {
+	case err == nil:
+		return "cni", nil
+	case apierrors.IsNotFound(err):
+		return "default", nil
+	}
+	return "", fmt.Errorf("looking for the CNI plugin: %w", err)
 }
 
 const rankCRD = 1
@@ -141,19 +195,19 @@ func (c *objects) established(ctx context.Context, crds []*unstructured.Unstruct
 	return nil
 }
 
-// serves waits until the control plane's present version serves, and the API
-// server reaches its webhook.
-func (c *cluster) serves(ctx context.Context) error {
+// serves waits until the revision's present version serves, and the API server
+// reaches its webhook.
+func (c *cluster) serves(ctx context.Context, revision string) error {
 	var last error
 	err := wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (bool, error) {
-		d, err := c.client.AppsV1().Deployments(c.meshNamespace).Get(ctx, "tulled", metav1.GetOptions{})
+		d, err := c.client.AppsV1().Deployments(c.meshNamespace).Get(ctx, webhook.ServiceOf(revision), metav1.GetOptions{})
 		switch {
 		case err != nil:
 			last = err
 		case d.Status.ObservedGeneration < d.Generation || d.Status.UpdatedReplicas < *d.Spec.Replicas || d.Status.AvailableReplicas < *d.Spec.Replicas:
 			last = fmt.Errorf("%d of %d replicas are available", d.Status.AvailableReplicas, *d.Spec.Replicas)
 		default:
-			_, last = c.injected(ctx)
+			_, last = c.injected(ctx, revision)
 		}
 		return last == nil, nil
 	})
@@ -164,54 +218,54 @@ func (c *cluster) serves(ctx context.Context) error {
 }
 
 func (a *app) uninstallCommand() *cobra.Command {
-	var overlay string
-	var force, purge, dryRun bool
+	o := installOptions{installation: installation{overlay: "cni"}} // which has all that the others have
+	var purge bool
 	cmd := &cobra.Command{
 		Use:   "uninstall",
-		Short: "Remove the mesh",
+		Short: "Remove the mesh, or a revision of its control plane",
 		Long: a.text(`
 Removes what install applied, and the trust bundles in all namespaces. CRDs, the
 objects of the mesh that people made, and the certificate authority's Secret with
 its namespace stay, so that an installation later goes on where this one ended;
---purge removes them, too.
+--purge removes them, too. With --revision only that control plane is removed.
 
 Meshed pods go on with what they have, but cannot start or renew their
 certificates without a control plane: take them out of the mesh first
-(remove the label {label}, and restart them).`),
+(remove the label {label}, and restart them), or to another revision.`),
+		Example: a.text(`
+  {tulle} uninstall
+  {tulle} uninstall --revision canary`),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.uninstall(cmd.Context(), overlay, force, purge, dryRun)
+			if o.named() && purge {
+				return errors.New("--purge removes what the other control planes need: leave out either it or --revision")
+			}
+			return a.uninstall(cmd.Context(), o, purge)
 		},
 	}
 	cmd.Long = strings.ReplaceAll(cmd.Long, "{label}", labelInject)
-	cmd.Flags().StringVar(&overlay, "overlay", "cni", "What was installed: "+strings.Join(overlays(), ", "))
-	cmd.Flags().BoolVar(&force, "force", false, "Remove though there are meshed pods")
+	cmd.Flags().StringVar(&o.revision, "revision", webhook.DefaultRevision, "Name of the control plane")
+	cmd.Flags().BoolVar(&o.force, "force", false, "Remove though there are meshed pods")
 	cmd.Flags().BoolVar(&purge, "purge", false, "Also remove CRDs, and so all objects of the mesh, and the namespace with the certificate authority")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "Say what would be removed, and change nothing")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "Say what would be removed, and change nothing")
 	return cmd
 }
 
-func (a *app) uninstall(ctx context.Context, overlay string, force, purge, dryRun bool) error {
-	all, err := render(overlay, images{}, 0)
+func (a *app) uninstall(ctx context.Context, o installOptions, purge bool) error {
+	all, err := o.render()
 	if err != nil {
 		return err
+	}
+	if o.named() {
+		all = slices.DeleteFunc(all, func(object *unstructured.Unstructured) bool { return !o.ofControlPlane(object) })
 	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	pods, err := c.meshedPods(ctx, "")
-	if err != nil {
-		return err
-	}
-	if pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return over(&p) }); len(pods) > 0 && !force && !dryRun {
-		var names []string
-		for i := range pods {
-			names = append(names, podName(&pods[i]))
-		}
-		return &advice{
-			fmt.Errorf("%s in the mesh: %s", count(len(pods), "pod is", "pods are"), list(names, 5)),
-			fmt.Sprintf("remove the label %s from their namespaces, and restart them; or remove the mesh all the same with --force", labelInject),
+	if !o.force && !o.dryRun {
+		if err := c.unused(ctx, o.installation); err != nil {
+			return err
 		}
 	}
 	client, err := c.objects()
@@ -219,27 +273,65 @@ func (a *app) uninstall(ctx context.Context, overlay string, force, purge, dryRu
 		return err
 	}
 	slices.Reverse(all)
-	for _, o := range all {
-		kept := o.GetKind() == "CustomResourceDefinition" || o.GetKind() == "Namespace"
+	for _, object := range all {
+		kept := object.GetKind() == "CustomResourceDefinition" || object.GetKind() == "Namespace"
 		if kept && !purge {
 			continue
 		}
-		if dryRun {
-			fmt.Fprintf(a.streams.Out, "would delete %s\n", describe(o))
+		if o.dryRun {
+			fmt.Fprintf(a.streams.Out, "would delete %s\n", describe(object))
 			continue
 		}
-		did, err := client.remove(ctx, o)
+		did, err := client.remove(ctx, object)
 		if err != nil {
 			return err
 		}
 		if did {
-			fmt.Fprintf(a.streams.Out, "deleted %s\n", describe(o))
+			fmt.Fprintf(a.streams.Out, "deleted %s\n", describe(object))
 		}
 	}
-	if dryRun {
+	if o.dryRun || o.named() {
 		return nil
 	}
 	return c.removeTrust(ctx, a)
+}
+
+// unused reports, as an error, who still needs what is to be removed.
+func (c *cluster) unused(ctx context.Context, i installation) error {
+	pods, err := c.meshedPods(ctx, "")
+	if err != nil {
+		return err
+	}
+	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return over(&p) || i.named() && servedBy(&p) != i.revision })
+	if len(pods) > 0 {
+		var names []string
+		for i := range pods {
+			names = append(names, podName(&pods[i]))
+		}
+		if i.named() {
+			return &advice{
+				fmt.Errorf("%s to the control plane %s: %s", count(len(pods), "proxy connects", "proxies connect"), i.revision, list(names, 5)),
+				fmt.Sprintf("take the label %s from their namespaces, or change it, and then tulle restart; or remove it all the same with --force", webhook.LabelRevision),
+			}
+		}
+		return &advice{
+			fmt.Errorf("%s in the mesh: %s", count(len(pods), "pod is", "pods are"), list(names, 5)),
+			fmt.Sprintf("remove the label %s from their namespaces, and restart them; or remove the mesh all the same with --force", labelInject),
+		}
+	}
+	if i.named() {
+		return nil
+	}
+	planes, err := c.controlPlanes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range planes {
+		if p.revision != i.revision {
+			return &advice{fmt.Errorf("the control plane %s is installed beside the default one, and cannot be without it", p.revision), "tulle uninstall --revision " + p.revision}
+		}
+	}
+	return nil
 }
 
 // removeTrust deletes the trust bundles, which the control plane made.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,12 +23,19 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/tulle-mesh/tulle/deploy"
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 // fieldManager is under whose name objects are applied.
 const fieldManager = "tulle-install"
 
-// overlays are the names of the overlays that this program has.
+// The overlay that makes a revision, and the name that it gives to it.
+const (
+	overlayRevision = "revision"
+	revisionInFiles = "canary"
+)
+
+// overlays are the names of the overlays that a mesh can be installed by.
 func overlays() []string {
 	entries, err := deploy.Files.ReadDir("overlays")
 	if err != nil {
@@ -35,7 +43,9 @@ func overlays() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if e.Name() != overlayRevision {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }
@@ -43,12 +53,73 @@ func overlays() []string {
 // images replace those of the manifests; empty ones stay.
 type images struct{ tulled, init, proxy, cni string }
 
-// render builds an overlay as `kubectl kustomize` does, sorted in the order in
-// which its objects are to be applied.
-func render(overlay string, i images, replicas int32) ([]*unstructured.Unstructured, error) {
-	if !slices.Contains(overlays(), overlay) {
-		return nil, fmt.Errorf("unknown overlay %q: want one of %s", overlay, strings.Join(overlays(), ", "))
+// installation says what is installed.
+type installation struct {
+	overlay string
+	// revision is that of the control plane; the default one's need not be there.
+	revision string
+	images   images
+	replicas int32 // 0: as the manifests say
+}
+
+// named reports whether it is a revision beside the default one.
+func (i installation) named() bool { return i.revision != webhook.DefaultRevision }
+
+// ofControlPlane reports whether the object is one of the revision's alone, and not
+// one of what there is once.
+func (i installation) ofControlPlane(o *unstructured.Unstructured) bool {
+	return o.GetLabels()[webhook.LabelRevision] == i.revision
+}
+
+// render builds an installation as `kubectl kustomize` does: what there is once, and
+// the control plane of the revision, sorted in the order in which the objects are
+// to be applied.
+func (i installation) render() ([]*unstructured.Unstructured, error) {
+	if !slices.Contains(overlays(), i.overlay) {
+		return nil, fmt.Errorf("unknown overlay %q: want one of %s", i.overlay, strings.Join(overlays(), ", "))
 	}
+	if err := webhook.ValidRevision(i.revision); err != nil {
+		return nil, fmt.Errorf("--revision: %w", err)
+	}
+	disk, err := i.unpack()
+	if err != nil {
+		return nil, err
+	}
+	folders := []string{i.overlay}
+	if i.named() {
+		folders = append(folders, overlayRevision)
+	}
+	var out []*unstructured.Unstructured
+	for _, folder := range folders {
+		built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(disk, path.Join("/deploy/overlays", folder))
+		if err != nil {
+			return nil, fmt.Errorf("building the overlay %s: %w", folder, err)
+		}
+		for _, r := range built.Resources() {
+			raw, err := r.MarshalJSON()
+			o := &unstructured.Unstructured{}
+			if err == nil {
+				err = o.UnmarshalJSON(raw)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("reading the overlay %s: %w", folder, err)
+			}
+			if o.GetLabels()[webhook.LabelRevision] != "" && !i.ofControlPlane(o) {
+				continue
+			}
+			if err := i.customize(o); err != nil {
+				return nil, err
+			}
+			out = append(out, o)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	return out, nil
+}
+
+// unpack writes the manifests where kustomize reads them, with the revision's
+// name in place of that which the overlay has.
+func (i installation) unpack() (filesys.FileSystem, error) {
 	disk := filesys.MakeFsInMemory()
 	err := fs.WalkDir(deploy.Files, ".", func(file string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -58,32 +129,15 @@ func render(overlay string, i images, replicas int32) ([]*unstructured.Unstructu
 		if err != nil {
 			return err
 		}
+		if i.named() && path.Dir(file) == path.Join("overlays", overlayRevision) {
+			content = bytes.ReplaceAll(content, []byte(revisionInFiles), []byte(i.revision))
+		}
 		return disk.WriteFile(path.Join("/deploy", file), content)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("unpacking the manifests: %w", err)
 	}
-	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(disk, path.Join("/deploy/overlays", overlay))
-	if err != nil {
-		return nil, fmt.Errorf("building the overlay %s: %w", overlay, err)
-	}
-	var out []*unstructured.Unstructured
-	for _, r := range built.Resources() {
-		raw, err := r.MarshalJSON()
-		o := &unstructured.Unstructured{}
-		if err == nil {
-			err = o.UnmarshalJSON(raw)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the overlay %s: %w", overlay, err)
-		}
-		if err := customize(o, i, replicas); err != nil {
-			return nil, err
-		}
-		out = append(out, o)
-	}
-	slices.SortStableFunc(out, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
-	return out, nil
+	return disk, nil
 }
 
 // rank is the order of applying: what others need comes first, and webhooks
@@ -103,9 +157,10 @@ func rank(o *unstructured.Unstructured) int {
 }
 
 // customize sets images and replicas of the control plane and the plugin.
-func customize(o *unstructured.Unstructured, i images, replicas int32) error {
+func (i installation) customize(o *unstructured.Unstructured) error {
 	workload := o.GetKind() + " " + o.GetName()
-	if workload != "Deployment tulled" && workload != "DaemonSet tulle-cni" {
+	plane := workload == "Deployment "+webhook.ServiceOf(i.revision)
+	if !plane && workload != "DaemonSet tulle-cni" {
 		return nil
 	}
 	containers, found, err := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
@@ -116,24 +171,14 @@ func customize(o *unstructured.Unstructured, i images, replicas int32) error {
 	if !ok {
 		return fmt.Errorf("reading the containers of %s: one is no object", workload)
 	}
-	image := i.cni
-	if o.GetKind() == "Deployment" {
-		image = i.tulled
-		args, _, err := unstructured.NestedStringSlice(container, "args")
-		if err != nil {
-			return fmt.Errorf("reading the arguments of %s: %w", workload, err)
+	image := i.images.cni
+	if plane {
+		image = i.images.tulled
+		if err := i.setArguments(container); err != nil {
+			return fmt.Errorf("setting the arguments of %s: %w", workload, err)
 		}
-		for flag, image := range map[string]string{"--proxy-image=": i.proxy, "--init-image=": i.init} {
-			at := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, flag) })
-			if image != "" && at >= 0 {
-				args[at] = flag + image
-			}
-		}
-		if err := unstructured.SetNestedStringSlice(container, args, "args"); err != nil {
-			return err
-		}
-		if replicas > 0 {
-			if err := unstructured.SetNestedField(o.Object, int64(replicas), "spec", "replicas"); err != nil {
+		if i.replicas > 0 {
+			if err := unstructured.SetNestedField(o.Object, int64(i.replicas), "spec", "replicas"); err != nil {
 				return err
 			}
 		}
@@ -142,6 +187,25 @@ func customize(o *unstructured.Unstructured, i images, replicas int32) error {
 		container["image"] = image
 	}
 	return unstructured.SetNestedSlice(o.Object, containers, "spec", "template", "spec", "containers")
+}
+
+// setArguments sets what injected pods get.
+func (i installation) setArguments(container map[string]any) error {
+	args, _, err := unstructured.NestedStringSlice(container, "args")
+	if err != nil {
+		return err
+	}
+	for flag, image := range map[string]string{"--proxy-image=": i.images.proxy, "--init-image=": i.images.init} {
+		at := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, flag) })
+		if image != "" && at >= 0 {
+			args[at] = flag + image
+		}
+	}
+	// The overlay cni says it by a patch of its own.
+	if i.named() && i.overlay == "cni" {
+		args = append(args, "--redirection="+string(webhook.RedirectionCNI))
+	}
+	return unstructured.SetNestedStringSlice(container, args, "args")
 }
 
 // manifest is the objects as YAML documents.

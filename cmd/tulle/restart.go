@@ -12,12 +12,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/tulle-mesh/tulle/webhook"
 )
 
 // Why a workload is stale.
 const (
 	whyWithout = "no proxy"
 	whyOld     = "older proxy"
+	// Its labels name one control plane, and another one serves it.
+	whyRevision = "other revision"
 )
 
 // staleWorkload is one whose pods are not what injection would make of them now.
@@ -31,11 +35,11 @@ type staleWorkload struct {
 
 func (w staleWorkload) String() string { return w.Namespace + "/" + w.Kind + "/" + w.Name }
 
-// injected asks the API server what it makes of a pod that joins the mesh,
-// without creating it: one in a namespace of the mesh, or, where there is none,
-// one that asks for it in the namespace default. The pod is one that every pod
-// security standard admits.
-func (c *cluster) injected(ctx context.Context) (*corev1.Pod, error) {
+// injected asks the API server what it makes of a pod that joins the mesh by a
+// revision, without creating it: one in a namespace of the mesh, or, where there
+// is none, one that asks for it in the namespace default. The pod is one that
+// every pod security standard admits.
+func (c *cluster) injected(ctx context.Context, revision string) (*corev1.Pod, error) {
 	namespaces, err := c.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: labelInject + "=enabled"})
 	if err != nil {
 		return nil, fmt.Errorf("listing the namespaces of the mesh: %w", err)
@@ -46,7 +50,7 @@ func (c *cluster) injected(ctx context.Context) (*corev1.Pod, error) {
 			continue
 		}
 		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{GenerateName: "tulle-check-", Labels: map[string]string{labelInject: "enabled"}},
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "tulle-check-", Labels: map[string]string{labelInject: "enabled", webhook.LabelRevision: revision}},
 			Spec: corev1.PodSpec{
 				SecurityContext: &corev1.PodSecurityContext{
 					RunAsNonRoot: new(true), RunAsUser: new(int64(65532)), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
@@ -90,18 +94,23 @@ func proxyOf(p *corev1.Pod) (image, bootstrap string) {
 // stale finds the workloads whose pods are not what injection would make of
 // them now, in a namespace or all (""), of those that are wanted (nil: all).
 func (c *cluster) stale(ctx context.Context, namespace string, wanted func(staleWorkload) bool) ([]staleWorkload, error) {
-	model, err := c.injected(ctx)
+	planes, err := c.controlPlanes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	image, bootstrap := proxyOf(model)
-	namespaces, err := c.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: labelInject + "=enabled"})
-	if err != nil {
-		return nil, fmt.Errorf("listing the namespaces of the mesh: %w", err)
+	models := map[string]*corev1.Pod{}
+	for _, p := range planes {
+		if models[p.revision], err = c.injected(ctx, p.revision); err != nil {
+			return nil, err
+		}
 	}
-	injecting := map[string]bool{}
+	namespaces, err := c.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("listing the namespaces: %w", err)
+	}
+	labels := map[string]map[string]string{}
 	for _, n := range namespaces.Items {
-		injecting[n.Name] = true
+		labels[n.Name] = n.Labels
 	}
 	pods, err := c.listPods(ctx, namespace, "")
 	if err != nil {
@@ -110,16 +119,11 @@ func (c *cluster) stale(ctx context.Context, namespace string, wanted func(stale
 	found := map[string]*staleWorkload{}
 	for i := range pods {
 		p := &pods[i]
-		why := ""
-		switch has := meshed(p); {
-		case over(p) || p.Spec.HostNetwork || p.Labels[labelInject] == "disabled":
-		case !has && (injecting[p.Namespace] || p.Labels[labelInject] == "enabled"):
-			why = whyWithout
-		case has:
-			if i, b := proxyOf(p); i != image || b != bootstrap {
-				why = whyOld
-			}
+		model := models[revisionIn(p.Labels, labels[p.Namespace])]
+		if model == nil {
+			continue // a new pod would be refused, and check says so
 		}
+		why := staleness(p, model, labels[p.Namespace])
 		if why == "" {
 			continue
 		}
@@ -144,6 +148,27 @@ func (c *cluster) stale(ctx context.Context, namespace string, wanted func(stale
 	}
 	slices.SortFunc(out, func(a, b staleWorkload) int { return strings.Compare(a.String(), b.String()) })
 	return out, nil
+}
+
+// staleness is why the pod is not what injection, which makes the model, would make
+// of it now; "" where it is.
+func staleness(p, model *corev1.Pod, namespaceLabels map[string]string) string {
+	has := meshed(p)
+	switch {
+	case over(p) || p.Spec.HostNetwork || p.Labels[labelInject] == "disabled":
+		return ""
+	case !has && (namespaceLabels[labelInject] == "enabled" || p.Labels[labelInject] == "enabled"):
+		return whyWithout
+	case !has:
+		return ""
+	case servedBy(p) != servedBy(model):
+		return whyRevision
+	}
+	image, bootstrap := proxyOf(p)
+	if i, b := proxyOf(model); i != image || b != bootstrap {
+		return whyOld
+	}
+	return ""
 }
 
 // workloadOf is what a restart would be asked of.
@@ -207,8 +232,8 @@ func (a *app) restartCommand() *cobra.Command {
 		Short: "Roll workloads that predate injection or have an old proxy",
 		Long: a.text(`
 A pod gets its proxy when it is created. This finds pods of the mesh's
-namespaces that have none, or one of another version or configuration than a
-new pod would get, and restarts their Deployments, StatefulSets and DaemonSets,
+namespaces that have none, or one of another version, revision or configuration
+than a new pod would get, and restarts their Deployments, StatefulSets and DaemonSets,
 as kubectl rollout restart does. Workloads whose pods are up to date are never
 touched.
 

@@ -305,7 +305,7 @@ func TestVersionCountsImages(t *testing.T) {
 	}}
 	code, out, _ := h.run(t, "version")
 	rows := split(out)
-	want := [][]string{{"control plane", "tulled:dev", "2", "1"}, {"proxy", "envoy:1.40.0", "1", "1"}}
+	want := [][]string{{"control plane", "default", "tulled:dev", "2", "1"}, {"proxy", "default", "envoy:1.40.0", "1", "1"}}
 	if diff := cmp.Diff(want, rows[2:]); code != exitHealthy || diff != "" {
 		t.Errorf("exit code %d, -want +got\n%s", code, diff)
 	}

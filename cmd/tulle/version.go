@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,36 +32,48 @@ type clientVersion struct {
 	Platform string `json:"platform"`
 }
 
-// imageCount says how many pods run an image.
+// imageCount says how many pods of a revision run an image.
 type imageCount struct {
-	Image string `json:"image"`
-	Pods  int    `json:"pods"`
-	Ready int    `json:"ready"`
+	Revision string `json:"revision"`
+	Image    string `json:"image"`
+	Pods     int    `json:"pods"`
+	Ready    int    `json:"ready"`
 }
 
 func (v *versions) data() any { return v }
 
 func (v *versions) table(time.Time) *table {
-	t := &table{header: []string{"PART", "VERSION", "PODS", "READY"}}
-	t.row("client", v.Client.Version, none, none)
+	t := &table{header: []string{"PART", "REVISION", "VERSION", "PODS", "READY"}}
+	t.row("client", none, v.Client.Version, none, none)
 	for _, part := range []struct {
 		name   string
 		images []imageCount
 	}{{"control plane", v.ControlPlane}, {"proxy", v.Proxies}} {
 		for _, i := range part.images {
-			t.row(part.name, i.Image, fmt.Sprint(i.Pods), fmt.Sprint(i.Ready))
+			t.row(part.name, i.Revision, i.Image, fmt.Sprint(i.Pods), fmt.Sprint(i.Ready))
 		}
 	}
 	if !v.clientOnly && len(v.ControlPlane) == 0 {
 		t.note("No control plane runs in namespace %s.", v.namespace)
 	}
-	if len(v.ControlPlane) > 1 {
-		t.note("The control plane runs %d versions: an upgrade is under way, or stuck.", len(v.ControlPlane))
+	for _, r := range mixed(v.ControlPlane) {
+		t.note("The control plane of revision %s runs several versions: an upgrade is under way, or stuck.", r)
 	}
-	if len(v.Proxies) > 1 {
-		t.note("Proxies run %d versions: restart workloads to give them the present one.", len(v.Proxies))
+	for _, r := range mixed(v.Proxies) {
+		t.note("Proxies of revision %s run several versions: restart workloads to give them the present one.", r)
 	}
 	return t
+}
+
+// mixed are the revisions of which there are several images.
+func mixed(counts []imageCount) (out []string) {
+	for i := 1; i < len(counts); i++ {
+		r := counts[i].Revision
+		if r == counts[i-1].Revision && !slices.Contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -107,15 +121,16 @@ func (a *app) clusterVersions(ctx context.Context, v *versions) error {
 	if err != nil {
 		return err
 	}
-	v.ControlPlane = countImages(control, "tulled")
-	v.Proxies = countImages(proxies, containerProxy)
+	v.ControlPlane = countImages(control, "tulled", func(p *corev1.Pod) string { return revisionIn(p.Labels) })
+	v.Proxies = countImages(proxies, containerProxy, servedBy)
 	return nil
 }
 
-// countImages counts the pods by the image of the named container. Pods that
-// end are left out.
-func countImages(pods []corev1.Pod, container string) []imageCount {
-	counts := map[string]imageCount{}
+// countImages counts the pods by their revision and the image of the named
+// container, and sorts by both. Pods that end are left out.
+func countImages(pods []corev1.Pod, container string, revision func(*corev1.Pod) string) []imageCount {
+	type key struct{ revision, image string }
+	counts := map[key]imageCount{}
 	for i := range pods {
 		pod := &pods[i]
 		if over(pod) {
@@ -125,20 +140,19 @@ func countImages(pods []corev1.Pod, container string) []imageCount {
 			if c.Name != container {
 				continue
 			}
-			n := counts[c.Image]
-			n.Image = c.Image
+			k := key{revision(pod), c.Image}
+			n := counts[k]
+			n.Revision, n.Image = k.revision, k.image
 			n.Pods++
 			if ready(pod) {
 				n.Ready++
 			}
-			counts[c.Image] = n
+			counts[k] = n
 		}
 	}
-	out := make([]imageCount, 0, len(counts))
-	for _, image := range slices.Sorted(maps.Keys(counts)) {
-		out = append(out, counts[image])
-	}
-	return out
+	return slices.SortedFunc(maps.Values(counts), func(a, b imageCount) int {
+		return cmp.Or(strings.Compare(a.Revision, b.Revision), strings.Compare(a.Image, b.Image))
+	})
 }
 
 // thisVersion is what the Go toolchain recorded when it built this program.
