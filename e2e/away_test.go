@@ -55,7 +55,7 @@ func scaleControlPlane(ctx context.Context, c *kube.Cluster, replicas int32) err
 		return c.Installed(ctx)
 	}
 	return kube.Eventually(ctx, time.Minute, "the control plane's end", func(ctx context.Context) error {
-		pods, err := c.Client.CoreV1().Pods(kube.TulleNamespace).List(ctx, metav1.ListOptions{})
+		pods, err := c.Client.CoreV1().Pods(kube.TulleNamespace).List(ctx, metav1.ListOptions{LabelSelector: "mesh.tulle.dev/revision=default"})
 		if err != nil {
 			return err
 		}

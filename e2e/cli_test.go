@@ -32,7 +32,7 @@ func cli(t *testing.T) func(args ...string) (string, int) {
 	}
 	return func(args ...string) (string, int) {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), program, args...)
+		cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, args...) // when a test cleans up, too
 		var out, words bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &words
 		err := cmd.Run()
