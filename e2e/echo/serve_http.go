@@ -18,6 +18,7 @@ import (
 //	/headers       the same
 //	/sleep?for=1s  a Reply, later
 //	/status/503    that status
+//	/host/a.b      200 where that is the request's host, 421 otherwise
 //	/bytes?n=1000  so many bytes
 //	/ws            WebSocket echo
 //	/ready         200, or 503 after /toggle/ready?to=false
@@ -28,6 +29,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("/", reply)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/status/{code}", statusCode)
+	mux.HandleFunc("/host/{host}", forHost)
 	mux.HandleFunc("/bytes", sendBytes)
 	mux.HandleFunc("/ws", echoWebSocket)
 	mux.HandleFunc("/ready", s.ready)
@@ -81,6 +83,12 @@ func statusCode(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Version", self().Version)
 	w.WriteHeader(code)
+}
+
+func forHost(w http.ResponseWriter, r *http.Request) {
+	if r.Host != r.PathValue("host") {
+		http.Error(w, "the host is "+r.Host, http.StatusMisdirectedRequest)
+	}
 }
 
 func sendBytes(w http.ResponseWriter, r *http.Request) {
