@@ -47,7 +47,9 @@ type Certificate struct {
 	// RenewAt is when a successor is to be asked for.
 	RenewAt time.Time
 
-	tls *tls.Certificate
+	// life is from when it was issued to its end; NotBefore is somewhat earlier.
+	life time.Duration
+	tls  *tls.Certificate
 }
 
 // String keeps the key out of logs and messages.
@@ -150,7 +152,7 @@ func NewCertificates(opts Options) (*Certificates, error) {
 		entries: map[subject]*entry{}, lifetime: clampLifetime(opts.Lifetime),
 	}
 	var err error
-	if c.metrics, err = newMetrics(opts.Registerer, c.soonest); err != nil {
+	if c.metrics, err = newMetrics(opts.Registerer, c.outlook); err != nil {
 		return nil, fmt.Errorf("certificates: %w", err)
 	}
 	opts.Issuer.Notify(c.poke)
@@ -291,7 +293,7 @@ func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certifica
 	cert := &Certificate{
 		Identity: s.identity, Chain: encodeCertificates(chain),
 		Version:   version(chain, s),
-		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
+		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, life: leaf.NotAfter.Sub(now),
 		RenewAt: now.Add(time.Duration(float64(half) * (1 - jitter + 2*jitter*random))),
 	}
 	if cert.Key, err = encodeKey(key); err != nil {
@@ -331,16 +333,29 @@ func (c *Certificates) poke() {
 	}
 }
 
-// soonest returns when the first certificate of the kind ends, and whether
-// there is any.
-func (c *Certificates) soonest(kind Kind) (time.Time, bool) {
+// outlook is how long the certificates of a kind still last.
+type outlook struct {
+	soonest time.Time // when the first of them ends
+	// least is the smallest part of its life that any of them has left: 1 when
+	// it is new, about 0.5 when it is renewed, 0 when it has ended.
+	least float64
+}
+
+// outlook tells it of the certificates in use, and whether there is any.
+func (c *Certificates) outlook(kind Kind) (outlook, bool) {
+	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var first time.Time
+	o := outlook{least: 1}
 	for s, e := range c.entries {
-		if s.kind == kind && e.cert != nil && (first.IsZero() || e.cert.NotAfter.Before(first)) {
-			first = e.cert.NotAfter
+		if s.kind != kind || e.cert == nil {
+			continue
 		}
+		if o.soonest.IsZero() || e.cert.NotAfter.Before(o.soonest) {
+			o.soonest = e.cert.NotAfter
+		}
+		left := e.cert.NotAfter.Sub(now).Seconds() / e.cert.life.Seconds()
+		o.least = min(o.least, max(left, 0))
 	}
-	return first, !first.IsZero()
+	return o, !o.soonest.IsZero()
 }

@@ -464,7 +464,7 @@ func TestForgettingWhileItIsIssuedLeavesNothing(t *testing.T) {
 		synctest.Wait()
 		h.Forget(frontend.String())
 		time.Sleep(3 * time.Hour)
-		if _, any := h.soonest(Workload); any || h.told() > 0 {
+		if _, any := h.outlook(Workload); any || h.told() > 0 {
 			t.Errorf("something is left, renewed %d times", h.told())
 		}
 	})

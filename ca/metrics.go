@@ -3,7 +3,6 @@ package ca
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -13,7 +12,7 @@ type metrics struct {
 	issues, errors *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, soonest func(Kind) (time.Time, bool)) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, look func(Kind) (outlook, bool)) (*metrics, error) {
 	m := &metrics{
 		issues: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tulle_certificates_issued_total",
@@ -28,11 +27,19 @@ func newMetrics(r prometheus.Registerer, soonest func(Kind) (time.Time, bool)) (
 		m.issues.WithLabelValues(string(kind))
 		m.errors.WithLabelValues(string(kind))
 	}
-	return m, register(r, m.issues, m.errors, expiry{soonest: soonest, desc: prometheus.NewDesc(
-		"tulle_certificate_soonest_expiry_timestamp_seconds",
-		"When the first of the certificates in use expires, in seconds since 1970. Absent where there is none.",
-		[]string{"kind"}, nil,
-	)})
+	return m, register(r, m.issues, m.errors, expiry{
+		outlook: look,
+		soonest: prometheus.NewDesc(
+			"tulle_certificate_soonest_expiry_timestamp_seconds",
+			"When the first of the certificates in use expires, in seconds since 1970. Absent where there is none.",
+			[]string{"kind"}, nil,
+		),
+		least: prometheus.NewDesc(
+			"tulle_certificate_least_life_left_ratio",
+			"The smallest part of its life that any certificate in use has left: they are renewed at about 0.5, and have ended at 0. Absent where there is none.",
+			[]string{"kind"}, nil,
+		),
+	})
 }
 
 func (m *metrics) issued(kind Kind) { m.issues.WithLabelValues(string(kind)).Inc() }
@@ -40,18 +47,22 @@ func (m *metrics) failed(kind Kind) { m.errors.WithLabelValues(string(kind)).Inc
 
 // expiry collects when certificates end, at the time of the scrape.
 type expiry struct {
-	desc    *prometheus.Desc
-	soonest func(Kind) (time.Time, bool)
+	soonest, least *prometheus.Desc
+	outlook        func(Kind) (outlook, bool)
 }
 
-// Describe sends the one description.
-func (e expiry) Describe(out chan<- *prometheus.Desc) { out <- e.desc }
+// Describe sends the descriptions.
+func (e expiry) Describe(out chan<- *prometheus.Desc) {
+	out <- e.soonest
+	out <- e.least
+}
 
-// Collect sends a value for each kind that has a certificate.
+// Collect sends the values of each kind that has a certificate.
 func (e expiry) Collect(out chan<- prometheus.Metric) {
 	for _, kind := range []Kind{Workload, Serving} {
-		if t, ok := e.soonest(kind); ok {
-			out <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(t.Unix()), string(kind))
+		if o, ok := e.outlook(kind); ok {
+			out <- prometheus.MustNewConstMetric(e.soonest, prometheus.GaugeValue, float64(o.soonest.Unix()), string(kind))
+			out <- prometheus.MustNewConstMetric(e.least, prometheus.GaugeValue, o.least, string(kind))
 		}
 	}
 }

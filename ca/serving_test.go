@@ -64,8 +64,8 @@ func TestServingCertificateIsRenewedWithoutClientsOrThemWaiting(t *testing.T) {
 			serials[cert.SerialNumber.String()] = true
 			time.Sleep(40 * time.Second)
 			synctest.Wait()
-			if end, _ := h.soonest(Serving); time.Until(end) < 20*time.Second {
-				t.Errorf("%s left, and nobody has renewed it", time.Until(end))
+			if o, _ := h.outlook(Serving); time.Until(o.soonest) < 20*time.Second {
+				t.Errorf("%s left, and nobody has renewed it", time.Until(o.soonest))
 			}
 		}
 		if len(serials) != 10 {

@@ -65,6 +65,9 @@ func run(ctx context.Context, o options, log logr.Logger) error {
 			return err
 		}
 	}
+	if err := metrics.Registry.Register(buildInfo(o.revision)); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
 	log.Info("starting", "version", version, "revision", o.revision)
 	return p.manager.Start(ctx)
 }

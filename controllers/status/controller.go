@@ -143,6 +143,9 @@ func New(o Options) *Controller {
 			Help: "Writes of objects' status to the API server, by kind of object.",
 		}, []string{"kind"}),
 	}
+	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, kindConfig} {
+		c.writes.WithLabelValues(kind) // so that all are there from the beginning
+	}
 	if c.delay == 0 {
 		c.delay = defaultDelay
 	}

@@ -27,6 +27,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "tulle_build_unchanged_total", Help: "Builds that gave the same bytes as before, so that nothing was sent.",
 		}, []string{"type"}),
 	}
+	for t := range translate.Types { // so that all are there from the beginning
+		m.seconds.WithLabelValues(translate.Type(t).String())
+		m.same.WithLabelValues(translate.Type(t).String())
+	}
 	if r != nil {
 		r.MustRegister(m.targets, m.seconds, m.same)
 	}

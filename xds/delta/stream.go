@@ -174,6 +174,9 @@ const (
 	NotPermitted Reason = "not_permitted"
 )
 
+// Reasons are all of them.
+func Reasons() []Reason { return []Reason{UnknownType, LongName, TooMany, NotPermitted} }
+
 // why says for which reasons a stream holds a name.
 type why uint8
 

@@ -51,7 +51,16 @@ const (
 	reasonReview    = "token_review"
 	reasonNoKeys    = "keys_unavailable"
 	reasonPod       = "unknown_pod"
+	reasonUnknown   = "unknown"
 )
+
+// authReasons are all of them.
+func authReasons() []string {
+	return []string{
+		reasonNoToken, reasonMalformed, reasonSignature, reasonAudience, reasonExpired, reasonEarly,
+		reasonUnbound, reasonReview, reasonNoKeys, reasonPod, reasonUnknown,
+	}
+}
 
 func refuse(reason string, err error) *AuthError { return &AuthError{Reason: reason, Err: err} }
 
@@ -61,7 +70,7 @@ func (s *Server) authenticate(ctx context.Context) (Peer, *mesh.Workload, error)
 	if err == nil {
 		return peer, workload, nil
 	}
-	code, reason := codes.Unauthenticated, "unknown"
+	code, reason := codes.Unauthenticated, reasonUnknown
 	var a *AuthError
 	if errors.As(err, &a) {
 		reason = a.Reason

@@ -35,6 +35,12 @@ var (
 	errShed = status.Error(codes.Unavailable, "this replica has more than its share of proxies: connect to another")
 )
 
+// The reasons for which a stream is ended here, as the metric says.
+const (
+	endedAge     = "age"
+	endedBalance = "balance"
+)
+
 // lifetime is how long one stream may last.
 func lifetime(middle time.Duration) time.Duration {
 	return time.Duration(float64(middle) * (1 - ageJitter + 2*ageJitter*rand.Float64()))
@@ -55,7 +61,7 @@ func (st *stream) age(ctx context.Context) {
 				deadline = now.Add(agePatience)
 			}
 			if st.settled() || now.After(deadline) {
-				st.end(errAged, "age")
+				st.end(errAged, endedAge)
 				return
 			}
 			t.Reset(time.Second)
@@ -123,7 +129,7 @@ func (s *Server) shed(replicas int) {
 			return
 		}
 		if streams[i].settled() {
-			streams[i].end(errShed, "balance")
+			streams[i].end(errShed, endedBalance)
 			excess -= costs[i]
 		}
 	}

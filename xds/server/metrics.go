@@ -46,6 +46,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(100e-6, 4, 8),
 		}),
 	}
+	m.begin()
 	if r == nil {
 		return m, nil
 	}
@@ -55,6 +56,26 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// begin has every counter be there from the beginning, at zero: an increase over
+// a series that appears with its first event is nothing, and no alert would tell
+// of that event.
+func (m *metrics) begin() {
+	for _, name := range typeNames {
+		for _, c := range []*prometheus.CounterVec{m.pushes, m.bytes, m.resources, m.nacks} {
+			c.WithLabelValues(name)
+		}
+	}
+	for _, reason := range authReasons() {
+		m.failures.WithLabelValues(reason)
+	}
+	for _, reason := range delta.Reasons() {
+		m.ignored.WithLabelValues(string(reason))
+	}
+	for _, reason := range []string{endedAge, endedBalance} {
+		m.ended.WithLabelValues(reason)
+	}
 }
 
 func (m *metrics) sent(p *delta.Push) {
