@@ -36,7 +36,7 @@ func (p *istiod) start(ctx context.Context, w *world, scratch string) (*process,
 		ports[i] = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	p.xds, p.scraped = ports[0], ports[1]
-	env := []string{"KUBECONFIG=" + w.kubeconfig, "POD_NAMESPACE=istio-system", "PILOT_ENABLE_GATEWAY_API=false", "ENABLE_LEADER_ELECTION=false"}
+	env := []string{"KUBECONFIG=" + w.kubeconfig, "POD_NAMESPACE=" + istioNamespace, "PILOT_ENABLE_GATEWAY_API=false", "ENABLE_LEADER_ELECTION=false"}
 	if !p.debounce {
 		env = append(env, "PILOT_DEBOUNCE_AFTER=0ms", "PILOT_ENABLE_EDS_DEBOUNCE=false")
 	}
@@ -120,7 +120,9 @@ func (p *istiod) endpoints(service int) slot {
 	return slot{urlEndpoints, fmt.Sprintf("outbound|%d||%s.%s.svc.cluster.local", servicePort, serviceName(service), namespace)}
 }
 
-func (p *istiod) added(service int, address string) (slot, string) { return p.endpoints(service), address }
+func (p *istiod) added(service int, address string) (slot, string) {
+	return p.endpoints(service), address
+}
 
 func (p *istiod) policies() bool { return false }
 

@@ -5,17 +5,23 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
+
+// memoryLimit is from where on this program's garbage is collected all the same.
+const memoryLimit = 6 << 30
 
 // options are the flags.
 type options struct {
@@ -25,11 +31,15 @@ type options struct {
 	planes, manners      string
 	works                string
 	changes              int
-	out                  string
+	out, profiles        string
 	keep                 bool
 }
 
 func main() {
+	// Sidecars share the machine with what is measured: collecting their garbage
+	// would be waited for as though it were the control plane's work.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memoryLimit)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command(ctx, os.Args[1:]); err != nil {
@@ -70,6 +80,7 @@ func command(ctx context.Context, args []string) error {
 	f.StringVar(&o.works, "works", "", "works to do (all): "+strings.Join(workNames(), ", "))
 	f.IntVar(&o.changes, "changes", 30, "changes of the works that do one after the other")
 	f.StringVar(&o.out, "out", "", "file to write the results to, as JSON")
+	f.StringVar(&o.profiles, "profiles", "", "folder for CPU profiles of Tulle's control plane: of the first 8 s of each work")
 	f.BoolVar(&o.keep, "keep", false, "leave the logs of the programs, and say where")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -182,7 +193,10 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 		fmt.Fprintf(os.Stderr, "%s, %s: %s: %s\n", name, manner, work.name, work.what)
 		result := &result{Plane: name, Manner: manner, Work: work.name}
 		found = append(found, result)
-		if err := r.watch(ctx, work, counted, result); err != nil {
+		profiled := r.profile(ctx, o.profiles, name+"-"+manner+"-"+work.name)
+		err := r.watch(ctx, work, counted, result)
+		profiled()
+		if err != nil {
 			return found, fmt.Errorf("%s: %w", work.name, err)
 		}
 		fmt.Fprintln(os.Stderr, strings.ReplaceAll(result.row(), "\t", " "))
@@ -211,7 +225,7 @@ func (r *run) watch(ctx context.Context, w work, t *traffic, out *result) error 
 	pid := r.process.pid()
 	forgetPeak(pid)
 	ours := append([]int{os.Getpid()}, children()...)
-	began, total, own := time.Now(), busy(), cpu(pid)
+	began, total, own, sidecars := time.Now(), busy(), cpu(pid), cpu(os.Getpid())
 	known := 0.0
 	for _, p := range ours {
 		known -= cpu(p)
@@ -222,6 +236,7 @@ func (r *run) watch(ctx context.Context, w work, t *traffic, out *result) error 
 	for _, p := range ours {
 		known += cpu(p)
 	}
+	out.Sidecars = cpu(os.Getpid()) - sidecars
 	out.Foreign = busy() - total - known
 	out.Messages, out.Resources, out.Bytes = t.messages.Load()-messages, t.resources.Load()-resources, t.bytes.Load()-bytes
 	out.Resident, out.Peak = memory(pid)
@@ -233,6 +248,41 @@ func (r *run) watch(ctx context.Context, w work, t *traffic, out *result) error 
 		out.Heap = heap / (1 << 20)
 	}
 	return err
+}
+
+// profile takes a CPU profile of the control plane, where it offers one and that is
+// wanted, and returns how to wait for it.
+func (r *run) profile(ctx context.Context, folder, name string) (wait func()) {
+	t, ok := r.plane.(*tulle)
+	if folder == "" || !ok {
+		return func() {}
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- download(ctx, "http://"+t.debug+"/debug/pprof/profile?seconds=8", filepath.Join(folder, name+".pprof"))
+	}()
+	return func() {
+		if err := <-done; err != nil {
+			fmt.Fprintln(os.Stderr, "taking a profile:", err)
+		}
+	}
+}
+
+func download(ctx context.Context, url, file string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, content, 0o600)
 }
 
 // children are the processes that this one has started: the control plane, etcd and

@@ -38,7 +38,8 @@ type result struct {
 
 	Seconds   float64 `json:"seconds"`
 	CPU       float64 `json:"cpu"`
-	Foreign   float64 `json:"foreignCPU"` // of neither the control plane, nor this program, nor the API server and etcd
+	Sidecars  float64 `json:"sidecarsCPU"` // of this program
+	Foreign   float64 `json:"foreignCPU"`  // of neither the control plane, nor this program, nor the API server and etcd
 	Bytes     int64   `json:"bytes"`
 	Resources int64   `json:"resources"`
 	Messages  int64   `json:"messages"`
@@ -86,7 +87,7 @@ func readResults(file string) (*results, error) {
 }
 
 // header and row are the table.
-const header = "PLANE\tMANNER\tWORK\tN\tP50 ms\tP99 ms\tMAX ms\tSLOWEST P50\tCPU s\tms/CHANGE\tBYTES\tRESOURCES\tRSS MiB\tPEAK\tFOREIGN s\tMISSED"
+const header = "PLANE\tMANNER\tWORK\tN\tP50 ms\tP99 ms\tMAX ms\tSLOWEST P50\tCPU s\tms/CHANGE\tBYTES\tRESOURCES\tRSS MiB\tPEAK\tSIDECARS s\tFOREIGN s\tMISSED"
 
 func (r *result) row() string {
 	delay, slowest := "-\t-\t-", "-"
@@ -96,8 +97,8 @@ func (r *result) row() string {
 	if r.Slowest != nil {
 		slowest = fmt.Sprintf("%.1f", r.Slowest.P50)
 	}
-	line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s\t%.2f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.1f\t%d", r.Plane, r.Manner, r.Work, r.Changes,
-		delay, slowest, r.CPU, r.perChange(), r.Bytes, r.Resources, r.Resident, r.Peak, r.Foreign, r.Missed)
+	line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s\t%.2f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.1f\t%d", r.Plane, r.Manner, r.Work, r.Changes,
+		delay, slowest, r.CPU, r.perChange(), r.Bytes, r.Resources, r.Resident, r.Peak, r.Sidecars, r.Foreign, r.Missed)
 	if r.Failed > 0 || r.Note != "" {
 		line += fmt.Sprintf("\t%d streams failed: %s", r.Failed, r.Note)
 	}

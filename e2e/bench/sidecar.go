@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -65,22 +66,22 @@ type sidecar struct {
 
 	versions   map[string]map[string]string // by type: what it holds
 	subscribed map[string]map[string]bool   // by type: what it asked for by name
-	asked      map[string]bool              // types it asked for everything of
+	asked      map[string]bool              // types of which the stream has asked
+	isComplete bool
 
 	send func(*discovery.DeltaDiscoveryRequest) error
 	node *core.Node
 
-	lock       sync.Mutex
-	stuck      bool // never reads
-	gone       bool // does not connect again
-	connected  bool // since the stream was cut last
-	cut        context.CancelFunc
-	began      time.Time
-	complete   chan struct{} // closed when it has everything for the first time
-	isComplete bool
-	took       time.Duration
-	failures   atomic.Int64
-	lastError  atomic.Value
+	lock      sync.Mutex
+	stuck     bool // never reads
+	gone      bool // does not connect again
+	connected bool // since the stream was cut last
+	cut       context.CancelFunc
+	began     time.Time
+	complete  chan struct{} // closed when it has everything for the first time
+	took      time.Duration // until then
+	failures  atomic.Int64
+	lastError atomic.Value
 }
 
 func newSidecar(index int, p plane, b *board, calls []int) *sidecar {
@@ -202,7 +203,8 @@ func (s *sidecar) take(r *discovery.DeltaDiscoveryResponse, now time.Time) error
 		s.versions[r.GetTypeUrl()] = held
 	}
 	for _, one := range r.GetResources() {
-		held[one.GetName()] = one.GetVersion()
+		// One text for all sidecars: what this program holds is not what is measured.
+		held[unique.Make(one.GetName()).Value()] = unique.Make(one.GetVersion()).Value()
 		s.board.received(s.index, r.GetTypeUrl(), one.GetName(), one.GetResource().GetValue(), now)
 	}
 	for _, name := range r.GetRemovedResources() {
@@ -224,7 +226,7 @@ func (s *sidecar) follow(r *discovery.DeltaDiscoveryResponse) error {
 	var names []string
 	for _, one := range r.GetResources() {
 		if name := endpointsOf(one.GetName(), one.GetResource().GetValue()); name != "" && !s.subscribed[urlEndpoints][name] {
-			names = append(names, name)
+			names = append(names, unique.Make(name).Value())
 		}
 	}
 	if len(names) == 0 {
@@ -235,15 +237,11 @@ func (s *sidecar) follow(r *discovery.DeltaDiscoveryResponse) error {
 
 // check looks whether the sidecar has everything.
 func (s *sidecar) check() {
-	if s.has() != nil {
+	if s.isComplete || s.has() != nil {
 		return
 	}
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	if !s.isComplete {
-		s.isComplete, s.took = true, time.Since(s.began)
-		close(s.complete)
-	}
+	s.isComplete, s.took = true, time.Since(s.began)
+	close(s.complete)
 }
 
 // has is an error that says what is missing.
@@ -253,7 +251,7 @@ func (s *sidecar) has() error {
 	}
 	for url, names := range s.subscribed {
 		for n := range names {
-			if _, ok := s.versions[url][n]; !ok {
+			if _, ok := s.versions[url][n]; !ok && n != "*" {
 				return fmt.Errorf("%s %s", types[url], n)
 			}
 		}

@@ -24,9 +24,9 @@ type tulle struct {
 	program string
 	traffic *traffic
 
-	xds, probes, scraped string // addresses
-	tokens               []string
-	roots                *x509.CertPool
+	xds, probes, scraped, debug string // addresses
+	tokens                      []string
+	roots                       *x509.CertPool
 }
 
 func (p *tulle) start(ctx context.Context, w *world, scratch string) (*process, error) {
@@ -38,10 +38,10 @@ func (p *tulle) start(ctx context.Context, w *world, scratch string) (*process, 
 		}
 		ports[i] = strconv.Itoa(port)
 	}
-	p.xds, p.scraped, p.probes = "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1], "127.0.0.1:"+ports[2]
+	p.xds, p.scraped, p.probes, p.debug = "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1], "127.0.0.1:"+ports[2], "127.0.0.1:"+ports[3]
 	return launch(ctx, scratch, "http://"+p.probes+"/readyz", []string{"KUBECONFIG=" + w.kubeconfig, "POD_NAME=tulled", "POD_NAMESPACE=" + meshNamespace},
 		p.program, "--xds-address="+p.xds, "--metrics-address="+p.scraped, "--health-address="+p.probes,
-		"--debug-address=127.0.0.1:"+ports[3], "--webhook-port="+ports[4], "--pprof")
+		"--debug-address="+p.debug, "--webhook-port="+ports[4], "--pprof")
 }
 
 func (p *tulle) prepare(ctx context.Context, w *world) error {
@@ -85,7 +85,9 @@ func (p *tulle) credentials(ctx context.Context, i int) (context.Context, error)
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+p.tokens[i]), nil
 }
 
-func (p *tulle) node(i int) *core.Node { return &core.Node{Id: fmt.Sprintf("pod-%05d.%s", i, namespace)} }
+func (p *tulle) node(i int) *core.Node {
+	return &core.Node{Id: fmt.Sprintf("pod-%05d.%s", i, namespace)}
+}
 
 func (p *tulle) begin(s *sidecar) error {
 	names := make([]string, 0, len(s.calls)+1)
@@ -142,6 +144,6 @@ func (p *tulle) added(service int, _ string) (slot, string) {
 
 func (p *tulle) policies() bool { return true }
 
-func (p *tulle) metrics() (string, string) { 
+func (p *tulle) metrics() (string, string) {
 	return "http://" + p.scraped + "/metrics", "tulle_xds_streams"
 }

@@ -24,7 +24,9 @@ import (
 const (
 	namespace     = "bench"
 	meshNamespace = "tulle-system"
-	servicePort   = 80
+	// istioNamespace is where istiod looks for its authority.
+	istioNamespace = "istio-system"
+	servicePort    = 80
 	// writers is how many requests to the API server are under way at a time while
 	// the world is made.
 	writers = 16
@@ -84,7 +86,7 @@ func (w *world) stop() error { return w.env.Stop() }
 // fill makes everything that there is to be: it may have been there before.
 func (w *world) fill(ctx context.Context, s size) error {
 	w.size = s
-	for _, n := range []string{namespace, meshNamespace} {
+	for _, n := range []string{namespace, meshNamespace, istioNamespace} {
 		o := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n}}
 		if _, err := w.client.CoreV1().Namespaces().Create(ctx, o, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("creating namespace %s: %w", n, err)
