@@ -26,6 +26,10 @@ const (
 	urlSecret    = prefix + "extensions.transport_sockets.tls.v3.Secret"
 )
 
+// receiveWindow is of a fixed size, as Envoy's is: finding a better one would cost the
+// control plane an answer to a ping for each response.
+const receiveWindow = 1 << 20
+
 // types are the short names by which bytes are counted.
 var types = map[string]string{
 	urlCluster: "CDS", urlEndpoints: "EDS", urlListener: "LDS", urlRoute: "RDS", urlScope: "SRDS", urlSecret: "SDS",

@@ -77,7 +77,7 @@ func (p *tulle) address() string { return p.xds }
 func (p *tulle) dial(int) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: p.roots, ServerName: "tulled.tulle-system.svc", MinVersion: tls.VersionTLS13})),
-		grpc.WithStatsHandler(p.traffic), grpc.WithNoProxy(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1 << 30)),
+		grpc.WithStatsHandler(p.traffic), grpc.WithNoProxy(), grpc.WithStaticStreamWindowSize(receiveWindow), grpc.WithStaticConnWindowSize(receiveWindow), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1 << 30)),
 	}
 }
 

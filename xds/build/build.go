@@ -55,6 +55,7 @@ type Builder struct {
 	snapshot atomic.Pointer[mesh.Snapshot]
 	built    atomic.Pointer[mesh.Snapshot] // the values are current for it
 	uses     atomic.Uint64
+	stakes   atomic.Uint64
 	scopes   atomic.Pointer[Collection]
 
 	// Owned by Run. values is also read by Value, under lock.
@@ -190,6 +191,10 @@ func (b *Builder) Built() *mesh.Snapshot { return b.built.Load() }
 
 // Uses is another number after [Value.Uses] of some value has become another.
 func (b *Builder) Uses() uint64 { return b.uses.Load() }
+
+// Stakes is another number after a value in which objects of the API have a part,
+// or had one, has become another, or which they are.
+func (b *Builder) Stakes() uint64 { return b.stakes.Load() }
 
 // Scopes are all scopes as they were last built.
 func (b *Builder) Scopes() *Collection { return b.scopes.Load() }
@@ -427,6 +432,9 @@ func (b *Builder) accept(w *work, r built) {
 	b.lock.Unlock()
 	if old == nil || !slices.Equal(old.Uses, r.value.Uses) {
 		b.uses.Add(1)
+		b.stakes.Add(1)
+	} else if r.value.Concerns() {
+		b.stakes.Add(1)
 	}
 	b.metrics.built(r.t.key.Type, r.took, same)
 	if same {

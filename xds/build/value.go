@@ -41,6 +41,9 @@ type Value struct {
 	Since time.Time
 }
 
+// Concerns reports whether an object of the API has a part in the value, or had one.
+func (v *Value) Concerns() bool { return len(v.Uses)+len(v.Former) > 0 }
+
 // Subscriber is told which of its targets have a new value, and, with no key,
 // that a fact which it follows is another. Changed is called without locks held by the builder's own goroutine, and must not block.
 type Subscriber interface {

@@ -73,6 +73,12 @@ func (s *Snapshot) Revision() Revision { return s.revision }
 // Config is the mesh's configuration; never nil.
 func (s *Snapshot) Config() *Config { return s.config }
 
+// SameStanding reports whether objects of the API and workloads are the same in both
+// snapshots, of which one came from the other.
+func (s *Snapshot) SameStanding(other *Snapshot) bool {
+	return s.standing == other.standing && s.workloads == other.workloads
+}
+
 // Workload returns the workload with the name.
 func (s *Snapshot) Workload(n Name) (*Workload, bool) { return s.workloads.get(n.String()) }
 

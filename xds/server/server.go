@@ -36,6 +36,7 @@ type Builder interface {
 	Snapshot() *mesh.Snapshot
 	Built() *mesh.Snapshot
 	Uses() uint64
+	Stakes() uint64
 }
 
 // Verifier tells whose a token is. Its errors are [*AuthError].
@@ -74,6 +75,7 @@ type Options struct {
 // holds with its version, some 100 bytes each.
 const (
 	maxReceive        = 4 << 20
+	receiveWindow     = 64 << 10
 	streamsPerConn    = 16
 	handshakeTimeout  = 10 * time.Second
 	keepaliveInterval = 30 * time.Second
@@ -138,6 +140,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.MaxConcurrentStreams(streamsPerConn),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.SharedWriteBuffer(true), // most proxies are idle most of the time
+		// Windows of a fixed size: what proxies send is small, and to find a better
+		// size costs a ping and its answer for each acknowledgement.
+		grpc.StaticStreamWindowSize(receiveWindow),
+		grpc.StaticConnWindowSize(receiveWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: clientPings, PermitWithoutStream: true}),
 	}

@@ -48,6 +48,7 @@ type stream struct {
 
 	// Owned by the stream's own goroutine.
 	named    bool // the node's id was looked at
+	counted  bool // what the proxy holds was known with the last request
 	reminder reminder
 }
 
@@ -138,6 +139,7 @@ func (st *stream) follow() {
 	effects := st.state.Rebind(st.proxy.binding())
 	st.lock.Unlock()
 	st.carryOut(effects)
+	st.server.acks.note()
 }
 
 // read hands on what the proxy says, no faster than it is taken in.
@@ -238,10 +240,25 @@ func (st *stream) takeIn() {
 func (st *stream) request(r *discovery.DeltaDiscoveryRequest) {
 	st.checkNode(r)
 	st.lock.Lock()
+	note := !st.counted || st.stake()
 	effects := st.state.Request(r)
+	st.counted = st.state.Known()
 	st.lock.Unlock()
-	st.server.acks.note()
 	st.carryOut(effects)
+	if note || len(effects.Unsubscribe) > 0 {
+		st.server.acks.note()
+	}
+}
+
+// stake reports whether there is something that the proxy is still to acknowledge and
+// that objects of the API have a part in. The caller holds the lock.
+func (st *stream) stake() bool {
+	for h := range st.state.Unsettled() {
+		if v := st.server.options.Builder.Value(h.Key); v == nil || v.Concerns() {
+			return true
+		}
+	}
+	return false
 }
 
 // checkNode notices a proxy that calls itself something else than its token

@@ -35,6 +35,9 @@ type reporter struct {
 	next   time.Time // no count before
 	// concerns is what was found out in the last count.
 	concerns concerns
+	// seen and stakes are the builder's, as its own goroutine noted them last.
+	seen   *mesh.Snapshot
+	stakes uint64
 }
 
 func newReporter() reporter {
@@ -49,8 +52,16 @@ func (r *reporter) note() {
 	}
 }
 
-// Built is to be called when the builder has built for another mesh.
-func (s *Server) Built() { s.acks.note() }
+// Built is to be called when the builder has built for another mesh, by one
+// goroutine. An endpoint that moved changes nothing that is counted, unless an object
+// of the API has a part in that.
+func (s *Server) Built() {
+	now, stakes := s.options.Builder.Built(), s.options.Builder.Stakes()
+	if r := &s.acks; r.seen == nil || !now.SameStanding(r.seen) || stakes != r.stakes {
+		defer r.note()
+	}
+	s.acks.seen, s.acks.stakes = now, stakes
+}
 
 // Report waits until there is a report of another version than the one given,
 // and returns the last that there is when the context ends before. Of the pods
