@@ -94,6 +94,14 @@ SEED ?=
 chaos: ## Faults at random beside traffic, for CHAOS (1h); SEED replays a run.
 	@TULLE_E2E_CHAOS=$(CHAOS) TULLE_E2E_SEED=$(SEED) e2e/cluster/with.sh go test -C e2e -count=1 -timeout=3h -v -run '^TestChaos$$' $(E2E_FLAGS) .
 
+BENCH_FLAGS ?=
+
+.PHONY: bench
+bench: ## Measure the control plane with simulated sidecars (BENCH_FLAGS=--help tells of what; see e2e/bench/README.md).
+	@$(test_environment); \
+	go build -o bin/ ./cmd/tulled; \
+	TULLED=$(CURDIR)/bin/tulled go run -C e2e ./bench $(BENCH_FLAGS)
+
 .PHONY: lint
 lint: ## Report what is not formatted or looks wrong.
 	go vet ./...

@@ -116,16 +116,11 @@ func bench(ctx context.Context, o options) (err error) {
 			found, err := one(ctx, o, name, manner, filepath.Join(scratch, name+"-"+manner))
 			all.Results = append(all.Results, found...)
 			if err != nil {
-				return errors.Join(fmt.Errorf("%s, %s: %w", name, manner, err), all.table(os.Stdout))
+				return errors.Join(fmt.Errorf("%s, %s: %w", name, manner, err), all.show(o.out))
 			}
 		}
 	}
-	if o.out != "" {
-		if err := all.write(o.out); err != nil {
-			return err
-		}
-	}
-	return all.table(os.Stdout)
+	return all.show(o.out)
 }
 
 // planeOf makes a control plane by its name.

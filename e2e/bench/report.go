@@ -63,6 +63,16 @@ func (r *result) perChange() float64 {
 	return 1000 * r.CPU / float64(r.Changes)
 }
 
+// show writes the results to the file, if there is one, and the table.
+func (r *results) show(file string) error {
+	if file != "" {
+		if err := r.write(file); err != nil {
+			return err
+		}
+	}
+	return r.table(os.Stdout)
+}
+
 func (r *results) write(file string) error {
 	raw, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
@@ -99,8 +109,11 @@ func (r *result) row() string {
 	}
 	line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s\t%.2f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.1f\t%d", r.Plane, r.Manner, r.Work, r.Changes,
 		delay, slowest, r.CPU, r.perChange(), r.Bytes, r.Resources, r.Resident, r.Peak, r.Sidecars, r.Foreign, r.Missed)
-	if r.Failed > 0 || r.Note != "" {
-		line += fmt.Sprintf("\t%d streams failed: %s", r.Failed, r.Note)
+	if r.Failed > 0 {
+		line += fmt.Sprintf("\t%d streams failed", r.Failed)
+	}
+	if r.Note != "" {
+		line += "\t" + r.Note
 	}
 	return line
 }

@@ -140,6 +140,10 @@ func (r *run) oneByOne(ctx context.Context, out *result, n int, do func(int) (*e
 		if err := r.gather(ctx, out, e); err != nil {
 			return err
 		}
+		if out.Missed > 0 {
+			out.Note = "given up: a change did not reach everybody within " + patience.String()
+			return nil
+		}
 		time.Sleep(200 * time.Millisecond) // as changes of people come, each alone
 	}
 	return nil

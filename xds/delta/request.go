@@ -212,7 +212,9 @@ func (s *Stream) answered(t translate.Type, req *discovery.DeltaDiscoveryRequest
 		if r.nonce != nonce {
 			continue
 		}
-		subs.unacked = append(subs.unacked[:0:0], subs.unacked[i+1:]...)
+		// A new list, or none: an empty part of the old one would keep all of it, and
+		// what was told of it, for as long as the stream lasts.
+		subs.unacked = append([]response(nil), subs.unacked[i+1:]...)
 		if req.GetErrorDetail() != nil {
 			s.nacked(t, r, words(req.GetErrorDetail().GetMessage()))
 		} else {
