@@ -261,7 +261,13 @@ func waitForWebhooks(t *testing.T, clients kubernetes.Interface, record *recorde
 	t.Helper()
 	eventually(t, "the injection webhooks are called", func() bool {
 		return createPod(t, clients, podIn("meshed", "", "")) == nil && slices.Equal(record.take(), []string{namespaceWebhook}) &&
-			createPod(t, clients, podIn("plain", "enabled", "")) == nil && slices.Equal(record.take(), []string{podWebhook})
+			createPod(t, clients, podIn("plain", "enabled", "")) == nil && slices.Equal(record.take(), []string{podWebhook}) &&
+			createPod(t, clients, podIn("canary", "", "")) == nil && slices.Equal(record.take(), []string{"canary:" + namespaceRevision})
+	})
+	eventually(t, "pods without a proxy are refused", func() bool {
+		pod := podIn("nobodys", "", "")
+		pod.Spec.InitContainers = nil
+		return createPod(t, clients, pod) != nil
 	})
 	for _, namespace := range []string{"kube-system", "kube-node-lease", "tulle-system"} {
 		eventually(t, "pod security has seen the label of "+namespace, func() bool {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-
 	"math/rand/v2"
 	"os"
 	"path/filepath"

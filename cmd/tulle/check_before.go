@@ -87,11 +87,16 @@ func checkRights(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 	const name = "your rights"
 	var missing []string
 	for _, r := range []right{
-		{"create", "", "namespaces"}, {"create", "", "serviceaccounts"}, {"create", "", "services"},
-		{"create", "apps", "deployments"}, {"create", "policy", "poddisruptionbudgets"},
+		{"create", "", "namespaces"},
+		{"create", "", "serviceaccounts"},
+		{"create", "", "services"},
+		{"create", "apps", "deployments"},
+		{"create", "policy", "poddisruptionbudgets"},
 		{"create", "apiextensions.k8s.io", "customresourcedefinitions"},
-		{"create", "rbac.authorization.k8s.io", "clusterroles"}, {"create", "rbac.authorization.k8s.io", "clusterrolebindings"},
-		{"create", "rbac.authorization.k8s.io", "roles"}, {"create", "rbac.authorization.k8s.io", "rolebindings"},
+		{"create", "rbac.authorization.k8s.io", "clusterroles"},
+		{"create", "rbac.authorization.k8s.io", "clusterrolebindings"},
+		{"create", "rbac.authorization.k8s.io", "roles"},
+		{"create", "rbac.authorization.k8s.io", "rolebindings"},
 		{"create", "admissionregistration.k8s.io", "mutatingwebhookconfigurations"},
 		{"create", "admissionregistration.k8s.io", "validatingwebhookconfigurations"},
 	} {

@@ -61,8 +61,10 @@ func trials() []trial {
 	}
 	grpc := corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 18082}}
 	return []trial{
-		{"http-good", http("/good"), true}, {"http-bad", http("/bad"), false},
-		{"tcp-open", tcp(18081), true}, {"tcp-closed", tcp(18089), false},
+		{"http-good", http("/good"), true},
+		{"http-bad", http("/bad"), false},
+		{"tcp-open", tcp(18081), true},
+		{"tcp-closed", tcp(18089), false},
 		{"grpc-closed", grpc, false},
 	}
 }

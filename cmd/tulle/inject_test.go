@@ -77,8 +77,10 @@ func TestAPodThatCannotBeInTheMeshIsAnErrorThatNamesIt(t *testing.T) {
 func TestADiffTellsWhatEnvoyLacks(t *testing.T) {
 	sent := &stream{
 		Held: []resource{
-			{Type: "Cluster", Name: "same", Version: "1"}, {Type: "Cluster", Name: "old", Version: "2"},
-			{Type: "Listener", Name: "missing", Version: "1"}, {Type: "Route", Name: "bad", Version: "1"},
+			{Type: "Cluster", Name: "same", Version: "1"},
+			{Type: "Cluster", Name: "old", Version: "2"},
+			{Type: "Listener", Name: "missing", Version: "1"},
+			{Type: "Route", Name: "bad", Version: "1"},
 		},
 		Rejected: []resource{{Type: "Route", Name: "bad", Version: "2", Error: "no"}},
 		Scopes:   []string{"10.96.0.1:80"},
