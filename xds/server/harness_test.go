@@ -93,8 +93,8 @@ func newHarness(t testing.TB, change func(*Options)) *harness {
 			}
 			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: "1 " + identity}, nil
 		},
-		OnBuilt: func() { h.server.Built() },
-		Log:     testr.NewWithInterface(t, testr.Options{}),
+		OnBuilt: func() { h.server.Built() }, Metrics: h.registry,
+		Log: testr.NewWithInterface(t, testr.Options{}),
 	})}
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
