@@ -129,6 +129,7 @@ func (st *stream) follow() {
 		return
 	}
 	st.workload.Store(w)
+	defer st.server.acks.note() // whether the pod has started is counted, too
 	now := st.proxy
 	now.profile, now.drains = snapshot.Profile(w), w.Drains()
 	if now == st.proxy {
@@ -139,7 +140,6 @@ func (st *stream) follow() {
 	effects := st.state.Rebind(st.proxy.binding())
 	st.lock.Unlock()
 	st.carryOut(effects)
-	st.server.acks.note()
 }
 
 // read hands on what the proxy says, no faster than it is taken in.
