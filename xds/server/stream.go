@@ -245,7 +245,7 @@ func (st *stream) request(r *discovery.DeltaDiscoveryRequest) {
 	st.counted = st.state.Known()
 	st.lock.Unlock()
 	st.carryOut(effects)
-	if note || len(effects.Unsubscribe) > 0 {
+	if note {
 		st.server.acks.note()
 	}
 }
@@ -278,6 +278,7 @@ func (st *stream) carryOut(e delta.Effects) {
 	b := st.server.options.Builder
 	if len(e.Unsubscribe) > 0 {
 		b.Unsubscribe(st, e.Unsubscribe...)
+		st.server.acks.note() // what they say may concern the proxy no longer
 	}
 	if len(e.Subscribe) > 0 {
 		b.Subscribe(st, e.Subscribe...)
