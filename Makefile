@@ -81,7 +81,8 @@ endef
 test: ## Run all tests but those that need a cluster.
 	@$(test_environment); \
 	go test $(TEST_FLAGS) ./...; \
-	go test -C e2e $(TEST_FLAGS) ./demo/... ./echo/... ./images/... ./kube/...
+	go test -C e2e $(TEST_FLAGS) ./demo/... ./echo/... ./images/... ./kube/...; \
+	go test -C .ci/tools/alerts $(TEST_FLAGS) .
 
 .PHONY: e2e
 e2e: ## Run the end-to-end tests on real pods (starts a cluster if KUBECONFIG names none).

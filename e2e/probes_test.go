@@ -20,8 +20,11 @@ type probing struct {
 	probe corev1.ProbeHandler
 	ports []corev1.ContainerPort
 	// put says which of the container's probes it is; nil is readiness.
-	put  func(*corev1.Container, *corev1.Probe)
-	want verdict
+	put func(*corev1.Container, *corev1.Probe)
+	// serves is where the container itself serves HTTP; else all are asked of
+	// the pod's first one.
+	serves string
+	want   verdict
 }
 
 // verdict is a container's status.
@@ -63,7 +66,8 @@ func startup(c *corev1.Container, p *corev1.Probe) { c.StartupProbe = p }
 
 func liveness(c *corev1.Container, p *corev1.Probe) { c.LivenessProbe = p }
 
-// probings are all at one application, which listens on the ports of echoContainer.
+// probings are of one application, which listens on the ports of echoContainer,
+// but for those that say otherwise.
 func probings() map[string]probing {
 	named := func(name string, port int32) []corev1.ContainerPort {
 		return []corev1.ContainerPort{{Name: name, ContainerPort: port}}
@@ -77,12 +81,18 @@ func probings() map[string]probing {
 		"http-named":       {probe: httpProbe("/status/200", "web"), ports: named("web", 8080), want: good},
 		"http-host":        {probe: httpProbe("/host/a.example", 8080, header("Host", "a.example")), want: good},
 		"http-other-host":  {probe: httpProbe("/host/a.example", 8080, header("Host", "b.example")), want: bad},
+		"http-redirect":    {probe: httpProbe("/to/status/200?by=302", 8080), want: good},
+		"http-moved":       {probe: httpProbe("/to/status/200?by=308", 8080), want: good},
+		"http-pod":         {probe: httpProbe("/status/200", 8181), serves: "$(POD_IP):8181", want: good},
+		"http-loopback":    {probe: httpProbe("/status/200", 8182), serves: "127.0.0.1:8182", want: bad},
+		"tcp-pod":          {probe: tcpProbe(8183), serves: "$(POD_IP):8183", want: good},
 		"https":            {probe: httpProbe("/status/200", 8443, overTLS), want: good},
 		"https-bad":        {probe: httpProbe("/status/500", 8443, overTLS), want: bad},
 		"https-named":      {probe: httpProbe("/status/200", "secure", overTLS), ports: named("secure", 8443), want: good},
 		"https-host":       {probe: httpProbe("/host/a.example", 8443, overTLS, header("Host", "a.example")), want: good},
 		"https-closed":     {probe: httpProbe("/status/200", 9998, overTLS), want: bad},
 		"grpc":             {probe: grpcProbe(9000, nil), want: good},
+		"grpc-known":       {probe: grpcProbe(9000, ptr.To("echo.Echo")), want: good},
 		"grpc-unknown":     {probe: grpcProbe(9000, ptr.To("nobody.Knows")), want: bad},
 		"grpc-closed":      {probe: grpcProbe(9997, nil), want: bad},
 		"tcp":              {probe: tcpProbe(9001), want: good},
@@ -105,8 +115,9 @@ func probed() *corev1.Pod {
 	app.Ports, app.ReadinessProbe = nil, nil
 	for _, name := range slices.Sorted(maps.Keys(probings())) {
 		p := probings()[name]
-		c := echoContainer("", "serve", "--http=", "--grpc=", "--tcp=127.0.0.1:0", "--greet=", "--tls=", "--grace=1ms")
+		c := echoContainer("", "serve", "--http="+p.serves, "--grpc=", "--tcp=127.0.0.1:0", "--greet=", "--tls=", "--grace=1ms")
 		c.Name, c.Ports, c.SecurityContext, c.ImagePullPolicy = name, p.ports, app.SecurityContext, app.ImagePullPolicy
+		c.Env = append(c.Env, corev1.EnvVar{Name: "POD_IP", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}})
 		probe := &corev1.Probe{ProbeHandler: p.probe, PeriodSeconds: 1, FailureThreshold: 2, TimeoutSeconds: 1}
 		switch {
 		case p.put == nil:

@@ -208,8 +208,15 @@ func (p *controlPlane) wireWebhooks(context.Context) error {
 	s := p.manager.GetWebhookServer()
 	in := injection{options: p.options, reader: p.manager.GetClient(), builder: p.builder, log: p.log.WithName("inject")}
 	injector := &webhook.Injector{Settings: in.settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
-	s.Register(webhook.InjectPath, &admission.Webhook{Handler: p.whenComplete(injector)})
-	s.Register(webhook.ValidatePath, &admission.Webhook{Handler: webhook.Validator{}})
+	counted, err := webhook.Counted(metrics.Registry, map[string]admission.Handler{
+		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{},
+	})
+	if err != nil {
+		return err
+	}
+	for path, handler := range counted {
+		s.Register(path, &admission.Webhook{Handler: handler})
+	}
 	return nil
 }
 

@@ -18,6 +18,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
+// healthService is the name of a service that gRPC health tells of, beside that of
+// the whole server.
+const healthService = "echo.Echo"
+
 // serveOptions are the addresses to listen on; an empty one is not served.
 type serveOptions struct {
 	http, grpc, tcp, greet, tls string
@@ -81,6 +85,7 @@ func newServer(o serveOptions) (*server, error) {
 	s.grpc = grpc.NewServer()
 	s.grpc.RegisterService(echoServiceDesc(), echoServer{})
 	s.health = health.NewServer()
+	s.health.SetServingStatus(healthService, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	s.tcp = newStreamServer(false)
 	s.greet = newStreamServer(true)

@@ -18,6 +18,7 @@ import (
 //	/headers       the same
 //	/sleep?for=1s  a Reply, later
 //	/status/503    that status
+//	/to/a/b?by=302 a redirect to /a/b
 //	/host/a.b      200 where that is the request's host, 421 otherwise
 //	/bytes?n=1000  so many bytes
 //	/ws            WebSocket echo
@@ -29,6 +30,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("/", reply)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/status/{code}", statusCode)
+	mux.HandleFunc("/to/{path...}", redirect)
 	mux.HandleFunc("/host/{host}", forHost)
 	mux.HandleFunc("/bytes", sendBytes)
 	mux.HandleFunc("/ws", echoWebSocket)
@@ -83,6 +85,15 @@ func statusCode(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Version", self().Version)
 	w.WriteHeader(code)
+}
+
+func redirect(w http.ResponseWriter, r *http.Request) {
+	code, err := strconv.Atoi(r.URL.Query().Get("by"))
+	if err != nil || code < 301 || code > 308 {
+		http.Error(w, "say the status: /to/ready?by=302", http.StatusBadRequest)
+		return
+	}
+	http.Redirect(w, r, "/"+r.PathValue("path"), code)
 }
 
 func forHost(w http.ResponseWriter, r *http.Request) {

@@ -26,6 +26,10 @@ import (
 // probeHeader names the address that a probe's cluster goes to.
 const probeHeader = "x-envoy-original-dst-host"
 
+// notFollowed is where a probe that is answered by a redirect leads: no host has
+// that name (RFC 2606), and nobody looks it up.
+const notFollowed = "http://redirect-not-followed.invalid/"
+
 const (
 	// checkInterval is how old the answer to a TCP or gRPC probe can be.
 	checkInterval = time.Second
@@ -166,6 +170,13 @@ func probeRoute(p mesh.Probe, host string) *route.Route {
 		RequestHeadersToAdd: []*core.HeaderValueOption{{
 			Header:       &core.HeaderValue{Key: probeHeader, Value: fmt.Sprintf(host, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%") + ":" + strconv.Itoa(int(p.Port))},
 			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}},
+		// A kubelet follows a redirect to the host that it asked, where the path
+		// that it leads to is not a probe's; one to another host it takes as it is,
+		// for a success with a warning.
+		ResponseHeadersToAdd: []*core.HeaderValueOption{{
+			Header:       &core.HeaderValue{Key: "location", Value: notFollowed},
+			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS,
 		}},
 	}
 }

@@ -136,6 +136,8 @@ maxPods: 200
 serializeImagePulls: false
 failSwapOn: false
 makeIPTablesUtilChains: false
+# The chaos run kills the control plane again and again, and is not about this back-off (5 minutes by default).
+crashLoopBackOff: {maxContainerRestartPeriod: 5s}
 # A developer's disk may be fuller than a server's: images were put here by hand and cannot be pulled again.
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 200Mi, nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}
