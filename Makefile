@@ -103,6 +103,10 @@ bench: ## Measure the control plane with simulated sidecars (BENCH_FLAGS=--help 
 	go build -o bin/ ./cmd/tulled; \
 	TULLED=$(CURDIR)/bin/tulled go run -C e2e ./bench $(BENCH_FLAGS)
 
+.PHONY: bench-path
+bench-path: ## Measure what a request costs on its way through two proxies, against a configuration by hand (BENCH_FLAGS).
+	@e2e/cluster/with.sh bash -c 'e2e/images/build.sh fortio && go run -C e2e ./bench/path $(BENCH_FLAGS)'
+
 .PHONY: lint
 lint: ## Report what is not formatted or looks wrong.
 	go vet ./...

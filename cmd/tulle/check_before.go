@@ -99,6 +99,8 @@ func checkRights(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 		{"create", "rbac.authorization.k8s.io", "rolebindings"},
 		{"create", "admissionregistration.k8s.io", "mutatingwebhookconfigurations"},
 		{"create", "admissionregistration.k8s.io", "validatingwebhookconfigurations"},
+		{"create", "admissionregistration.k8s.io", "validatingadmissionpolicies"},
+		{"create", "admissionregistration.k8s.io", "validatingadmissionpolicybindings"},
 	} {
 		review, err := c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
 			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{

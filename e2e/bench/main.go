@@ -80,7 +80,7 @@ func command(ctx context.Context, args []string) error {
 	f.StringVar(&o.works, "works", "", "works to do (all): "+strings.Join(workNames(), ", "))
 	f.IntVar(&o.changes, "changes", 30, "changes of the works that do one after the other")
 	f.StringVar(&o.out, "out", "", "file to write the results to, as JSON")
-	f.StringVar(&o.profiles, "profiles", "", "folder for CPU profiles of Tulle's control plane: of the first 8 s of each work")
+	f.StringVar(&o.profiles, "profiles", "", "folder for profiles of Tulle's control plane: of the CPU in the first 8 s of each work, of the heap after it")
 	f.BoolVar(&o.keep, "keep", false, "leave the logs of the programs, and say where")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -257,7 +257,9 @@ func (r *run) profile(ctx context.Context, folder, name string) (wait func()) {
 		done <- download(ctx, "http://"+t.debug+"/debug/pprof/profile?seconds=8", filepath.Join(folder, name+".pprof"))
 	}()
 	return func() {
-		if err := <-done; err != nil {
+		// Of the heap one at the end.
+		err := errors.Join(<-done, download(ctx, "http://"+t.debug+"/debug/pprof/heap?gc=1", filepath.Join(folder, name+".heap.pprof")))
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "taking a profile:", err)
 		}
 	}

@@ -1,7 +1,8 @@
 #!/bin/bash
-# build.sh [IMAGE...] builds images without docker, all of them or the named ones, and brings those
-# that changed into the embedded cluster if it is up. The archives stay in bin/images/ and are
-# what any other cluster can load, too. `Dockerfile` describes the same images for docker.
+# build.sh [IMAGE...] builds images without docker, the product's and the tests' or the named ones
+# (fortio, the load tool of a benchmark, only so), and brings those that changed into the embedded
+# cluster if it is up. The archives stay in bin/images/ and are what any other cluster can load, too.
+# `Dockerfile` describes the same images for docker.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ../cluster/lib/env.sh
@@ -73,7 +74,8 @@ for image; do
   case $image in
     tulled | tulle-init | tulle-cni) ours "$image" "$REPO_DIR" "./cmd/$image" ;;
     tulle-echo) ours tulle-echo .. ./echo ;;
+    fortio) ours fortio fortio fortio.org/fortio ;;
     envoy) envoy ;;
-    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo and envoy" ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy and fortio" ;;
   esac
 done

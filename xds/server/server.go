@@ -141,7 +141,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.MaxConcurrentStreams(streamsPerConn),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.SharedWriteBuffer(true), // most proxies are idle most of the time
 		// Windows of a fixed size: what proxies send is small, and to find a better
 		// size costs a ping and its answer for each acknowledgement.
 		grpc.StaticStreamWindowSize(receiveWindow),
