@@ -36,12 +36,18 @@ type options struct {
 }
 
 func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) == 4 && os.Args[1] == serveBare {
+		if err := runBare(ctx, os.Args[2], os.Args[3]); err != nil && ctx.Err() == nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+		return
+	}
 	// Sidecars share the machine with what is measured: collecting their garbage
 	// would be waited for as though it were the control plane's work.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(memoryLimit)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if err := command(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
@@ -75,7 +81,7 @@ func command(ctx context.Context, args []string) error {
 	f.StringVar(&o.tulled, "tulled", os.Getenv("TULLED"), "program of Tulle's control plane")
 	f.StringVar(&o.istiod, "istiod", os.Getenv("ISTIOD"), "program of Istio's control plane (pilot-discovery)")
 	f.StringVar(&o.root, "root", "..", "folder of Tulle's sources")
-	f.StringVar(&o.planes, "planes", "tulle", "control planes, one after the other: tulle, istiod (debounce off), istiod-default")
+	f.StringVar(&o.planes, "planes", "tulle", "control planes, one after the other: tulle, istiod (debounce off), istiod-default, bare (a gRPC server over TLS that does nothing, for connect and idle)")
 	f.StringVar(&o.manners, "manners", "called,all", "what sidecars subscribe to: what they call, or everything")
 	f.StringVar(&o.works, "works", "", "works to do (all): "+strings.Join(workNames(), ", "))
 	f.IntVar(&o.changes, "changes", 30, "changes of the works that do one after the other")
@@ -110,7 +116,7 @@ func bench(ctx context.Context, o options) (err error) {
 	all := &results{When: time.Now().UTC(), Size: o.size, CPUs: runtime.NumCPU()}
 	for _, name := range strings.Split(o.planes, ",") {
 		for _, manner := range strings.Split(o.manners, ",") {
-			if strings.HasPrefix(name, "istiod") && manner == "called" {
+			if strings.HasPrefix(name, "istiod") && manner == "called" || name == "bare" && manner == "all" {
 				continue // it knows no such manner
 			}
 			found, err := one(ctx, o, name, manner, filepath.Join(scratch, name+"-"+manner))
@@ -136,8 +142,10 @@ func planeOf(o options, name string, t *traffic) (plane, error) {
 			return nil, errors.New("--istiod (or ISTIOD) names no program")
 		}
 		return &istiod{program: o.istiod, debounce: name == "istiod-default", traffic: t}, nil
+	case "bare":
+		return &bare{traffic: t}, nil
 	}
-	return nil, fmt.Errorf("no control plane %q: there are tulle, istiod and istiod-default", name)
+	return nil, fmt.Errorf("no control plane %q: there are tulle, istiod, istiod-default and bare", name)
 }
 
 // one does the works to one control plane, on an API server of its own.
@@ -182,7 +190,7 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 	ready.Resident, ready.Peak = memory(process.pid())
 	found = append(found, ready)
 	for _, work := range works() {
-		if o.works != "" && !slices.Contains(strings.Split(o.works, ","), work.name) {
+		if o.works != "" && !slices.Contains(strings.Split(o.works, ","), work.name) || name == "bare" && work.name != "connect" && work.name != "idle" {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s, %s: %s: %s\n", name, manner, work.name, work.what)
@@ -190,6 +198,7 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 		found = append(found, result)
 		profiled := r.profile(ctx, o.profiles, name+"-"+manner+"-"+work.name)
 		err := r.watch(ctx, work, counted, result)
+		result.PerSidecar = 1024 * (result.Resident - ready.Resident) / float64(o.Sidecars)
 		profiled()
 		if err != nil {
 			return found, fmt.Errorf("%s: %w", work.name, err)

@@ -46,8 +46,11 @@ type result struct {
 
 	Resident float64 `json:"resident"`
 	Peak     float64 `json:"peak"`
-	Heap     float64 `json:"heap,omitempty"` // in use, after the work
-	Note     string  `json:"note,omitempty"`
+	// PerSidecar is by how much there is more in KiB than before the first
+	// sidecar, for each of them.
+	PerSidecar float64 `json:"perSidecar,omitempty"`
+	Heap       float64 `json:"heap,omitempty"` // in use, after the work
+	Note       string  `json:"note,omitempty"`
 
 	delays, slowest []float64
 }
@@ -97,7 +100,7 @@ func readResults(file string) (*results, error) {
 }
 
 // header and row are the table.
-const header = "PLANE\tMANNER\tWORK\tN\tP50 ms\tP99 ms\tMAX ms\tSLOWEST P50\tCPU s\tms/CHANGE\tBYTES\tRESOURCES\tRSS MiB\tPEAK\tSIDECARS s\tFOREIGN s\tMISSED"
+const header = "PLANE\tMANNER\tWORK\tN\tP50 ms\tP99 ms\tMAX ms\tSLOWEST P50\tCPU s\tms/CHANGE\tBYTES\tRESOURCES\tRSS MiB\tPEAK\tKiB/SIDECAR\tSIDECARS s\tFOREIGN s\tMISSED"
 
 func (r *result) row() string {
 	delay, slowest := "-\t-\t-", "-"
@@ -107,8 +110,8 @@ func (r *result) row() string {
 	if r.Slowest != nil {
 		slowest = fmt.Sprintf("%.1f", r.Slowest.P50)
 	}
-	line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s\t%.2f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.1f\t%d", r.Plane, r.Manner, r.Work, r.Changes,
-		delay, slowest, r.CPU, r.perChange(), r.Bytes, r.Resources, r.Resident, r.Peak, r.Sidecars, r.Foreign, r.Missed)
+	line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s\t%.2f\t%.2f\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.2f\t%.1f\t%d", r.Plane, r.Manner, r.Work, r.Changes,
+		delay, slowest, r.CPU, r.perChange(), r.Bytes, r.Resources, r.Resident, r.Peak, r.PerSidecar, r.Sidecars, r.Foreign, r.Missed)
 	if r.Failed > 0 {
 		line += fmt.Sprintf("\t%d streams failed", r.Failed)
 	}
