@@ -77,6 +77,7 @@ func command(ctx context.Context, args []string) error {
 	f.IntVar(&o.Sidecars, "sidecars", 200, "simulated sidecars, each a pod's")
 	f.IntVar(&o.Workloads, "workloads", 20, "workloads that the pods are of")
 	f.IntVar(&o.Calls, "calls", 10, "services that each sidecar calls, in the manner called")
+	f.IntVar(&o.Policies, "policies", 0, "policies that are there from the beginning, each for one workload")
 	f.StringVar(&o.kube, "kube", os.Getenv("TULLE_KUBE_BIN"), "folder with etcd and kube-apiserver")
 	f.StringVar(&o.tulled, "tulled", os.Getenv("TULLED"), "program of Tulle's control plane")
 	f.StringVar(&o.istiod, "istiod", os.Getenv("ISTIOD"), "program of Istio's control plane (pilot-discovery)")

@@ -213,7 +213,7 @@ func (r *run) rule(ctx context.Context, out *result, in string, selector map[str
 	return r.oneByOne(ctx, out, r.changes/3, func(int) (*expect, error) {
 		path := "/bench-" + r.world.mark()
 		e := r.board.expect(slot{}, []byte(path), concerned)
-		err := r.world.deny(ctx, in, path, selector)
+		err := r.world.deny(ctx, "bench", in, path, selector)
 		e.from = time.Now()
 		return e, err
 	})

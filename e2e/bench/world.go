@@ -52,6 +52,8 @@ type size struct {
 	Sidecars  int `json:"sidecars"`
 	Workloads int `json:"workloads"` // the sidecars are of so many workloads
 	Calls     int `json:"calls"`     // services that each calls; all of them in the manner all
+	// Policies are there from the beginning, each for one workload.
+	Policies int `json:"policies,omitempty"`
 }
 
 // startAPIServer runs etcd and kube-apiserver from a folder of programs, with the
@@ -108,6 +110,12 @@ func (w *world) fill(ctx context.Context, s size) error {
 		all.Go(func() (err error) {
 			w.pods[i], err = w.addPod(ctx, i)
 			return err
+		})
+	}
+	for i := range s.Policies {
+		selector := map[string]any{"app": account(i % s.Workloads)}
+		all.Go(func() error {
+			return w.deny(ctx, fmt.Sprintf("filled-%04d", i), namespace, fmt.Sprintf("/filled-%d", i), selector)
 		})
 	}
 	return all.Wait()
@@ -228,9 +236,9 @@ func (w *world) move(ctx context.Context, service string, endpoint int, address 
 // policies are MeshPolicies.
 var policies = schema.GroupVersionResource{Group: "mesh.tulle.dev", Version: "v1alpha1", Resource: "meshpolicies"}
 
-// deny applies a policy that refuses a path: to a workload of the namespace, or, in
+// deny applies a policy of that name that refuses a path: to a workload of the namespace, or, in
 // the mesh's own namespace, to everybody.
-func (w *world) deny(ctx context.Context, in, path string, selector map[string]any) error {
+func (w *world) deny(ctx context.Context, name, in, path string, selector map[string]any) error {
 	spec := map[string]any{"authorization": map[string]any{"rules": []any{
 		map[string]any{"name": "refused", "action": "Deny", "to": []any{map[string]any{"paths": []any{path}}}},
 	}}}
@@ -239,9 +247,9 @@ func (w *world) deny(ctx context.Context, in, path string, selector map[string]a
 	}
 	o := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": policies.GroupVersion().String(), "kind": "MeshPolicy",
-		"metadata": map[string]any{"name": "bench", "namespace": in}, "spec": spec,
+		"metadata": map[string]any{"name": name, "namespace": in}, "spec": spec,
 	}}
-	if _, err := w.dynamic.Resource(policies).Namespace(in).Apply(ctx, "bench", o, metav1.ApplyOptions{FieldManager: "bench", Force: true}); err != nil {
+	if _, err := w.dynamic.Resource(policies).Namespace(in).Apply(ctx, name, o, metav1.ApplyOptions{FieldManager: "bench", Force: true}); err != nil {
 		return fmt.Errorf("applying a policy: %w", err)
 	}
 	return nil
