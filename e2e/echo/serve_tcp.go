@@ -38,7 +38,12 @@ func newStreamServer(greets bool) *streamServer {
 func (s *streamServer) serve(l net.Listener) error {
 	s.mu.Lock()
 	s.listener, s.address = l, l.Addr().String()
+	closing := s.closing
 	s.mu.Unlock()
+	if closing { // before it began
+		_ = l.Close()
+		return net.ErrClosed
+	}
 	for {
 		c, err := l.Accept()
 		if err == nil {
