@@ -141,3 +141,35 @@ func TestARestartOfTheControlPlaneCostsNoCall(t *testing.T) {
 	s.apply("MeshPolicy", "shut", "authorization: {default: Deny}")
 	s.callUntil(from, answered(403), "http", s.url("server"))
 }
+
+// A proxy that hears from no control plane goes on when every pod that it knows of is
+// replaced by another.
+func TestCallsFindPodsThatTheProxyWasNotToldOf(t *testing.T) {
+	s := newSpace(t, "untold", true)
+	s.deploy(app{name: "client"}, app{name: "server", replicas: 2})
+	s.strict()
+	from := s.in("client")
+	r := s.callUntil(from, answered(200), "http", s.url("server"))
+	heal := dropping(t, proxyProcess(t, s.running("client")), "tcp dport 15010")
+	before := map[string]bool{}
+	pods, err := s.c.Client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{LabelSelector: "app=server"})
+	must(t, err)
+	for _, p := range pods.Items {
+		before[p.Name] = true
+	}
+	s.rolls()
+	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+	s.endpoints("server")
+	figure(t, "before, %s answered", r.Reply.Pod)
+	load := s.load(from, "http", s.url("server"), "--rate", "50", "--duration", "6s", "--new-connection-share", "0.3")
+	figure(t, "with all pods replaced unknown to the client's proxy: %d requests, %d failed, by %v; p50 %.1f, p99 %.1f ms", load.Requests, load.Failed, load.Pods, load.Latency.P50, load.Latency.P99)
+	noFailure(s, load)
+	for pod := range load.Pods {
+		if before[pod] {
+			t.Errorf("%s answered, which was to be replaced: this shows nothing", pod)
+		}
+	}
+	heal()
+	s.apply("MeshPolicy", "shut", "authorization: {default: Deny}")
+	s.callUntil(from, answered(403), "http", s.url("server"))
+}

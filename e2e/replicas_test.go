@@ -199,6 +199,20 @@ func cutOff(t *testing.T, c *kube.Cluster, pod string) (heal func()) {
 	must(t, err)
 	service, err := c.Client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
 	must(t, err)
+	var drop []string
+	for _, ip := range service.Spec.ClusterIPs {
+		family := "ip"
+		if strings.Contains(ip, ":") {
+			family = "ip6"
+		}
+		drop = append(drop, family+" daddr "+ip)
+	}
+	return dropping(t, process, drop...)
+}
+
+// dropping drops what a process's pod sends that a rule matches, until heal.
+func dropping(t *testing.T, process *os.Process, rules ...string) (heal func()) {
+	t.Helper()
 	nft := func(script string) error {
 		// The test's own context may be over when it is healed.
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -206,19 +220,11 @@ func cutOff(t *testing.T, c *kube.Cluster, pod string) (heal func()) {
 		cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(process.Pid), "-n", "nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(script)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("changing what %s may send: %w: %s", pod, err, out)
+			return fmt.Errorf("changing what process %d may send: %w: %s", process.Pid, err, out)
 		}
 		return nil
 	}
-	var drop strings.Builder
-	for _, ip := range service.Spec.ClusterIPs {
-		family := "ip"
-		if strings.Contains(ip, ":") {
-			family = "ip6"
-		}
-		fmt.Fprintf(&drop, "%s daddr %s drop\n", family, ip)
-	}
-	must(t, nft("table inet away {\nchain out {\ntype filter hook output priority 0\n"+drop.String()+"}\n}\n"))
+	must(t, nft("table inet away {\nchain out {\ntype filter hook output priority 0\n"+strings.Join(rules, " drop\n")+" drop\n}\n}\n"))
 	done := false
 	heal = func() {
 		if !done {

@@ -201,6 +201,9 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 		err := r.watch(ctx, work, counted, result)
 		result.PerSidecar = 1024 * (result.Resident - ready.Resident) / float64(o.Sidecars)
 		profiled()
+		if gone := process.gone(); gone != nil {
+			err = errors.Join(gone, err)
+		}
 		if err != nil {
 			return found, fmt.Errorf("%s: %w", work.name, err)
 		}

@@ -53,6 +53,7 @@ type process struct {
 	ended chan error
 	// ready is how long it took from its start.
 	ready time.Duration
+	log   string // file
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
@@ -64,7 +65,7 @@ func launch(ctx context.Context, scratch, readyURL string, env []string, program
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{cmd: exec.CommandContext(ctx, program, args...), ended: make(chan error, 1)}
+	p := &process{cmd: exec.CommandContext(ctx, program, args...), ended: make(chan error, 1), log: log.Name()}
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = append(os.Environ(), env...), log, log, scratch
 	// It ends with the thread that starts it, and so with a run that is killed.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -99,6 +100,18 @@ func launch(ctx context.Context, scratch, readyURL string, env []string, program
 				return p, nil
 			}
 		}
+	}
+}
+
+// gone is an error with the last that the program said, if it has ended.
+func (p *process) gone() error {
+	select {
+	case err := <-p.ended:
+		p.ended <- err
+		said, _ := os.ReadFile(p.log)
+		return fmt.Errorf("the control plane has ended: %w: %s", errors.Join(err), said[max(len(said)-4096, 0):])
+	default:
+		return nil
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -28,11 +29,7 @@ func endpoints(name string, v *mesh.View) *endpoint.ClusterLoadAssignment {
 	if !ok || d.service == nil {
 		return out
 	}
-	type lb struct {
-		zone, at string
-		e        *endpoint.LbEndpoint
-	}
-	var all []lb
+	var all []found
 	for _, s := range v.Slices(d.service.Name) {
 		port, ok := slicePort(s, d.port.Name)
 		if !ok {
@@ -47,20 +44,48 @@ func endpoints(name string, v *mesh.View) *endpoint.ClusterLoadAssignment {
 				continue
 			}
 			at := netip.AddrPortFrom(e.Address, port)
-			all = append(all, lb{e.Zone, at.String(), lbEndpoint(at, known && takesMTLS(w, port, v))})
+			all = append(all, found{e.Zone, at, known && takesMTLS(w, port, v)})
 		}
 	}
-	slices.SortFunc(all, func(a, b lb) int { return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.at, b.at)) })
-	all = slices.CompactFunc(all, func(a, b lb) bool { return a.at == b.at })
+	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.at.String(), b.at.String())) })
+	all = slices.CompactFunc(all, func(a, b found) bool { return a.at == b.at })
 	for _, x := range all {
 		n := len(out.Endpoints)
 		if n == 0 || out.Endpoints[n-1].Locality.GetZone() != x.zone {
 			out.Endpoints = append(out.Endpoints, &endpoint.LocalityLbEndpoints{Locality: locality(x.zone)})
 			n++
 		}
-		out.Endpoints[n-1].LbEndpoints = append(out.Endpoints[n-1].LbEndpoints, x.e)
+		out.Endpoints[n-1].LbEndpoints = append(out.Endpoints[n-1].LbEndpoints, lbEndpoint(x.at, x.mtls))
 	}
+	lastResort(out, d, all)
 	return out
+}
+
+// found is a ready endpoint.
+type found struct {
+	zone string
+	at   netip.AddrPort
+	mtls bool
+}
+
+// neverSpilled is an overprovisioning factor, in percent, with which one endpoint in
+// a hundred is enough for the last resort to get nothing of its own.
+const neverSpilled = 10000
+
+// lastResort puts the service's own address behind its endpoints, where nothing goes
+// but the last attempt of a request that reached none of them (retryPolicy): what a
+// proxy knows is old when its control plane is down or cut off, and by that address
+// kube-proxy, which does not depend on it, finds a pod that is there. Whom that is,
+// the certificate tells as for any endpoint; so where some pods take mesh mTLS and
+// others do not, there is none.
+func lastResort(a *endpoint.ClusterLoadAssignment, d destination, all []found) {
+	if !d.http || d.service.Headless() || len(all) == 0 ||
+		slices.ContainsFunc(all, func(f found) bool { return f.mtls != all[0].mtls }) {
+		return
+	}
+	at := netip.AddrPortFrom(d.service.Addresses[0], d.port.Port)
+	a.Endpoints = append(a.Endpoints, &endpoint.LocalityLbEndpoints{Priority: 1, LbEndpoints: []*endpoint.LbEndpoint{lbEndpoint(at, all[0].mtls)}})
+	a.Policy = &endpoint.ClusterLoadAssignment_Policy{OverprovisioningFactor: wrapperspb.UInt32(neverSpilled)}
 }
 
 func locality(zone string) *core.Locality {
