@@ -345,55 +345,6 @@ type Operation struct {
 	Hosts []string `json:"hosts,omitempty"`
 }
 
-// Traffic says how clients call the targets.
-//
-// +kubebuilder:validation:XValidation:rule="has(self.timeout) || has(self.retries)",message="traffic says nothing: write timeout or retries"
-type Traffic struct {
-	// timeout of a whole request with all its retries, such as 2s or 500ms; 0s
-	// is none.
-	// +optional
-	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
-	Timeout *metav1.Duration `json:"timeout,omitempty"`
-
-	// retries says when and how often a request that failed is tried again.
-	// +optional
-	Retries *Retries `json:"retries,omitempty"`
-}
-
-// RetryCondition is a condition of Envoy under which a request is tried again.
-//
-// +kubebuilder:validation:Enum=connect-failure;refused-stream;reset;reset-before-request;5xx;gateway-error;retriable-4xx;unavailable;cancelled;deadline-exceeded;resource-exhausted;internal
-type RetryCondition string
-
-// Retries says when and how often a request that failed is tried again.
-//
-// +kubebuilder:validation:XValidation:rule="self.attempts > 0 || !(has(self.retryOn) || has(self.perTryTimeout))",message="attempts: 0 turns retries off, so retryOn and perTryTimeout mean nothing: leave them out, or write attempts: 1 or more"
-type Retries struct {
-	// attempts after the first; 0 turns retries off.
-	// +required
-	// +kubebuilder:validation:Minimum=0
-	// +kubebuilder:validation:Maximum=10
-	Attempts int32 `json:"attempts"`
-
-	// perTryTimeout of each attempt, the first included, such as 250ms.
-	// +optional
-	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
-	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="perTryTimeout is above zero: leave it out for none"
-	PerTryTimeout *metav1.Duration `json:"perTryTimeout,omitempty"`
-
-	// retryOn is the conditions of Envoy under which a request is tried again; by
-	// default those after which the server cannot have seen the request.
-	// +optional
-	// +listType=set
-	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=12
-	RetryOn []RetryCondition `json:"retryOn,omitempty"`
-}
-
 // MeshPolicyStatus is what the control plane found about a MeshPolicy.
 type MeshPolicyStatus struct {
 	// conditions are Accepted, Programmed and, where targetRefs is written,

@@ -209,23 +209,3 @@ func operation(field string, o v1alpha1.Operation, bad *problems) mesh.Operation
 	}
 	return out
 }
-
-func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
-	if t == nil {
-		return nil
-	}
-	out := &mesh.Traffic{Timeout: bad.duration("spec.traffic.timeout", t.Timeout)}
-	if r := t.Retries; r != nil {
-		if r.Attempts < 0 {
-			bad.add("spec.traffic.retries.attempts: %d is negative: write 0 for no retries", r.Attempts)
-		}
-		out.Retries = &mesh.Retries{Attempts: uint32(max(r.Attempts, 0))}
-		if d := bad.duration("spec.traffic.retries.perTryTimeout", r.PerTryTimeout); d != nil {
-			out.Retries.PerTryTimeout = *d
-		}
-		for _, c := range r.RetryOn {
-			out.Retries.On = append(out.Retries.On, string(c))
-		}
-	}
-	return out
-}

@@ -64,6 +64,7 @@ type server struct {
 	greet     *streamServer
 	tcp       *streamServer
 	unready   atomic.Bool
+	failing   atomic.Bool
 }
 
 // newServer opens every listener, so that a port in use is an error at once.

@@ -23,11 +23,12 @@ import (
 //	/bytes?n=1000  so many bytes
 //	/ws            WebSocket echo
 //	/ready         200, or 503 after /toggle/ready?to=false
+//	/toggle/fail   ?to=true|false: whether / answers 500
 //	/toggle/ready  ?to=true|false: what /ready and gRPC health say
 //	/toggle/greet  ?to=true|false: whether the greeting port is open
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/", reply)
+	mux.HandleFunc("/", s.reply)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/status/{code}", statusCode)
 	mux.HandleFunc("/to/{path...}", redirect)
@@ -36,12 +37,17 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("/ws", echoWebSocket)
 	mux.HandleFunc("/ready", s.ready)
 	mux.HandleFunc("/toggle/ready", s.toggleReady)
+	mux.HandleFunc("/toggle/fail", s.toggleFail)
 	mux.HandleFunc("/toggle/greet", s.toggleGreet)
 	return mux
 }
 
-func reply(w http.ResponseWriter, r *http.Request) {
-	if n, ok := readBody(w, r); ok {
+func (s *server) reply(w http.ResponseWriter, r *http.Request) {
+	switch n, ok := readBody(w, r); {
+	case !ok:
+	case s.failing.Load():
+		http.Error(w, "told to fail", http.StatusInternalServerError)
+	default:
 		writeReply(w, r, n)
 	}
 }
@@ -145,6 +151,12 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	fmt.Fprintln(w, "ready")
+}
+
+func (s *server) toggleFail(w http.ResponseWriter, r *http.Request) {
+	to := r.URL.Query().Get("to") != "false"
+	s.failing.Store(to)
+	fmt.Fprintln(w, "failing:", to)
 }
 
 func (s *server) toggleReady(w http.ResponseWriter, r *http.Request) {

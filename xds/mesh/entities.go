@@ -311,19 +311,6 @@ func (o Operation) HasHTTP() bool {
 	return len(o.Methods) > 0 || len(o.Paths) > 0 || len(o.Hosts) > 0
 }
 
-// Traffic is a policy's traffic section: how clients call the target.
-type Traffic struct {
-	Timeout *time.Duration // of a whole request; 0: none
-	Retries *Retries
-}
-
-// Retries says when and how often a failed request is tried again.
-type Retries struct {
-	Attempts      uint32 // at most so many retries; 0: none
-	PerTryTimeout time.Duration
-	On            []string // Envoy's retry conditions
-}
-
 // Split is a TrafficSplit.
 type Split struct {
 	Meta

@@ -55,8 +55,11 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		}
 		return k, true
 	case translate.Cluster, translate.Endpoints:
-		if strings.HasPrefix(name, translate.PrefixProbe) {
+		switch {
+		case strings.HasPrefix(name, translate.PrefixProbe):
 			k.For = p.pod // its own application, at its own address
+		case t == translate.Cluster && translate.OfService(name):
+			k.For = p.namespace // whose policies may say how it is called
 		}
 		return k, true // a name that means nothing gets something empty
 	}

@@ -135,13 +135,13 @@ func TestRealEnvoy(t *testing.T) {
 	h.builder.Apply(mesh.Put(&mesh.TrustBundle{PEM: h.rootPEM}))
 	profile := h.builder.Snapshot().Profile(workload("web"))
 	h.server.siblings.learn(profile, []build.Key{
-		{Type: translate.Route, Name: dbScope, For: "shop"}, {Type: translate.Cluster, Name: "tcp|10.244.9.1:8080"},
+		{Type: translate.Route, Name: dbScope, For: "shop"}, {Type: translate.Cluster, Name: "tcp|10.244.9.1:8080", For: "shop"},
 	})
 	started := time.Now()
 	h.startEnvoy(h.api.token(peer("web")))
 
 	ready := build.Key{Type: translate.Listener, Name: translate.ListenerReady}
-	cluster := build.Key{Type: translate.Cluster, Name: dbCluster}
+	cluster := build.Key{Type: translate.Cluster, Name: dbCluster, For: "shop"}
 	endpoints := build.Key{Type: translate.Endpoints, Name: dbCluster}
 	route := build.Key{Type: translate.Route, Name: dbScope, For: "shop"}
 	secret := build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: "spiffe://test.mesh/ns/shop/sa/web"}

@@ -46,7 +46,7 @@ func clusterFor(k Key, v *mesh.View) Result {
 	case !ok:
 		return Result{Message: emptyCluster(k.Name)}
 	case d.service != nil:
-		return Result{Message: serviceCluster(k.Name, d, v), EDS: true}
+		return Result{Message: serviceCluster(k, d, v), EDS: true}
 	default:
 		return Result{Message: addressCluster(k.Name, d, v)}
 	}
@@ -58,7 +58,7 @@ func staticCluster(name string) *cluster.Cluster {
 	case ClusterInbound:
 		// The application, at the address and port that the caller meant.
 		c := originalDestination(name)
-		c.TypedExtensionProtocolOptions = protocolOptions(0)
+		c.TypedExtensionProtocolOptions = protocolOptions(&core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)})
 		return c
 	case ClusterPassthrough:
 		return originalDestination(name)
@@ -115,21 +115,21 @@ func assignment(name string, es ...*endpoint.LbEndpoint) *endpoint.ClusterLoadAs
 }
 
 // serviceCluster is a service's endpoints, each spoken to in mesh mTLS or in
-// the clear as its metadata says.
-func serviceCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
+// the clear as its metadata says. k.For is the clients' namespace.
+func serviceCluster(k Key, d destination, v *mesh.View) *cluster.Cluster {
+	t := trafficFor(k.For, d.service.Name, d.port.Port, v)
 	c := &cluster.Cluster{
-		Name:                 name,
+		Name:                 k.Name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       seconds(connectTimeout),
-		LbPolicy:             cluster.Cluster_LEAST_REQUEST,
-		CircuitBreakers:      unlimited(),
 		UpstreamBindConfig:   marked(),
 	}
+	t.shape(c)
 	check := validation(sanName(d.service.Name, d.port.Port))
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
 	if d.http {
-		c.TypedExtensionProtocolOptions = protocolOptions(connectionAge(v))
+		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(connectionAge(v)))
 	}
 	return c
 }
@@ -147,7 +147,7 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 	c.CircuitBreakers = unlimited()
 	c.UpstreamBindConfig = marked()
 	if d.http {
-		c.TypedExtensionProtocolOptions = protocolOptions(connectionAge(v))
+		c.TypedExtensionProtocolOptions = protocolOptions((&traffic{}).protocols(connectionAge(v)))
 	}
 	if known && takesMTLS(w, d.address.Port(), v) {
 		id := Identity(config.TrustDomain, w.Namespace, w.ServiceAccount)
@@ -199,29 +199,18 @@ func connectionAge(v *mesh.View) time.Duration {
 }
 
 // protocolOptions speaks to the server what the client spoke: HTTP/2 streams
-// in both directions would deadlock over HTTP/1. age 0 is no limit.
-func protocolOptions(age time.Duration) map[string]*anypb.Any {
-	o := &upstreams.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)},
+// in both directions would deadlock over HTTP/1.
+func protocolOptions(common *core.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{httpOptions: typed(&upstreams.HttpProtocolOptions{
+		CommonHttpProtocolOptions: common,
 		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
 				HttpProtocolOptions:  http1(),
 				Http2ProtocolOptions: &core.Http2ProtocolOptions{},
 			},
 		},
-	}
-	if age > 0 {
-		o.CommonHttpProtocolOptions.MaxConnectionDuration = seconds(age)
-	}
-	return map[string]*anypb.Any{httpOptions: typed(o)}
+	})}
 }
 
-// unlimited lifts Envoy's default of 1,024 connections and requests, which a
-// busy service meets by itself; circuit breaking is for a policy to ask for.
-func unlimited() *cluster.CircuitBreakers {
-	const most = 1<<32 - 1
-	return &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-		MaxConnections: wrapperspb.UInt32(most), MaxPendingRequests: wrapperspb.UInt32(most),
-		MaxRequests: wrapperspb.UInt32(most), MaxRetries: wrapperspb.UInt32(most),
-	}}}
-}
+// unlimited is without bounds, and without a budget: nothing is tried again there.
+func unlimited() *cluster.CircuitBreakers { return (&traffic{}).breakers() }

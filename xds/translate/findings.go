@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -191,12 +192,21 @@ func trafficConflict(p *mesh.Policy, v *mesh.View) *fault {
 		if q.Invalid != "" || !overlap(p.Targets, q.Targets) {
 			continue
 		}
-		if p.Traffic.Timeout != nil && q.Traffic.Timeout != nil && *p.Traffic.Timeout != *q.Traffic.Timeout || p.Traffic.Retries != nil && q.Traffic.Retries != nil {
+		if differ(p.Traffic, q.Traffic) {
 			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s is older and sets the same for the same target, and wins; merge the two, or delete one", q.Meta.Name)}
 		}
 	}
 	return nil
 }
+
+// differ reports whether both say something about the same, and not the same.
+func differ(a, b *mesh.Traffic) bool {
+	return other(a.Timeout, b.Timeout) || other(a.IdleTimeout, b.IdleTimeout) || other(a.Retries, b.Retries) ||
+		other(a.Connections, b.Connections) || other(a.CircuitBreaker, b.CircuitBreaker) ||
+		other(a.OutlierDetection, b.OutlierDetection) || other(a.LoadBalancer, b.LoadBalancer)
+}
+
+func other[T any](a, b *T) bool { return a != nil && b != nil && !reflect.DeepEqual(a, b) }
 
 func overlap(a, b []mesh.Target) bool {
 	if len(a) == 0 || len(b) == 0 {

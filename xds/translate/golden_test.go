@@ -154,7 +154,7 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		for _, a := range w.Addresses {
 			for _, p := range w.Ports {
 				for _, form := range []string{"http", "tcp"} {
-					add(translate.Cluster, fmt.Sprintf("%s|%s:%d", form, a, p.Port), "")
+					add(translate.Cluster, fmt.Sprintf("%s|%s:%d", form, a, p.Port), w.Namespace)
 				}
 			}
 		}
@@ -176,14 +176,25 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		}
 	})
 	for svc := range s.Services() {
+		// Clients of its own namespace, and of those that may see it otherwise.
+		clients := []string{svc.Namespace}
+		for p := range s.Policies() {
+			if p.Traffic != nil && !slices.Contains(clients, p.Meta.Namespace) && p.Meta.Namespace != s.Config().RootNamespace {
+				clients = append(clients, p.Meta.Namespace)
+			}
+		}
 		for _, p := range svc.Ports {
 			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
 			add(translate.Secret, "san|"+name, "")
-			add(translate.Cluster, "svc|"+name, "")
+			for _, c := range clients {
+				add(translate.Cluster, "svc|"+name, c)
+			}
 			add(translate.Endpoints, "svc|"+name, "")
 		}
 		for _, vip := range svc.VIPs() {
-			add(translate.Cluster, "tcp|"+vip, "")
+			for _, c := range clients {
+				add(translate.Cluster, "tcp|"+vip, c)
+			}
 			add(translate.Endpoints, "tcp|"+vip, "")
 		}
 	}
@@ -252,8 +263,8 @@ func validate(t *testing.T, keys []translate.Key, messages []proto.Message) {
 		switch m := m.(type) {
 		case *cluster.Cluster:
 			c := proto.CloneOf(inFile(m))
-			if k := keys[i]; strings.HasPrefix(k.Name, translate.PrefixProbe) {
-				c.Name += "|" + k.For // each pod has its own of the name
+			if slices.ContainsFunc(r.Clusters, func(o *cluster.Cluster) bool { return o.Name == c.Name }) {
+				c.Name += "|" + keys[i].For // another pod's, or namespace's, of the name
 			}
 			r.Clusters = append(r.Clusters, c)
 		case *listener.Listener:

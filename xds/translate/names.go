@@ -76,6 +76,12 @@ func ClusterName(service mesh.Name, port uint16) string {
 	return fmt.Sprintf("%s%s|%d", prefixService, service, port)
 }
 
+// OfService reports whether a cluster's name may be that of a service's cluster,
+// which differs between namespaces of clients.
+func OfService(name string) bool {
+	return strings.HasPrefix(name, prefixService) || strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP)
+}
+
 func sanName(service mesh.Name, port uint16) string {
 	return fmt.Sprintf("%s%s|%d", PrefixSAN, service, port)
 }

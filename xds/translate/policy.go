@@ -2,7 +2,6 @@ package translate
 
 import (
 	"slices"
-	"time"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -89,73 +88,6 @@ func authorizations(namespace string, labels map[string]string, v *mesh.View) []
 	var out []*mesh.Policy
 	for _, level := range selected(namespace, labels, mesh.SectionAuthorization, v) {
 		out = append(out, level...)
-	}
-	return out
-}
-
-// traffic is how clients of a namespace call a service's port.
-type traffic struct {
-	timeout time.Duration // 0: none
-	retries mesh.Retries
-}
-
-// connectFailure is Envoy's retry condition of a connection that failed. Ours
-// includes the one from the server's sidecar to its application.
-const connectFailure = "connect-failure"
-
-// defaultRetries tries again what no server has begun to work on: another host
-// for a connection that failed, and a stream that was refused.
-var defaultRetries = mesh.Retries{Attempts: 2, On: []string{connectFailure, "refused-stream", "reset-before-request"}}
-
-// trafficFor merges the traffic sections, scalar by scalar: the mesh's, the
-// service's namespace's, the service's own, and last what the client's own
-// namespace says about the service.
-func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) traffic {
-	out := traffic{retries: defaultRetries}
-	for _, p := range trafficPolicies(client, service, port, v) {
-		if p.Traffic.Timeout != nil {
-			out.timeout = *p.Traffic.Timeout
-		}
-		if r := p.Traffic.Retries; r != nil {
-			out.retries = *r
-			if len(r.On) == 0 {
-				out.retries.On = defaultRetries.On
-			}
-		}
-	}
-	return out
-}
-
-// trafficPolicies are those that hold, in the order in which they override one
-// another.
-func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View) []*mesh.Policy {
-	root := v.Config().RootNamespace
-	var out []*mesh.Policy
-	add := func(ns string, fits func(*mesh.Policy) bool) {
-		ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
-		slices.Reverse(ps) // the oldest last: it wins
-		out = append(out, ps...)
-	}
-	broad := func(p *mesh.Policy) bool { return len(p.Targets) == 0 }
-	narrow := func(withPort bool) func(*mesh.Policy) bool {
-		return func(p *mesh.Policy) bool {
-			for _, t := range p.Targets {
-				if t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
-					return true
-				}
-			}
-			return false
-		}
-	}
-	add(root, broad)
-	if service.Namespace != root {
-		add(service.Namespace, broad)
-	}
-	add(service.Namespace, narrow(false))
-	add(service.Namespace, narrow(true))
-	if client != service.Namespace {
-		add(client, narrow(false))
-		add(client, narrow(true))
 	}
 	return out
 }

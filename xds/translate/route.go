@@ -1,12 +1,12 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
@@ -67,7 +67,8 @@ type outbound struct {
 func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend) {
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
-		IdleTimeout: durationpb.New(0), // lifts the bound on the wait for this very route
+		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
+		HashPolicy:  o.traffic.hash(),
 		RetryPolicy: retryPolicy(o.traffic.retries),
 	}
 	var weighted []*route.WeightedCluster_ClusterWeight
@@ -121,8 +122,9 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 	if r.PerTryTimeout > 0 {
 		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
 	}
+	base := cmp.Or(r.Base, defaultBackOff)
 	p.RetryBackOff = &route.RetryPolicy_RetryBackOff{
-		BaseInterval: durationpb.New(25 * time.Millisecond), MaxInterval: durationpb.New(250 * time.Millisecond),
+		BaseInterval: durationpb.New(base), MaxInterval: durationpb.New(cmp.Or(r.Max, backOffGrowth*base)),
 	}
 	return p
 }

@@ -1,0 +1,187 @@
+package observe
+
+import (
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// The defaults are the CRD's; an object may have been stored under an older one.
+const (
+	defaultRetryPercent       = 20
+	defaultMinRetries         = 3
+	defaultConsecutive5xx     = 5
+	defaultMaxEjectionPercent = 10
+	defaultOutlierInterval    = 10 * time.Second
+	defaultEjectionTime       = 30 * time.Second
+	defaultMaxEjectionTime    = 5 * time.Minute
+)
+
+func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
+	if t == nil {
+		return nil
+	}
+	const field = "spec.traffic"
+	return &mesh.Traffic{
+		Timeout:          bad.duration(field+".timeout", t.Timeout),
+		IdleTimeout:      bad.duration(field+".idleTimeout", t.IdleTimeout),
+		Retries:          retries(field+".retries", t.Retries, bad),
+		Connections:      connections(field+".connections", t.Connections, bad),
+		CircuitBreaker:   circuitBreaker(field+".circuitBreaker", t.CircuitBreaker, bad),
+		OutlierDetection: outlierDetection(field+".outlierDetection", t.OutlierDetection, bad),
+		LoadBalancer:     loadBalancer(field+".loadBalancer", t.LoadBalancer, bad),
+	}
+}
+
+func retries(field string, r *v1alpha1.Retries, bad *problems) *mesh.Retries {
+	if r == nil {
+		return nil
+	}
+	out := &mesh.Retries{
+		Attempts:      bad.count(field+".attempts", &r.Attempts, 0),
+		PerTryTimeout: bad.time(field+".perTryTimeout", r.PerTryTimeout, 0),
+	}
+	for _, c := range r.RetryOn {
+		out.On = append(out.On, string(c))
+	}
+	if b := r.BackOff; b != nil {
+		out.Base = bad.time(field+".backOff.base", b.Base, 0)
+		out.Max = bad.time(field+".backOff.max", b.Max, 0)
+	}
+	if b := r.Budget; b != nil {
+		percent := b.Percent
+		if percent == 0 {
+			percent = defaultRetryPercent
+		}
+		out.Budget = &mesh.RetryBudget{
+			Percent:       bad.percent(field+".budget.percent", &percent, 0),
+			MinConcurrent: bad.count(field+".budget.minConcurrent", b.MinConcurrent, defaultMinRetries),
+		}
+	}
+	return out
+}
+
+func connections(field string, c *v1alpha1.Connections, bad *problems) *mesh.Connections {
+	if c == nil {
+		return nil
+	}
+	out := &mesh.Connections{
+		ConnectTimeout: bad.time(field+".connectTimeout", c.ConnectTimeout, 0),
+		IdleTimeout:    bad.time(field+".idleTimeout", c.IdleTimeout, 0),
+		MaxDuration:    bad.time(field+".maxDuration", c.MaxDuration, 0),
+		MaxRequests:    bad.count(field+".maxRequests", c.MaxRequests, 0),
+	}
+	if k := c.Keepalive; k != nil {
+		out.Keepalive = &mesh.Keepalive{
+			Time:     bad.time(field+".keepalive.time", k.Time, 0),
+			Interval: bad.time(field+".keepalive.interval", k.Interval, 0),
+			Probes:   bad.count(field+".keepalive.probes", k.Probes, 0),
+		}
+	}
+	return out
+}
+
+func circuitBreaker(field string, c *v1alpha1.CircuitBreaker, bad *problems) *mesh.CircuitBreaker {
+	if c == nil {
+		return nil
+	}
+	bound := func(name string, n *int32) *uint32 {
+		if n == nil {
+			return nil
+		}
+		most := bad.count(field+"."+name, n, 0)
+		return &most
+	}
+	return &mesh.CircuitBreaker{
+		MaxConnections:       bound("maxConnections", c.MaxConnections),
+		MaxConnectionsPerPod: bound("maxConnectionsPerPod", c.MaxConnectionsPerPod),
+		MaxPendingRequests:   bound("maxPendingRequests", c.MaxPendingRequests),
+		MaxRequests:          bound("maxRequests", c.MaxRequests),
+	}
+}
+
+func outlierDetection(field string, o *v1alpha1.OutlierDetection, bad *problems) *mesh.OutlierDetection {
+	if o == nil {
+		return nil
+	}
+	return &mesh.OutlierDetection{
+		Consecutive5xx:           bad.count(field+".consecutive5xx", o.Consecutive5xx, defaultConsecutive5xx),
+		ConsecutiveGatewayErrors: bad.count(field+".consecutiveGatewayErrors", o.ConsecutiveGatewayErrors, 0),
+		Interval:                 bad.time(field+".interval", o.Interval, defaultOutlierInterval),
+		BaseEjectionTime:         bad.time(field+".baseEjectionTime", o.BaseEjectionTime, defaultEjectionTime),
+		MaxEjectionTime:          bad.time(field+".maxEjectionTime", o.MaxEjectionTime, defaultMaxEjectionTime),
+		MaxEjectionPercent:       bad.percent(field+".maxEjectionPercent", o.MaxEjectionPercent, defaultMaxEjectionPercent),
+		MinHealthPercent:         bad.percent(field+".minHealthPercent", o.MinHealthPercent, 0),
+	}
+}
+
+func loadBalancer(field string, l *v1alpha1.LoadBalancer, bad *problems) *mesh.LoadBalancer {
+	if l == nil {
+		return nil
+	}
+	out := &mesh.LoadBalancer{SlowStart: bad.time(field+".slowStart", l.SlowStart, 0)}
+	switch l.Type {
+	case "", v1alpha1.LeastRequest:
+	case v1alpha1.RoundRobin:
+		out.Type = mesh.RoundRobin
+	case v1alpha1.Random:
+		out.Type = mesh.Random
+	case v1alpha1.ConsistentHash:
+		out.Type = mesh.Maglev
+	default:
+		bad.add("%s.type: %q is no type: write LeastRequest, RoundRobin, Random or ConsistentHash", field, l.Type)
+	}
+	if out.Type != mesh.Maglev {
+		return out
+	}
+	h := l.Hash
+	if h == nil || h.Header == "" && h.Cookie == nil && !h.SourceIP {
+		bad.add("%s.hash: it does not say by what to choose: write one of header, cookie and sourceIP", field)
+		return out
+	}
+	switch h.Algorithm {
+	case "", "Maglev":
+	case "RingHash":
+		out.Type = mesh.RingHash
+	default:
+		bad.add("%s.hash.algorithm: %q is no algorithm: write Maglev or RingHash", field, h.Algorithm)
+	}
+	out.Hash = mesh.Hash{Header: h.Header, SourceIP: h.SourceIP}
+	if c := h.Cookie; c != nil {
+		out.Hash.Cookie, out.Hash.Path = c.Name, c.Path
+		out.Hash.TTL = bad.duration(field+".hash.cookie.ttl", c.TTL)
+	}
+	return out
+}
+
+// time converts a duration that has a default.
+func (p *problems) time(field string, d *metav1.Duration, otherwise time.Duration) time.Duration {
+	if out := p.duration(field, d); out != nil {
+		return *out
+	}
+	return otherwise
+}
+
+// count converts a number that has a default.
+func (p *problems) count(field string, n *int32, otherwise uint32) uint32 {
+	if n == nil {
+		return otherwise
+	}
+	if *n < 0 {
+		p.add("%s: %d is negative: write 0 or more", field, *n)
+		return otherwise
+	}
+	return uint32(*n)
+}
+
+func (p *problems) percent(field string, n *int32, otherwise uint32) uint32 {
+	out := p.count(field, n, otherwise)
+	if out > 100 {
+		p.add("%s: %d is more than 100 percent", field, out)
+		return 100
+	}
+	return out
+}

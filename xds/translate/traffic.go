@@ -1,0 +1,273 @@
+package translate
+
+import (
+	"slices"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// traffic is how clients of a namespace call a service's port.
+type traffic struct {
+	timeout, idle time.Duration // 0: none
+	retries       mesh.Retries
+	connections   mesh.Connections
+	breaker       mesh.CircuitBreaker
+	outliers      *mesh.OutlierDetection // nil: none are left out
+	balancer      mesh.LoadBalancer
+}
+
+// connectFailure is Envoy's retry condition of a connection that failed. Ours
+// includes the one from the server's sidecar to its application.
+const connectFailure = "connect-failure"
+
+// defaultRetries tries again what no server has begun to work on: another host
+// for a connection that failed, and a stream that was refused. When all of a
+// service fails, its clients do not multiply what they send: the budget is more than
+// what a pod that ends leaves to be tried again, and a quarter at most.
+var defaultRetries = mesh.Retries{
+	Attempts: 2, On: []string{connectFailure, "refused-stream", "reset-before-request"},
+	Budget: &mesh.RetryBudget{Percent: 25, MinConcurrent: 20},
+}
+
+const (
+	defaultBackOff = 25 * time.Millisecond
+	// backOffGrowth is the longest wait in terms of the first, as is Envoy's default.
+	backOffGrowth = 10
+	// maglevTable is the size of the table by which Maglev looks up pods: a prime, and
+	// a hundred times the pods of all but the largest services. Envoy's default, 65537,
+	// costs each sidecar half a megabyte for each service.
+	maglevTable = 16381
+)
+
+// trafficFor merges the traffic sections, field by field: the mesh's, the
+// service's namespace's, the service's own, and last what the client's own
+// namespace says about the service.
+func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) traffic {
+	out := traffic{retries: defaultRetries}
+	for _, p := range trafficPolicies(client, service, port, v) {
+		t := p.Traffic
+		set(&out.timeout, t.Timeout)
+		set(&out.idle, t.IdleTimeout)
+		set(&out.connections, t.Connections)
+		set(&out.breaker, t.CircuitBreaker)
+		set(&out.balancer, t.LoadBalancer)
+		if t.OutlierDetection != nil {
+			out.outliers = t.OutlierDetection
+		}
+		if r := t.Retries; r != nil {
+			out.retries = *r
+			if len(r.On) == 0 {
+				out.retries.On = defaultRetries.On
+			}
+			if r.Budget == nil {
+				out.retries.Budget = defaultRetries.Budget
+			}
+		}
+	}
+	return out
+}
+
+// set takes over what is said.
+func set[T any](to, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+// trafficPolicies are those that hold, in the order in which they override one
+// another.
+func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View) []*mesh.Policy {
+	root := v.Config().RootNamespace
+	var out []*mesh.Policy
+	add := func(ns string, fits func(*mesh.Policy) bool) {
+		ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
+		slices.Reverse(ps) // the oldest last: it wins
+		out = append(out, ps...)
+	}
+	broad := func(p *mesh.Policy) bool { return len(p.Targets) == 0 }
+	narrow := func(withPort bool) func(*mesh.Policy) bool {
+		return func(p *mesh.Policy) bool {
+			for _, t := range p.Targets {
+				if t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	add(root, broad)
+	if service.Namespace != root {
+		add(service.Namespace, broad)
+	}
+	add(service.Namespace, narrow(false))
+	add(service.Namespace, narrow(true))
+	if client != service.Namespace {
+		add(client, narrow(false))
+		add(client, narrow(true))
+	}
+	return out
+}
+
+// shape makes a cluster as the policies say that it is called.
+func (t *traffic) shape(c *cluster.Cluster) {
+	if d := t.connections.ConnectTimeout; d > 0 {
+		c.ConnectTimeout = durationpb.New(d)
+	}
+	if k := t.connections.Keepalive; k != nil {
+		c.UpstreamConnectionOptions = &cluster.UpstreamConnectionOptions{TcpKeepalive: keepalive(k)}
+	}
+	c.CircuitBreakers = t.breakers()
+	t.balance(c)
+	if o := t.outliers; o != nil {
+		c.OutlierDetection = outlierDetection(o)
+		c.CommonLbConfig = &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.MinHealthPercent)}}
+	}
+}
+
+func keepalive(k *mesh.Keepalive) *core.TcpKeepalive {
+	out := &core.TcpKeepalive{}
+	for _, f := range []struct {
+		to **wrapperspb.UInt32Value
+		n  uint32
+	}{
+		{&out.KeepaliveTime, uint32(k.Time / time.Second)},
+		{&out.KeepaliveInterval, uint32(k.Interval / time.Second)},
+		{&out.KeepaliveProbes, k.Probes},
+	} {
+		if f.n > 0 {
+			*f.to = wrapperspb.UInt32(f.n)
+		}
+	}
+	return out
+}
+
+// breakers are Envoy's thresholds. Its own of 1,024 are lifted, which a busy service
+// meets by itself.
+func (t *traffic) breakers() *cluster.CircuitBreakers {
+	const most = 1<<32 - 1
+	bound := func(n *uint32) *wrapperspb.UInt32Value {
+		if n == nil {
+			return wrapperspb.UInt32(most)
+		}
+		return wrapperspb.UInt32(*n)
+	}
+	th := &cluster.CircuitBreakers_Thresholds{
+		MaxConnections:     bound(t.breaker.MaxConnections),
+		MaxPendingRequests: bound(t.breaker.MaxPendingRequests),
+		MaxRequests:        bound(t.breaker.MaxRequests),
+		MaxRetries:         wrapperspb.UInt32(most),
+	}
+	if b := t.retries.Budget; b != nil {
+		th.MaxRetries = nil
+		th.RetryBudget = &cluster.CircuitBreakers_Thresholds_RetryBudget{
+			BudgetPercent: &typev3.Percent{Value: float64(b.Percent)}, MinRetryConcurrency: wrapperspb.UInt32(b.MinConcurrent),
+		}
+	}
+	out := &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{th}}
+	if n := t.breaker.MaxConnectionsPerPod; n != nil {
+		out.PerHostThresholds = []*cluster.CircuitBreakers_Thresholds{{MaxConnections: wrapperspb.UInt32(*n)}}
+	}
+	return out
+}
+
+func (t *traffic) balance(c *cluster.Cluster) {
+	var slow *cluster.Cluster_SlowStartConfig
+	if d := t.balancer.SlowStart; d > 0 {
+		slow = &cluster.Cluster_SlowStartConfig{SlowStartWindow: durationpb.New(d)}
+	}
+	switch t.balancer.Type {
+	case mesh.RoundRobin:
+		c.LbPolicy = cluster.Cluster_ROUND_ROBIN
+		if slow != nil {
+			c.LbConfig = &cluster.Cluster_RoundRobinLbConfig_{RoundRobinLbConfig: &cluster.Cluster_RoundRobinLbConfig{SlowStartConfig: slow}}
+		}
+	case mesh.Random:
+		c.LbPolicy = cluster.Cluster_RANDOM
+	case mesh.Maglev:
+		c.LbPolicy = cluster.Cluster_MAGLEV
+		c.LbConfig = &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(maglevTable)}}
+	case mesh.RingHash:
+		c.LbPolicy = cluster.Cluster_RING_HASH
+	default:
+		c.LbPolicy = cluster.Cluster_LEAST_REQUEST
+		if slow != nil {
+			c.LbConfig = &cluster.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &cluster.Cluster_LeastRequestLbConfig{SlowStartConfig: slow}}
+		}
+	}
+}
+
+// outlierDetection counts failures in a row alone: what Envoy makes of success rates
+// by default, nobody asked for.
+func outlierDetection(o *mesh.OutlierDetection) *cluster.OutlierDetection {
+	enforced := func(n uint32) *wrapperspb.UInt32Value {
+		if n == 0 {
+			return wrapperspb.UInt32(0)
+		}
+		return wrapperspb.UInt32(100)
+	}
+	out := &cluster.OutlierDetection{
+		Interval:                           durationpb.New(o.Interval),
+		BaseEjectionTime:                   durationpb.New(o.BaseEjectionTime),
+		MaxEjectionTime:                    durationpb.New(max(o.MaxEjectionTime, o.BaseEjectionTime)),
+		MaxEjectionPercent:                 wrapperspb.UInt32(o.MaxEjectionPercent),
+		AlwaysEjectOneHost:                 wrapperspb.Bool(o.MaxEjectionPercent > 0),
+		EnforcingConsecutive_5Xx:           enforced(o.Consecutive5xx),
+		EnforcingConsecutiveGatewayFailure: enforced(o.ConsecutiveGatewayErrors),
+		EnforcingSuccessRate:               wrapperspb.UInt32(0),
+		EnforcingFailurePercentage:         wrapperspb.UInt32(0),
+	}
+	if o.Consecutive5xx > 0 {
+		out.Consecutive_5Xx = wrapperspb.UInt32(o.Consecutive5xx)
+	}
+	if o.ConsecutiveGatewayErrors > 0 {
+		out.ConsecutiveGatewayFailure = wrapperspb.UInt32(o.ConsecutiveGatewayErrors)
+	}
+	return out
+}
+
+// protocols are the HTTP options of a cluster whose connections are used for new
+// requests for at most so long.
+func (t *traffic) protocols(age time.Duration) *core.HttpProtocolOptions {
+	if d := t.connections.MaxDuration; d > 0 {
+		age = min(age, d)
+	}
+	out := &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders), MaxConnectionDuration: seconds(age)}
+	if d := t.connections.IdleTimeout; d > 0 {
+		out.IdleTimeout = durationpb.New(d)
+	}
+	if n := t.connections.MaxRequests; n > 0 {
+		out.MaxRequestsPerConnection = wrapperspb.UInt32(n)
+	}
+	return out
+}
+
+// hash is by what of a request its pod is chosen.
+func (t *traffic) hash() []*route.RouteAction_HashPolicy {
+	if t.balancer.Type != mesh.Maglev && t.balancer.Type != mesh.RingHash {
+		return nil
+	}
+	p := &route.RouteAction_HashPolicy{}
+	switch h := t.balancer.Hash; {
+	case h.Header != "":
+		p.PolicySpecifier = &route.RouteAction_HashPolicy_Header_{Header: &route.RouteAction_HashPolicy_Header{HeaderName: h.Header}}
+	case h.Cookie != "":
+		c := &route.RouteAction_HashPolicy_Cookie{Name: h.Cookie, Path: h.Path}
+		if h.TTL != nil {
+			c.Ttl = durationpb.New(*h.TTL)
+		}
+		p.PolicySpecifier = &route.RouteAction_HashPolicy_Cookie_{Cookie: c}
+	default:
+		p.PolicySpecifier = &route.RouteAction_HashPolicy_ConnectionProperties_{
+			ConnectionProperties: &route.RouteAction_HashPolicy_ConnectionProperties{SourceIp: true},
+		}
+	}
+	return []*route.RouteAction_HashPolicy{p}
+}
