@@ -90,18 +90,54 @@ func TestASplitMatchesHeadersAndPaths(t *testing.T) {
 	s.apply("TrafficSplit", "server", `
 service: server
 rules:
-- matches: [{headers: [{name: x-group, type: Exact, value: b}]}, {path: {type: PathPrefix, value: /beta}}]
+- matches:
+  - headers: [{name: x-group, type: Exact, value: b}]
+  - path: {type: PathPrefix, value: /beta}
+  - {method: POST, path: {type: Exact, value: /orders}}
+  - queryParams: [{name: version, value: "2"}, {name: tier, type: RegularExpression, value: "gold|silver"}]
   backends: [{service: server-v2, weight: 1}]
 backends: [{service: server-v1, weight: 1}]`)
 	s.onlyVersion(from, "v1")
 	s.onlyVersion(from, "v2", "--header", "X-Group: b")
 	s.onlyVersion(from, "v1", "--header", "X-Group: c")
-	for path, version := range map[string]string{"/beta/x": "v2", "/beta": "v2", "/betamax": "v1", "/": "v1"} {
+	for path, version := range map[string]string{
+		"/beta/x": "v2", "/beta": "v2", "/betamax": "v1", "/": "v1", "/orders": "v1",
+		"/?version=2&tier=gold": "v2", "/x?a=b&tier=silver&version=2": "v2", "/?version=2": "v1", "/?version=2&tier=golden": "v1",
+	} {
 		r := s.call(from, "http", s.url("server")+path)
 		if err := works(r); err != nil || r.Reply.Version != version {
 			t.Errorf("%s was answered by %+v (%v), want %s", path, r.Reply, err, version)
 		}
 	}
+	if r := s.call(from, "http", s.url("server")+"/orders", "--method", "POST"); r.Reply == nil || r.Reply.Version != "v2" {
+		t.Errorf("POST /orders was answered by %+v, want v2", r.Reply)
+	}
+}
+
+// A mirror gets copies, and the caller hears nothing of it.
+func TestAMirrorGetsAShareOfWhatIsCalled(t *testing.T) {
+	s := newSplit(t)
+	from := s.in("client")
+	s.apply("TrafficSplit", "server", "service: server\nbackends: [{service: server-v1}]\nmirrors: [{service: server-v2, percent: 30}]")
+	s.onlyVersion(from, "v1")
+	mirror := s.running("server-v2").Name
+	before := s.inbound(mirror)
+	r := s.load(from, "http", s.url("server"), "--requests", "600", "--rate", "300")
+	noFailure(s, r)
+	var copies int
+	eventually(t, 5*time.Second, "copies", func(context.Context) error {
+		if copies = s.inbound(mirror) - before; copies < 120 {
+			return fmt.Errorf("%d of %d calls were mirrored, want some 30 %%", copies, r.Requests)
+		}
+		return nil
+	})
+	figure(t, "%d of %d calls were mirrored at 30 %%; %v answered", copies, r.Requests, r.Versions)
+	if copies > 240 || r.Versions["v2"] > 0 {
+		t.Errorf("%d of %d calls were mirrored, and %v answered", copies, r.Requests, r.Versions)
+	}
+	// One that cannot answer costs the caller nothing.
+	s.toggle(kube.Pod{Namespace: s.name, Name: mirror, Container: "app"}, "fail", true)
+	noFailure(s, s.load(from, "http", s.url("server"), "--requests", "100", "--rate", "100"))
 }
 
 // Twenty times all calls go from one version to the other, under load on

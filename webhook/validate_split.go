@@ -12,9 +12,11 @@ func (c *checks) split(s *v1alpha1.TrafficSplit) {
 	spec := field.NewPath("spec")
 	c.serviceName(spec.Child("service"), s.Spec.Service)
 	c.backends(spec.Child("backends"), s.Spec.Backends)
+	c.mirrors(spec.Child("mirrors"), s.Spec.Mirrors)
 	for i, rule := range s.Spec.Rules {
 		at := spec.Child("rules").Index(i)
 		c.backends(at.Child("backends"), rule.Backends)
+		c.mirrors(at.Child("mirrors"), rule.Mirrors)
 		for j, m := range rule.Matches {
 			c.match(at.Child("matches").Index(j), m)
 		}
@@ -24,6 +26,12 @@ func (c *checks) split(s *v1alpha1.TrafficSplit) {
 func (c *checks) backends(at *field.Path, backends []v1alpha1.SplitBackend) {
 	for i, b := range backends {
 		c.serviceName(at.Index(i).Child("service"), b.Service)
+	}
+}
+
+func (c *checks) mirrors(at *field.Path, mirrors []v1alpha1.Mirror) {
+	for i, m := range mirrors {
+		c.serviceName(at.Index(i).Child("service"), m.Service)
 	}
 }
 
@@ -43,6 +51,11 @@ func (c *checks) match(at *field.Path, m v1alpha1.RequestMatch) {
 		}
 		if h.Type == v1alpha1.HeaderMatchRegularExpression {
 			c.expression(at.Child("value"), h.Value)
+		}
+	}
+	for i, q := range m.QueryParams {
+		if q.Type == v1alpha1.HeaderMatchRegularExpression {
+			c.expression(at.Child("queryParams").Index(i).Child("value"), q.Value)
 		}
 	}
 }

@@ -60,6 +60,31 @@ type TrafficSplitSpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.exists(b, b.weight > 0)",message="no backend has a weight above 0, so calls could go nowhere: give at least one backend a weight of 1 or more"
 	Backends []SplitBackend `json:"backends"`
+
+	// mirrors get a copy of a share of the HTTP requests that no rule matches.
+	// +optional
+	// +listType=map
+	// +listMapKey=service
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=4
+	Mirrors []Mirror `json:"mirrors,omitempty"`
+}
+
+// Mirror is a Service that gets copies of requests, as they are. Its answers are thrown
+// away, and nobody waits for them.
+type Mirror struct {
+	// service in the split's namespace.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Service string `json:"service"`
+
+	// percent of the requests that are copied; 100 by default.
+	// +optional
+	// +kubebuilder:default=100
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	Percent *int32 `json:"percent,omitempty"`
 }
 
 // SplitRule shares out the HTTP requests that one of its matches matches.
@@ -79,6 +104,14 @@ type SplitRule struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.exists(b, b.weight > 0)",message="no backend of the rule has a weight above 0, so calls could go nowhere: give at least one backend a weight of 1 or more"
 	Backends []SplitBackend `json:"backends"`
+
+	// mirrors get a copy of a share of what matches.
+	// +optional
+	// +listType=map
+	// +listMapKey=service
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=4
+	Mirrors []Mirror `json:"mirrors,omitempty"`
 }
 
 // SplitBackend is a Service whose endpoints take a share of the calls. What
@@ -102,7 +135,7 @@ type SplitBackend struct {
 
 // RequestMatch matches an HTTP request when all that is written matches.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.path) || has(self.headers)",message="a match says nothing: write path or headers, or put the backends in spec.backends, which take whatever no rule matches"
+// +kubebuilder:validation:XValidation:rule="has(self.path) || has(self.headers) || has(self.method) || has(self.queryParams)",message="a match says nothing: write path, headers, method or queryParams, or put the backends in spec.backends, which take whatever no rule matches"
 type RequestMatch struct {
 	// path of the request, without the query.
 	// +optional
@@ -115,6 +148,43 @@ type RequestMatch struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	Headers []HeaderMatch `json:"headers,omitempty"`
+
+	// method of the request, such as GET.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^[A-Z]+$`
+	Method string `json:"method,omitempty"`
+
+	// queryParams that the request must have, all of them.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	QueryParams []QueryParamMatch `json:"queryParams,omitempty"`
+}
+
+// QueryParamMatch compares one parameter of a request's query. Of several of one name
+// the first counts.
+type QueryParamMatch struct {
+	// type says how value is compared. RegularExpression is RE2 over the whole
+	// value.
+	// +optional
+	// +kubebuilder:default=Exact
+	Type HeaderMatchType `json:"type,omitempty"`
+
+	// name of the parameter.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Name string `json:"name"`
+
+	// value to compare with, as it is in the query.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Value string `json:"value"`
 }
 
 // PathMatchType says how a path is compared.

@@ -16,13 +16,14 @@ func split(s *v1alpha1.TrafficSplit) *mesh.Split {
 		Meta:     meta(s.ObjectMeta),
 		Service:  s.Spec.Service,
 		Backends: backends("spec.backends", s.Spec.Backends, &bad),
+		Mirrors:  mirrors("spec.mirrors", s.Spec.Mirrors, &bad),
 	}
 	if s.Spec.Port != 0 {
 		out.Port = bad.port("spec.port", s.Spec.Port)
 	}
 	for i, r := range s.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
-		rule := mesh.SplitRule{Backends: backends(field+".backends", r.Backends, &bad)}
+		rule := mesh.SplitRule{Backends: backends(field+".backends", r.Backends, &bad), Mirrors: mirrors(field+".mirrors", r.Mirrors, &bad)}
 		for j, m := range r.Matches {
 			rule.Matches = append(rule.Matches, requestMatch(fmt.Sprintf("%s.matches[%d]", field, j), m, &bad))
 		}
@@ -53,6 +54,14 @@ func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.Ba
 	return out
 }
 
+func mirrors(field string, in []v1alpha1.Mirror, bad *problems) []mesh.Mirror {
+	var out []mesh.Mirror
+	for i, m := range in {
+		out = append(out, mesh.Mirror{Service: m.Service, Percent: bad.percent(fmt.Sprintf("%s[%d].percent", field, i), m.Percent, 100)})
+	}
+	return out
+}
+
 func requestMatch(field string, m v1alpha1.RequestMatch, bad *problems) mesh.RequestMatch {
 	var out mesh.RequestMatch
 	if p := m.Path; p != nil {
@@ -61,8 +70,14 @@ func requestMatch(field string, m v1alpha1.RequestMatch, bad *problems) mesh.Req
 	for i, h := range m.Headers {
 		out.Headers = append(out.Headers, mesh.HeaderMatch{
 			Name:  strings.ToLower(h.Name),
-			Type:  headerMatchType(fmt.Sprintf("%s.headers[%d]", field, i), h, bad),
+			Type:  valueMatchType(fmt.Sprintf("%s.headers[%d]", field, i), h.Type, h.Value, bad),
 			Value: h.Value,
+		})
+	}
+	out.Method = m.Method
+	for i, q := range m.QueryParams {
+		out.Query = append(out.Query, mesh.HeaderMatch{
+			Name: q.Name, Type: valueMatchType(fmt.Sprintf("%s.queryParams[%d]", field, i), q.Type, q.Value, bad), Value: q.Value,
 		})
 	}
 	return out
@@ -83,15 +98,15 @@ func pathMatchType(field string, p *v1alpha1.PathMatch, bad *problems) mesh.Matc
 	}
 }
 
-func headerMatchType(field string, h v1alpha1.HeaderMatch, bad *problems) mesh.MatchType {
-	switch h.Type {
+func valueMatchType(field string, t v1alpha1.HeaderMatchType, value string, bad *problems) mesh.MatchType {
+	switch t {
 	case "", v1alpha1.HeaderMatchExact:
 		return mesh.Exact
 	case v1alpha1.HeaderMatchRegularExpression:
-		expression(field, h.Value, bad)
+		expression(field, value, bad)
 		return mesh.Regex
 	default:
-		bad.add("%s.type: %q is no type: write Exact or RegularExpression", field, h.Type)
+		bad.add("%s.type: %q is no type: write Exact or RegularExpression", field, t)
 		return mesh.Exact
 	}
 }

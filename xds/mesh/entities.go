@@ -318,7 +318,14 @@ type Split struct {
 	Port     uint16 // 0: all HTTP ports of the root
 	Rules    []SplitRule
 	Backends []Backend
+	Mirrors  []Mirror
 	Invalid  string
+}
+
+// Mirror is a service that gets copies of requests.
+type Mirror struct {
+	Service string
+	Percent uint32
 }
 
 // SplitRule sends the requests that one of Matches matches to its own
@@ -326,6 +333,7 @@ type Split struct {
 type SplitRule struct {
 	Matches  []RequestMatch
 	Backends []Backend
+	Mirrors  []Mirror
 }
 
 // Backend is a service that takes a share of the traffic: its endpoints, not
@@ -339,6 +347,8 @@ type Backend struct {
 type RequestMatch struct {
 	Path    *StringMatch
 	Headers []HeaderMatch
+	Method  string // any, where empty
+	Query   []HeaderMatch
 }
 
 // MatchType says how a string is compared.

@@ -16,6 +16,7 @@ import (
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	headermutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -25,6 +26,10 @@ const (
 	onDemandTimeout = 5 * time.Second // then 503, or a closed connection
 	routeTimeout    = 5 * time.Second // then 504: Envoy has no time-out of its own for routes
 )
+
+// connectAttempts is how often a TCP connection is tried, each time to an endpoint that
+// is chosen anew: nothing was sent yet.
+const connectAttempts = 3
 
 // Names of the outbound listener's chains.
 const (
@@ -152,6 +157,7 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 func onDemandTCP(stat string, c *mesh.Config) []*listener.Filter {
 	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, outboundLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
 	return []*listener.Filter{
 		networkFilter("envoy.filters.network.set_filter_state", &networkstate.Config{
 			OnNewConnection: []*setfilterstate.FilterStateValue{{

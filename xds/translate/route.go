@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	previouspriorities "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -40,12 +42,12 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	if split != nil {
 		for i, r := range split.Rules {
 			for j, m := range r.Matches {
-				o.add(fmt.Sprintf("%s#%d.%d", split.Meta.Name, i, j), requestMatch(m), r.Backends)
+				o.add(fmt.Sprintf("%s#%d.%d", split.Meta.Name, i, j), requestMatch(m), r.Backends, r.Mirrors)
 			}
 		}
-		o.add(split.Meta.Name.String(), prefixMatch("/"), split.Backends)
+		o.add(split.Meta.Name.String(), prefixMatch("/"), split.Backends, split.Mirrors)
 	} else {
-		o.add(svc.Name.String(), prefixMatch("/"), []mesh.Backend{{Service: svc.Name.Name, Weight: 1}})
+		o.add(svc.Name.String(), prefixMatch("/"), []mesh.Backend{{Service: svc.Name.Name, Weight: 1}}, nil)
 	}
 	c := routesOf(name, o.routes...)
 	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
@@ -64,7 +66,7 @@ type outbound struct {
 	clusters []string
 }
 
-func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend) {
+func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend, mirrors []mesh.Mirror) {
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
 		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
@@ -79,6 +81,16 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 		c := ClusterName(mesh.Name{Namespace: o.service.Namespace, Name: b.Service}, o.port)
 		o.clusters = append(o.clusters, c)
 		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{Name: c, Weight: wrapperspb.UInt32(b.Weight)})
+	}
+	for _, mirror := range mirrors {
+		c := ClusterName(mesh.Name{Namespace: o.service.Namespace, Name: mirror.Service}, o.port)
+		o.clusters = append(o.clusters, c)
+		a.RequestMirrorPolicies = append(a.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
+			Cluster: c, DisableShadowHostSuffixAppend: true,
+			RuntimeFraction: &core.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{
+				Numerator: mirror.Percent, Denominator: typev3.FractionalPercent_HUNDRED,
+			}},
+		})
 	}
 	switch len(weighted) {
 	case 0:
@@ -152,6 +164,18 @@ func requestMatch(m mesh.RequestMatch) *route.RouteMatch {
 			Name: h.Name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: match},
 		})
 	}
+	if m.Method != "" {
+		out.Headers = append(out.Headers, headerIs(":method", m.Method))
+	}
+	for _, q := range m.Query {
+		match := exact(q.Value)
+		if q.Type == mesh.Regex {
+			match = regex(q.Value)
+		}
+		out.QueryParameters = append(out.QueryParameters, &route.QueryParameterMatcher{
+			Name: q.Name, QueryParameterMatchSpecifier: &route.QueryParameterMatcher_StringMatch{StringMatch: match},
+		})
+	}
 	return out
 }
 
@@ -175,25 +199,40 @@ func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 		return &fault{conditionAccepted, reasonInvalid, s.Invalid}
 	}
 	lists := [][]mesh.Backend{s.Backends}
+	mirrors := slices.Clone(s.Mirrors)
 	for _, r := range s.Rules {
 		lists = append(lists, r.Backends)
+		mirrors = append(mirrors, r.Mirrors...)
+	}
+	for _, m := range mirrors {
+		if f := splitTarget(s, m.Service, port, v); f != nil {
+			return f
+		}
 	}
 	for _, bs := range lists {
 		var sum uint64
 		for _, b := range bs {
 			sum += uint64(b.Weight)
-			n := mesh.Name{Namespace: s.Meta.Namespace, Name: b.Service}
-			svc, ok := v.Service(n)
-			if !ok {
-				return &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or take it out of backends", n)}
-			}
-			if _, ok := svc.Port(port); !ok {
-				return &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
+			if f := splitTarget(s, b.Service, port, v); f != nil {
+				return f
 			}
 		}
 		if sum == 0 || sum > math.MaxUint32 {
 			return &fault{conditionAccepted, reasonInvalid, "the weights of each list of backends must add up to more than 0, and to less than 2^32"}
 		}
+	}
+	return nil
+}
+
+// splitTarget looks for what keeps a service from being sent what is split.
+func splitTarget(s *mesh.Split, name string, port uint16, v *mesh.View) *fault {
+	n := mesh.Name{Namespace: s.Meta.Namespace, Name: name}
+	svc, ok := v.Service(n)
+	if !ok {
+		return &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or take it out of the split", n)}
+	}
+	if _, ok := svc.Port(port); !ok {
+		return &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
 	}
 	return nil
 }
