@@ -39,7 +39,8 @@ type Traffic struct {
 	CircuitBreaker *CircuitBreaker `json:"circuitBreaker,omitempty"`
 
 	// outlierDetection has each client's proxy leave out a pod for a while that
-	// fails again and again. Without it no pod is left out.
+	// fails again and again. Without it one is left out only while it cannot be
+	// connected to.
 	// +optional
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 
@@ -134,7 +135,7 @@ type RetryBudget struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type Connections struct {
-	// connectTimeout is how long a connection may take to come about; 5s by
+	// connectTimeout is how long a connection may take to come about; 2s by
 	// default.
 	// +optional
 	// +kubebuilder:validation:Type=string
@@ -231,16 +232,17 @@ type CircuitBreaker struct {
 
 // OutlierDetection leaves out a pod for a while that fails again and again.
 type OutlierDetection struct {
-	// consecutive5xx is how many answers of 5xx in a row, connections that failed
-	// included, it takes; 5 by default, 0 turns this off.
+	// consecutive5xx is how many answers of 5xx in a row it takes; 5 by default, 0 turns
+	// this off. Connections that do not come about are counted by themselves: three
+	// in a row are enough, always.
 	// +optional
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000000
 	Consecutive5xx *int32 `json:"consecutive5xx,omitempty"`
 
-	// consecutiveGatewayErrors is how many of 502, 503 and 504 in a row, connections
-	// that failed included, it takes; off by default.
+	// consecutiveGatewayErrors is how many answers of 502, 503 and 504 in a row it takes;
+	// off by default.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000000

@@ -19,7 +19,9 @@ import (
 )
 
 const (
-	connectTimeout = 5 * time.Second
+	// connectTimeout is enough for a first packet that is lost, which TCP sends again
+	// after a second (RFC 6298).
+	connectTimeout = 2 * time.Second
 	// httpOptions is the extension key of a cluster's HTTP options.
 	httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	// maxConnectionAge bounds how long a connection outlives the certificates

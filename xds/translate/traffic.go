@@ -126,8 +126,8 @@ func (t *traffic) shape(c *cluster.Cluster) {
 	}
 	c.CircuitBreakers = t.breakers()
 	t.balance(c)
+	c.OutlierDetection = outlierDetection(t.outliers)
 	if o := t.outliers; o != nil {
-		c.OutlierDetection = outlierDetection(o)
 		c.CommonLbConfig = &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.MinHealthPercent)}}
 	}
 }
@@ -204,8 +204,19 @@ func (t *traffic) balance(c *cluster.Cluster) {
 	}
 }
 
+// unreachable is after how many connections in a row that did not come about an
+// endpoint is left out, whatever policies say: a pod that is gone, and of which the
+// proxy was not told, costs a time-out each time. Where all are left out, the last
+// resort is called, and where that fails too, all are tried (Envoy's panic threshold).
+const (
+	unreachable        = 3
+	unreachableFor     = 5 * time.Second
+	unreachableAtMost  = time.Minute
+	unreachableChecked = time.Second
+)
+
 // outlierDetection counts failures in a row alone: what Envoy makes of success rates
-// by default, nobody asked for.
+// by default, nobody asked for. nil: of connections alone.
 func outlierDetection(o *mesh.OutlierDetection) *cluster.OutlierDetection {
 	enforced := func(n uint32) *wrapperspb.UInt32Value {
 		if n == 0 {
@@ -214,16 +225,28 @@ func outlierDetection(o *mesh.OutlierDetection) *cluster.OutlierDetection {
 		return wrapperspb.UInt32(100)
 	}
 	out := &cluster.OutlierDetection{
-		Interval:                           durationpb.New(o.Interval),
-		BaseEjectionTime:                   durationpb.New(o.BaseEjectionTime),
-		MaxEjectionTime:                    durationpb.New(max(o.MaxEjectionTime, o.BaseEjectionTime)),
-		MaxEjectionPercent:                 wrapperspb.UInt32(o.MaxEjectionPercent),
-		AlwaysEjectOneHost:                 wrapperspb.Bool(o.MaxEjectionPercent > 0),
-		EnforcingConsecutive_5Xx:           enforced(o.Consecutive5xx),
-		EnforcingConsecutiveGatewayFailure: enforced(o.ConsecutiveGatewayErrors),
-		EnforcingSuccessRate:               wrapperspb.UInt32(0),
-		EnforcingFailurePercentage:         wrapperspb.UInt32(0),
+		Interval:                               durationpb.New(unreachableChecked),
+		BaseEjectionTime:                       durationpb.New(unreachableFor),
+		MaxEjectionTime:                        durationpb.New(unreachableAtMost),
+		MaxEjectionPercent:                     wrapperspb.UInt32(100),
+		SplitExternalLocalOriginErrors:         true,
+		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(unreachable),
+		EnforcingConsecutiveLocalOriginFailure: wrapperspb.UInt32(100),
+		EnforcingLocalOriginSuccessRate:        wrapperspb.UInt32(0),
+		EnforcingConsecutive_5Xx:               wrapperspb.UInt32(0),
+		EnforcingSuccessRate:                   wrapperspb.UInt32(0),
+		EnforcingFailurePercentage:             wrapperspb.UInt32(0),
 	}
+	if o == nil {
+		return out
+	}
+	out.Interval = durationpb.New(o.Interval)
+	out.BaseEjectionTime = durationpb.New(o.BaseEjectionTime)
+	out.MaxEjectionTime = durationpb.New(max(o.MaxEjectionTime, o.BaseEjectionTime))
+	out.MaxEjectionPercent = wrapperspb.UInt32(o.MaxEjectionPercent)
+	out.AlwaysEjectOneHost = wrapperspb.Bool(o.MaxEjectionPercent > 0)
+	out.EnforcingConsecutive_5Xx = enforced(o.Consecutive5xx)
+	out.EnforcingConsecutiveGatewayFailure = enforced(o.ConsecutiveGatewayErrors)
 	if o.Consecutive5xx > 0 {
 		out.Consecutive_5Xx = wrapperspb.UInt32(o.Consecutive5xx)
 	}
