@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
@@ -120,7 +122,9 @@ func TestAMirrorGetsAShareOfWhatIsCalled(t *testing.T) {
 	from := s.in("client")
 	s.apply("TrafficSplit", "server", "service: server\nbackends: [{service: server-v1}]\nmirrors: [{service: server-v2, percent: 30}]")
 	s.onlyVersion(from, "v1")
-	mirror := s.running("server-v2").Name
+	pods, err := s.c.Client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{LabelSelector: "version=v2"})
+	must(t, err)
+	mirror := pods.Items[0].Name
 	before := s.inbound(mirror)
 	r := s.load(from, "http", s.url("server"), "--requests", "600", "--rate", "300")
 	noFailure(s, r)

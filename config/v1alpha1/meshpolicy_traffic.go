@@ -86,7 +86,8 @@ type Retries struct {
 	BackOff *BackOff `json:"backOff,omitempty"`
 
 	// budget bounds the retries that a client's proxy has under way to the target,
-	// so that they do not become a storm when all of it fails.
+	// so that they do not become a storm when all of it fails. Where retryOn is
+	// written it is 25 percent and 20 by default, and else no bound to speak of.
 	// +optional
 	Budget *RetryBudget `json:"budget,omitempty"`
 }

@@ -29,13 +29,16 @@ type traffic struct {
 const connectFailure = "connect-failure"
 
 // defaultRetries tries again what no server has begun to work on: another host
-// for a connection that failed, and a stream that was refused. When all of a
-// service fails, its clients do not multiply what they send: the budget is more than
-// what a pod that ends leaves to be tried again, and a quarter at most.
+// for a connection that failed, and a stream that was refused. That costs a server
+// nothing, so that its budget is no bound but for very many at once.
 var defaultRetries = mesh.Retries{
 	Attempts: 2, On: []string{connectFailure, "refused-stream", "reset-before-request"},
-	Budget: &mesh.RetryBudget{Percent: 25, MinConcurrent: 20},
+	Budget: &mesh.RetryBudget{Percent: 100, MinConcurrent: 100},
 }
+
+// chosenBudget is of retries whose conditions a policy chose: when all of a service
+// fails, its clients do not multiply what they send.
+var chosenBudget = mesh.RetryBudget{Percent: 25, MinConcurrent: 20}
 
 const (
 	defaultBackOff = 25 * time.Millisecond
@@ -64,11 +67,12 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 		}
 		if r := t.Retries; r != nil {
 			out.retries = *r
+			budget := &chosenBudget
 			if len(r.On) == 0 {
-				out.retries.On = defaultRetries.On
+				out.retries.On, budget = defaultRetries.On, defaultRetries.Budget
 			}
 			if r.Budget == nil {
-				out.retries.Budget = defaultRetries.Budget
+				out.retries.Budget = budget
 			}
 		}
 	}
