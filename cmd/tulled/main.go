@@ -22,7 +22,7 @@ var version = "dev"
 
 // gcPercent is how much is allocated, in percent of what is in use, before garbage
 // is collected; Go's own default is 100. Little is allocated but when many proxies
-// connect at once, so that a third less memory costs no CPU that could be measured
+// connect at once, so that a quarter less memory costs no CPU that could be measured
 // (docs/performance.md). The environment's GOGC has the last word.
 const gcPercent = 50
 

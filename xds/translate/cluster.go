@@ -22,6 +22,9 @@ const (
 	// connectTimeout is enough for a first packet that is lost, which TCP sends again
 	// after a second (RFC 6298).
 	connectTimeout = 2 * time.Second
+	// originalTimeout is of connections that nobody asked us to look after: what is
+	// far away may be slow, too.
+	originalTimeout = 10 * time.Second
 	// httpOptions is the extension key of a cluster's HTTP options.
 	httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	// maxConnectionAge bounds how long a connection outlives the certificates
@@ -86,7 +89,7 @@ func originalDestination(name string) *cluster.Cluster {
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
 		LbPolicy:             cluster.Cluster_CLUSTER_PROVIDED,
-		ConnectTimeout:       seconds(connectTimeout),
+		ConnectTimeout:       seconds(originalTimeout),
 		CircuitBreakers:      unlimited(),
 	}
 }
