@@ -47,7 +47,9 @@ func endpoints(name string, v *mesh.View) *endpoint.ClusterLoadAssignment {
 			all = append(all, found{e.Zone, at, known && takesMTLS(w, port, v)})
 		}
 	}
-	slices.SortFunc(all, func(a, b found) int { return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.at.String(), b.at.String())) })
+	slices.SortFunc(all, func(a, b found) int {
+		return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.at.String(), b.at.String()))
+	})
 	all = slices.CompactFunc(all, func(a, b found) bool { return a.at == b.at })
 	for _, x := range all {
 		n := len(out.Endpoints)
