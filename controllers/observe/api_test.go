@@ -91,6 +91,53 @@ spec:
 	})
 }
 
+func TestEverythingThatTrafficSaysIsConverted(t *testing.T) {
+	n := func(n uint32) *uint32 { return &n }
+	zero, minute := time.Duration(0), time.Minute
+	got := policy(parse[v1alpha1.MeshPolicy](t, `
+metadata: {namespace: shop, name: calls, generation: 3, `+created+`}
+spec:
+  traffic:
+    idleTimeout: 1m
+    retries: {attempts: 1, backOff: {base: 10ms, max: 1s}, budget: {percent: 5, minConcurrent: 0}}
+    connections: {connectTimeout: 1s, idleTimeout: 2s, maxDuration: 3s, maxRequests: 4, keepalive: {time: 5s, interval: 6s, probes: 7}}
+    circuitBreaker: {maxConnections: 1, maxConnectionsPerPod: 2, maxPendingRequests: 3, maxRequests: 4}
+    outlierDetection: {consecutive5xx: 0, consecutiveGatewayErrors: 2, interval: 3s, baseEjectionTime: 4s, maxEjectionTime: 5s, maxEjectionPercent: 6, minHealthPercent: 7}
+    loadBalancer: {type: ConsistentHash, hash: {cookie: {name: a, path: /b, ttl: 0s}, algorithm: RingHash}}
+`))
+	same(t, got.Traffic, &mesh.Traffic{
+		IdleTimeout: &minute,
+		Retries: &mesh.Retries{
+			Attempts: 1, Base: 10 * time.Millisecond, Max: time.Second, Budget: &mesh.RetryBudget{Percent: 5},
+		},
+		Connections: &mesh.Connections{
+			ConnectTimeout: time.Second, IdleTimeout: 2 * time.Second, MaxDuration: 3 * time.Second, MaxRequests: 4,
+			Keepalive: &mesh.Keepalive{Time: 5 * time.Second, Interval: 6 * time.Second, Probes: 7},
+		},
+		CircuitBreaker: &mesh.CircuitBreaker{MaxConnections: n(1), MaxConnectionsPerPod: n(2), MaxPendingRequests: n(3), MaxRequests: n(4)},
+		OutlierDetection: &mesh.OutlierDetection{
+			ConsecutiveGatewayErrors: 2, Interval: 3 * time.Second, BaseEjectionTime: 4 * time.Second, MaxEjectionTime: 5 * time.Second,
+			MaxEjectionPercent: 6, MinHealthPercent: 7,
+		},
+		LoadBalancer: &mesh.LoadBalancer{Type: mesh.RingHash, Hash: mesh.Hash{Cookie: "a", Path: "/b", TTL: &zero}},
+	})
+	if got.Invalid != "" {
+		t.Error(got.Invalid)
+	}
+}
+
+// Stored under an older CRD, it may lack what the CRD gives by default.
+func TestTrafficThatIsNotWrittenHasTheDefaultsOfTheCRD(t *testing.T) {
+	got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {traffic: {retries: {attempts: 1, budget: {}}, outlierDetection: {}, loadBalancer: {}}}}`))
+	same(t, got.Traffic, &mesh.Traffic{
+		Retries: &mesh.Retries{Attempts: 1, Budget: &mesh.RetryBudget{Percent: 20, MinConcurrent: 3}},
+		OutlierDetection: &mesh.OutlierDetection{
+			Consecutive5xx: 5, Interval: 10 * time.Second, BaseEjectionTime: 30 * time.Second, MaxEjectionTime: 5 * time.Minute, MaxEjectionPercent: 10,
+		},
+		LoadBalancer: &mesh.LoadBalancer{},
+	})
+}
+
 func TestPolicyWithoutSelectorSelectsAll(t *testing.T) {
 	got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {mtls: {mode: Disabled}}}`))
 	if got.Selector != nil || got.MTLS.Mode != mesh.MTLSDisabled || got.Invalid != "" {
@@ -122,6 +169,11 @@ func TestPolicyThatCannotBeUnderstoodSaysWhy(t *testing.T) {
 		"timeout":         {`traffic: {timeout: -1s}`, `spec.traffic.timeout: -1s is negative`},
 		"per try":         {`traffic: {retries: {attempts: 1, perTryTimeout: -1s}}`, `perTryTimeout: -1s is negative`},
 		"attempts":        {`traffic: {retries: {attempts: -1}}`, `spec.traffic.retries.attempts: -1 is negative`},
+		"budget":          {`traffic: {retries: {attempts: 1, budget: {percent: 101}}}`, `spec.traffic.retries.budget.percent: 101 is more than 100 percent`},
+		"breaker":         {`traffic: {circuitBreaker: {maxRequests: -1}}`, `spec.traffic.circuitBreaker.maxRequests: -1 is negative`},
+		"balancer":        {`traffic: {loadBalancer: {type: Best}}`, `spec.traffic.loadBalancer.type: "Best" is no type`},
+		"hash":            {`traffic: {loadBalancer: {type: ConsistentHash}}`, `spec.traffic.loadBalancer.hash: it does not say by what to choose`},
+		"algorithm":       {`traffic: {loadBalancer: {type: ConsistentHash, hash: {header: a, algorithm: MD5}}}`, `"MD5" is no algorithm`},
 		"rollout's label": {`{selector: {matchLabels: {pod-template-hash: x}}, mtls: {mode: Strict}}`, `pod-template-hash differs from one rollout to the next`},
 	} {
 		spec := c.spec
@@ -164,7 +216,10 @@ spec:
       headers: [{name: X-User, value: jane}, {name: x-group, type: RegularExpression, value: "a|b"}]
     - path: {type: Exact, value: /x}
     - path: {type: RegularExpression, value: "/v[0-9]+/.*"}
+    - {method: POST, queryParams: [{name: Beta, value: "1"}, {name: b, type: RegularExpression, value: "x|y"}]}
     backends: [{service: reviews-v2}]
+    mirrors: [{service: reviews-v3, percent: 0}]
+  mirrors: [{service: reviews-v2}]
   backends: [{service: reviews-v1, weight: 90}, {service: reviews-v2, weight: 0}, {service: reviews-v3}]
 `)), &mesh.Split{
 		Meta:    metaOf("reviews"),
@@ -178,9 +233,13 @@ spec:
 				Path: &mesh.StringMatch{Type: mesh.Exact, Value: "/x"},
 			}, {
 				Path: &mesh.StringMatch{Type: mesh.Regex, Value: "/v[0-9]+/.*"},
+			}, {
+				Method: "POST", Query: []mesh.HeaderMatch{{Name: "Beta", Value: "1"}, {Name: "b", Type: mesh.Regex, Value: "x|y"}},
 			}},
 			Backends: []mesh.Backend{{Service: "reviews-v2", Weight: 1}},
+			Mirrors:  []mesh.Mirror{{Service: "reviews-v3"}},
 		}},
+		Mirrors: []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
 		Backends: []mesh.Backend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
 	})
 }
