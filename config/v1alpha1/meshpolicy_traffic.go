@@ -33,14 +33,14 @@ type Traffic struct {
 	Connections *Connections `json:"connections,omitempty"`
 
 	// circuitBreaker bounds what each client's proxy has under way to the target;
-	// what exceeds a bound fails at once, with 503 and the flag UO. Without it
-	// there is no bound.
+	// what exceeds a bound of requests fails at once, with 503 and the flag UO.
+	// Without it there is no bound.
 	// +optional
 	CircuitBreaker *CircuitBreaker `json:"circuitBreaker,omitempty"`
 
 	// outlierDetection has each client's proxy leave out a pod for a while that
-	// fails again and again. Without it one is left out only while it cannot be
-	// connected to.
+	// fails again and again. Without it one is left out for seconds when three
+	// requests in a row got no connection or no answer.
 	// +optional
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 
@@ -183,7 +183,7 @@ type Keepalive struct {
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="TCP counts in seconds: write 1s or more"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('9h')",message="TCP counts in seconds, and in few enough: write 1s to 9h"
 	Time *metav1.Duration `json:"time,omitempty"`
 
 	// interval between probes; the kernel's, often 75s, by default.
@@ -191,7 +191,7 @@ type Keepalive struct {
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="TCP counts in seconds: write 1s or more"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('9h')",message="TCP counts in seconds, and in few enough: write 1s to 9h"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
 	// probes without an answer after which the connection is closed; the kernel's,
@@ -206,7 +206,8 @@ type Keepalive struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type CircuitBreaker struct {
-	// maxConnections to all pods of the target together.
+	// maxConnections to all pods of the target together. A request that finds none
+	// free waits for one; TCP connections beyond fail.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000000000
@@ -218,7 +219,8 @@ type CircuitBreaker struct {
 	// +kubebuilder:validation:Maximum=1000000000
 	MaxConnectionsPerPod *int32 `json:"maxConnectionsPerPod,omitempty"`
 
-	// maxPendingRequests that wait for a connection.
+	// maxPendingRequests that wait for a connection; 1024 where connections are
+	// bounded and this is not written.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000000000
@@ -234,8 +236,8 @@ type CircuitBreaker struct {
 // OutlierDetection leaves out a pod for a while that fails again and again.
 type OutlierDetection struct {
 	// consecutive5xx is how many answers of 5xx in a row it takes; 5 by default, 0 turns
-	// this off. Connections that do not come about are counted by themselves: three
-	// in a row are enough, always.
+	// this off. Connections that do not come about are counted by themselves, with
+	// time-outs and resets: three in a row are enough.
 	// +optional
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=0
@@ -277,21 +279,13 @@ type OutlierDetection struct {
 	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="maxEjectionTime is above zero: leave it out for the default"
 	MaxEjectionTime *metav1.Duration `json:"maxEjectionTime,omitempty"`
 
-	// maxEjectionPercent of the pods are left out at most; 10 by default, and one
-	// at least.
+	// maxEjectionPercent of the pods are left out at most, for whatever reason; 10 by
+	// default, and one at least.
 	// +optional
 	// +kubebuilder:default=10
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	MaxEjectionPercent *int32 `json:"maxEjectionPercent,omitempty"`
-
-	// minHealthPercent is the share of pods that have to be left: below it, all are
-	// called, failing ones too (Envoy's panic threshold); 0 by default, which is
-	// never.
-	// +optional
-	// +kubebuilder:validation:Minimum=0
-	// +kubebuilder:validation:Maximum=100
-	MinHealthPercent *int32 `json:"minHealthPercent,omitempty"`
 }
 
 // LoadBalancerType is a way to choose a pod.
@@ -350,7 +344,8 @@ type Hash struct {
 	// +optional
 	Cookie *HashCookie `json:"cookie,omitempty"`
 
-	// sourceIP is the client's address. In a mesh that is the calling pod's.
+	// sourceIP is the client's address. In a mesh that is the calling pod's. As all of
+	// these it is about HTTP.
 	// +optional
 	// +kubebuilder:validation:Enum=true
 	SourceIP bool `json:"sourceIP,omitempty"`

@@ -102,7 +102,7 @@ spec:
     retries: {attempts: 1, backOff: {base: 10ms, max: 1s}, budget: {percent: 5, minConcurrent: 0}}
     connections: {connectTimeout: 1s, idleTimeout: 2s, maxDuration: 3s, maxRequests: 4, keepalive: {time: 5s, interval: 6s, probes: 7}}
     circuitBreaker: {maxConnections: 1, maxConnectionsPerPod: 2, maxPendingRequests: 3, maxRequests: 4}
-    outlierDetection: {consecutive5xx: 0, consecutiveGatewayErrors: 2, interval: 3s, baseEjectionTime: 4s, maxEjectionTime: 5s, maxEjectionPercent: 6, minHealthPercent: 7}
+    outlierDetection: {consecutive5xx: 0, consecutiveGatewayErrors: 2, interval: 3s, baseEjectionTime: 4s, maxEjectionTime: 5s, maxEjectionPercent: 6}
     loadBalancer: {type: ConsistentHash, hash: {cookie: {name: a, path: /b, ttl: 0s}, algorithm: RingHash}}
 `))
 	same(t, got.Traffic, &mesh.Traffic{
@@ -117,7 +117,7 @@ spec:
 		CircuitBreaker: &mesh.CircuitBreaker{MaxConnections: n(1), MaxConnectionsPerPod: n(2), MaxPendingRequests: n(3), MaxRequests: n(4)},
 		OutlierDetection: &mesh.OutlierDetection{
 			ConsecutiveGatewayErrors: 2, Interval: 3 * time.Second, BaseEjectionTime: 4 * time.Second, MaxEjectionTime: 5 * time.Second,
-			MaxEjectionPercent: 6, MinHealthPercent: 7,
+			MaxEjectionPercent: 6,
 		},
 		LoadBalancer: &mesh.LoadBalancer{Type: mesh.RingHash, Hash: mesh.Hash{Cookie: "a", Path: "/b", TTL: &zero}},
 	})
@@ -239,7 +239,7 @@ spec:
 			Backends: []mesh.Backend{{Service: "reviews-v2", Weight: 1}},
 			Mirrors:  []mesh.Mirror{{Service: "reviews-v3"}},
 		}},
-		Mirrors: []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
+		Mirrors:  []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
 		Backends: []mesh.Backend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
 	})
 }

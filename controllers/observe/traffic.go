@@ -20,6 +20,10 @@ const (
 	defaultMaxEjectionTime    = 5 * time.Minute
 )
 
+// longestKeepalive is what Linux takes (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL): with
+// more there would be no connection at all.
+const longestKeepalive = 32767 * time.Second
+
 func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
 	if t == nil {
 		return nil
@@ -76,8 +80,8 @@ func connections(field string, c *v1alpha1.Connections, bad *problems) *mesh.Con
 	}
 	if k := c.Keepalive; k != nil {
 		out.Keepalive = &mesh.Keepalive{
-			Time:     bad.time(field+".keepalive.time", k.Time, 0),
-			Interval: bad.time(field+".keepalive.interval", k.Interval, 0),
+			Time:     min(bad.time(field+".keepalive.time", k.Time, 0), longestKeepalive),
+			Interval: min(bad.time(field+".keepalive.interval", k.Interval, 0), longestKeepalive),
 			Probes:   bad.count(field+".keepalive.probes", k.Probes, 0),
 		}
 	}
@@ -114,7 +118,6 @@ func outlierDetection(field string, o *v1alpha1.OutlierDetection, bad *problems)
 		BaseEjectionTime:         bad.time(field+".baseEjectionTime", o.BaseEjectionTime, defaultEjectionTime),
 		MaxEjectionTime:          bad.time(field+".maxEjectionTime", o.MaxEjectionTime, defaultMaxEjectionTime),
 		MaxEjectionPercent:       bad.percent(field+".maxEjectionPercent", o.MaxEjectionPercent, defaultMaxEjectionPercent),
-		MinHealthPercent:         bad.percent(field+".minHealthPercent", o.MinHealthPercent, 0),
 	}
 }
 

@@ -53,7 +53,7 @@ type CircuitBreaker struct {
 type OutlierDetection struct {
 	Consecutive5xx, ConsecutiveGatewayErrors    uint32
 	Interval, BaseEjectionTime, MaxEjectionTime time.Duration
-	MaxEjectionPercent, MinHealthPercent        uint32
+	MaxEjectionPercent                          uint32
 }
 
 // LoadBalancerType is a way to choose a pod.

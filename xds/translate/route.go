@@ -37,7 +37,7 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: routesOf(name)}
 	}
-	o := outbound{service: svc.Name, port: port.Port, traffic: trafficFor(namespace, svc.Name, port.Port, v)}
+	o := outbound{client: namespace, view: v, service: svc.Name, port: port.Port, traffic: trafficFor(namespace, svc.Name, port.Port, v)}
 	split := splitFor(svc, port, v)
 	if split != nil {
 		for i, r := range split.Rules {
@@ -59,6 +59,8 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 
 // outbound collects the routes to one service's port.
 type outbound struct {
+	client   string // namespace
+	view     *mesh.View
 	service  mesh.Name
 	port     uint16
 	traffic  traffic
@@ -70,7 +72,6 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
 		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
-		HashPolicy:  o.traffic.hash(),
 		RetryPolicy: retryPolicy(o.traffic.retries),
 	}
 	var weighted []*route.WeightedCluster_ClusterWeight
@@ -78,7 +79,11 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 		if b.Weight == 0 {
 			continue
 		}
-		c := ClusterName(mesh.Name{Namespace: o.service.Namespace, Name: b.Service}, o.port)
+		backend := mesh.Name{Namespace: o.service.Namespace, Name: b.Service}
+		// Whose pod is chosen by a hash says by which.
+		t := trafficFor(o.client, backend, o.port, o.view)
+		a.HashPolicy = append(a.HashPolicy, t.hash()...)
+		c := ClusterName(backend, o.port)
 		o.clusters = append(o.clusters, c)
 		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{Name: c, Weight: wrapperspb.UInt32(b.Weight)})
 	}
@@ -116,13 +121,15 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
 		}},
 		HostSelectionRetryMaxAttempts: 5,
-		// After two of them the last resort (endpoints).
-		RetryPriority: &route.RetryPolicy_RetryPriority{
+	}
+	if !slices.ContainsFunc(r.On, func(c string) bool { return !slices.Contains(defaultRetries.On, c) }) {
+		// No server has seen it: after two attempts the last resort (endpoints).
+		p.RetryPriority = &route.RetryPolicy_RetryPriority{
 			Name: "envoy.retry_priorities.previous_priorities",
 			ConfigType: &route.RetryPolicy_RetryPriority_TypedConfig{
 				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: 2}),
 			},
-		},
+		}
 	}
 	if slices.Contains(r.On, connectFailure) {
 		// A connection to the application that its sidecar did not get.
@@ -134,9 +141,9 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 	if r.PerTryTimeout > 0 {
 		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
 	}
-	base := cmp.Or(r.Base, defaultBackOff)
+	base := min(cmp.Or(r.Base, defaultBackOff), maxBackOff)
 	p.RetryBackOff = &route.RetryPolicy_RetryBackOff{
-		BaseInterval: durationpb.New(base), MaxInterval: durationpb.New(cmp.Or(r.Max, backOffGrowth*base)),
+		BaseInterval: durationpb.New(base), MaxInterval: durationpb.New(max(cmp.Or(r.Max, backOffGrowth*base), base)),
 	}
 	return p
 }

@@ -44,6 +44,10 @@ const (
 	defaultBackOff = 25 * time.Millisecond
 	// backOffGrowth is the longest wait in terms of the first, as is Envoy's default.
 	backOffGrowth = 10
+	// defaultPending is Envoy's own bound.
+	defaultPending = 1024
+	// maxBackOff is longer than anybody waits.
+	maxBackOff = time.Hour
 	// maglevTable is the size of the table by which Maglev looks up pods: a prime, and
 	// a hundred times the pods of all but the largest services. Envoy's default, 65537,
 	// costs each sidecar half a megabyte for each service.
@@ -131,9 +135,6 @@ func (t *traffic) shape(c *cluster.Cluster) {
 	c.CircuitBreakers = t.breakers()
 	t.balance(c)
 	c.OutlierDetection = outlierDetection(t.outliers)
-	if o := t.outliers; o != nil {
-		c.CommonLbConfig = &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.MinHealthPercent)}}
-	}
 }
 
 func keepalive(k *mesh.Keepalive) *core.TcpKeepalive {
@@ -165,7 +166,7 @@ func (t *traffic) breakers() *cluster.CircuitBreakers {
 	}
 	th := &cluster.CircuitBreakers_Thresholds{
 		MaxConnections:     bound(t.breaker.MaxConnections),
-		MaxPendingRequests: bound(t.breaker.MaxPendingRequests),
+		MaxPendingRequests: bound(t.pending()),
 		MaxRequests:        bound(t.breaker.MaxRequests),
 		MaxRetries:         wrapperspb.UInt32(most),
 	}
@@ -180,6 +181,16 @@ func (t *traffic) breakers() *cluster.CircuitBreakers {
 		out.PerHostThresholds = []*cluster.CircuitBreakers_Thresholds{{MaxConnections: wrapperspb.UInt32(*n)}}
 	}
 	return out
+}
+
+// pending bounds the requests that wait for a connection, where they may have to.
+func (t *traffic) pending() *uint32 {
+	b := t.breaker
+	if b.MaxPendingRequests != nil || b.MaxConnections == nil && b.MaxConnectionsPerPod == nil {
+		return b.MaxPendingRequests
+	}
+	most := uint32(defaultPending)
+	return &most
 }
 
 func (t *traffic) balance(c *cluster.Cluster) {
@@ -208,19 +219,21 @@ func (t *traffic) balance(c *cluster.Cluster) {
 	}
 }
 
-// unreachable is after how many connections in a row that did not come about an
-// endpoint is left out, whatever policies say: a pod that is gone, and of which the
-// proxy was not told, costs a time-out each time. Where all are left out, the last
-// resort is called, and where that fails too, all are tried (Envoy's panic threshold).
+// unreachable is after how many requests in a row that got no connection, or no answer
+// in time, an endpoint is left out where no policy says otherwise: a pod that is gone,
+// and of which the proxy was not told, costs a time-out each time. Envoy tells the one
+// from the other no more than that; a stream that gets a connection begins the count
+// anew. So it is for seconds, and where all are left out, the last resort is called,
+// and where that fails too, all are tried (Envoy's panic threshold).
 const (
 	unreachable        = 3
 	unreachableFor     = 5 * time.Second
-	unreachableAtMost  = time.Minute
+	unreachableAtMost  = 15 * time.Second
 	unreachableChecked = time.Second
 )
 
 // outlierDetection counts failures in a row alone: what Envoy makes of success rates
-// by default, nobody asked for. nil: of connections alone.
+// by default, nobody asked for. nil: of what cannot be reached alone.
 func outlierDetection(o *mesh.OutlierDetection) *cluster.OutlierDetection {
 	enforced := func(n uint32) *wrapperspb.UInt32Value {
 		if n == 0 {
