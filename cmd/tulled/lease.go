@@ -34,6 +34,7 @@ type patientLease struct {
 	log  logr.Logger
 	held atomic.Bool // the last that was heard of the lease is that it is ours
 	away atomic.Bool
+	last atomic.Pointer[resourcelock.LeaderElectionRecord] // as it was when it was ours
 }
 
 // leaseTimeout bounds one request, so that one that hangs does not use up the
@@ -59,19 +60,37 @@ func newLease(config *rest.Config, namespace, pod string, log logr.Logger) (*pat
 	}, nil
 }
 
-// Get reads the lease, and sees whose it is.
+// Get reads the lease, and sees whose it is. While the API server does not answer it
+// is as it was last heard of: a renewal that was carried out, but answered too late,
+// has the next one refused, and a leader that then has no answer in ten seconds would
+// end. That is what becomes of one whose process is busy with many proxies at once.
 func (l *patientLease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
-	if err == nil && record.HolderIdentity != l.Identity() {
+	switch last := l.last.Load(); {
+	case err == nil && record.HolderIdentity != l.Identity():
 		l.held.Store(false)
+	case err == nil:
+		l.keep(*record)
+	case l.held.Load() && last != nil && unanswered(err):
+		copied := *last
+		return &copied, nil, nil
 	}
 	return record, raw, err
+}
+
+// keep notes that the lease is ours.
+func (l *patientLease) keep(record resourcelock.LeaderElectionRecord) {
+	l.last.Store(&record)
+	l.held.Store(true)
 }
 
 // Create takes the lease for the first time.
 func (l *patientLease) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	err := l.Interface.Create(ctx, record)
-	l.held.Store(err == nil && record.HolderIdentity == l.Identity())
+	l.held.Store(false)
+	if err == nil && record.HolderIdentity == l.Identity() {
+		l.keep(record)
+	}
 	return err
 }
 
@@ -82,7 +101,10 @@ func (l *patientLease) Update(ctx context.Context, record resourcelock.LeaderEle
 	ours := record.HolderIdentity == l.Identity()
 	switch {
 	case err == nil:
-		l.held.Store(ours)
+		l.held.Store(false)
+		if ours {
+			l.keep(record)
+		}
 		if l.away.Swap(false) {
 			l.log.Info("the leader's lease is renewed again")
 		}
@@ -91,6 +113,8 @@ func (l *patientLease) Update(ctx context.Context, record resourcelock.LeaderEle
 			l.log.Info("the API server is away: the leader stays, and cannot write", "error", err.Error())
 		}
 		return nil
+	case apierrors.IsConflict(err):
+		// By another, or by a renewal of our own whose answer was late: Get tells.
 	default:
 		l.held.Store(false)
 	}

@@ -74,4 +74,34 @@ func TestLeaderStaysOnlyWhileNobodyAnswers(t *testing.T) {
 			t.Error("it leads beside the other")
 		}
 	})
+
+	// A renewal came true though its answer was late, and then nobody answers.
+	t.Run("a late answer", func(t *testing.T) {
+		api := &answering{holder: "us"}
+		lease := &patientLease{Interface: api, log: testr.New(t)}
+		if err := lease.Update(t.Context(), ours); err != nil {
+			t.Fatal(err)
+		}
+		api.err = apierrors.NewConflict(leases, leaseName, errors.New("changed"))
+		if lease.Update(t.Context(), ours) == nil {
+			t.Error("what another may have is renewed")
+		}
+		api.err = refused
+		record, _, err := lease.Get(t.Context())
+		if err != nil || record.HolderIdentity != "us" {
+			t.Fatalf("the lease is %+v, %v", record, err)
+		}
+		if err := lease.Update(t.Context(), ours); err != nil {
+			t.Errorf("it ends: %v", err)
+		}
+		// Whose it is in the end, the API server tells.
+		api.err, api.holder = nil, "them"
+		if _, _, err := lease.Get(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		api.err = refused
+		if _, _, err := lease.Get(t.Context()); err == nil {
+			t.Error("it believes that it leads beside the other")
+		}
+	})
 }
