@@ -20,7 +20,7 @@ type traffic struct {
 	retries       mesh.Retries
 	connections   mesh.Connections
 	breaker       mesh.CircuitBreaker
-	outliers      *mesh.OutlierDetection // nil: none are left out
+	outliers      *mesh.OutlierDetection // nil: see outlierDetection
 	balancer      mesh.LoadBalancer
 }
 
