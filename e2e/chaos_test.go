@@ -186,14 +186,33 @@ func (c *chaos) badObject() {
 // about a pod that ends by its connections, which costs those calls.
 func (c *chaos) deleteServer() {
 	c.patiently("a control plane", c.s.c.Installed)
+	var deleted string
 	c.patiently("deleting a server", func(ctx context.Context) error {
 		p, err := c.s.c.RunningPod(ctx, c.s.name, "server")
 		if err != nil {
 			return err
 		}
+		deleted = p.Name
 		return c.s.c.Client.CoreV1().Pods(c.s.name).Delete(ctx, p.Name, metav1.DeleteOptions{})
 	})
-	c.patiently("its successor", func(ctx context.Context) error { return c.s.c.Deployed(ctx, c.s.name, time.Minute) })
+	// What the Deployment says may be from before: without a successor the next to be
+	// deleted would be the last.
+	c.patiently("its successor", func(ctx context.Context) error {
+		pods, err := c.s.c.Client.CoreV1().Pods(c.s.name).List(ctx, metav1.ListOptions{LabelSelector: "app=server"})
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for i := range pods.Items {
+			if p := &pods.Items[i]; p.Name != deleted && p.DeletionTimestamp == nil && kube.PodReady(p) {
+				ready++
+			}
+		}
+		if ready < 2 {
+			return fmt.Errorf("%d servers are ready", ready)
+		}
+		return nil
+	})
 }
 
 // toggle refuses another path than before, waits until that is programmed, and
