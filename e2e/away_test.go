@@ -162,7 +162,6 @@ func TestCallsFindPodsThatTheProxyWasNotToldOf(t *testing.T) {
 		before[p.Name] = true
 	}
 	s.rolls()
-	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
 	s.endpoints("server")
 	eventually(t, 30*time.Second, "the old pods' end", func(ctx context.Context) error {
 		pods, err := s.c.Client.CoreV1().Pods(s.name).List(ctx, metav1.ListOptions{LabelSelector: "app=server"})

@@ -67,10 +67,8 @@ func newLease(config *rest.Config, namespace, pod string, log logr.Logger) (*pat
 func (l *patientLease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	switch last := l.last.Load(); {
-	case err == nil && record.HolderIdentity != l.Identity():
-		l.held.Store(false)
 	case err == nil:
-		l.keep(*record)
+		l.heard(*record)
 	case l.held.Load() && last != nil && unanswered(err):
 		copied := *last
 		return &copied, nil, nil
@@ -78,20 +76,24 @@ func (l *patientLease) Get(ctx context.Context) (*resourcelock.LeaderElectionRec
 	return record, raw, err
 }
 
-// keep notes that the lease is ours.
-func (l *patientLease) keep(record resourcelock.LeaderElectionRecord) {
-	l.last.Store(&record)
-	l.held.Store(true)
+// heard notes whose the lease is.
+func (l *patientLease) heard(record resourcelock.LeaderElectionRecord) {
+	ours := record.HolderIdentity == l.Identity()
+	if ours {
+		l.last.Store(&record)
+	}
+	l.held.Store(ours)
 }
 
 // Create takes the lease for the first time.
 func (l *patientLease) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	err := l.Interface.Create(ctx, record)
-	l.held.Store(false)
-	if err == nil && record.HolderIdentity == l.Identity() {
-		l.keep(record)
+	if err != nil {
+		l.held.Store(false)
+		return err
 	}
-	return err
+	l.heard(record)
+	return nil
 }
 
 // Update takes, renews or gives up the lease. To renew it succeeds too while
@@ -101,10 +103,7 @@ func (l *patientLease) Update(ctx context.Context, record resourcelock.LeaderEle
 	ours := record.HolderIdentity == l.Identity()
 	switch {
 	case err == nil:
-		l.held.Store(false)
-		if ours {
-			l.keep(record)
-		}
+		l.heard(record)
 		if l.away.Swap(false) {
 			l.log.Info("the leader's lease is renewed again")
 		}

@@ -76,10 +76,11 @@ const neverSpilled = 10000
 
 // lastResort puts the service's own address behind its endpoints, where nothing goes
 // but the last attempt of a request that reached none of them (retryPolicy), and
-// everything while none can be reached (outlierDetection): what a proxy knows is old when its control plane is down or cut off, and by that address
-// kube-proxy, which does not depend on it, finds a pod that is there. Whom that is,
-// the certificate tells as for any endpoint; so where some pods take mesh mTLS and
-// others do not, there is none.
+// everything while none can be reached (outlierDetection): what a proxy knows is old
+// when its control plane is down or cut off, and by that address kube-proxy, which
+// does not depend on it, finds a pod that is there. Whom that is, the certificate
+// tells as for any endpoint; so where some pods take mesh mTLS and others do not,
+// there is none.
 func lastResort(a *endpoint.ClusterLoadAssignment, d destination, all []found) {
 	if d.service.Headless() || len(all) == 0 ||
 		slices.ContainsFunc(all, func(f found) bool { return f.mtls != all[0].mtls }) {

@@ -12,6 +12,7 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	previouspriorities "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -81,7 +82,10 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 		}
 		backend := mesh.Name{Namespace: o.service.Namespace, Name: b.Service}
 		// Whose pod is chosen by a hash says by which.
-		t := trafficFor(o.client, backend, o.port, o.view)
+		t := o.traffic
+		if backend != o.service {
+			t = trafficFor(o.client, backend, o.port, o.view)
+		}
 		a.HashPolicy = append(a.HashPolicy, t.hash()...)
 		c := ClusterName(backend, o.port)
 		o.clusters = append(o.clusters, c)
@@ -163,27 +167,27 @@ func requestMatch(m mesh.RequestMatch) *route.RouteMatch {
 		}
 	}
 	for _, h := range m.Headers {
-		match := exact(h.Value)
-		if h.Type == mesh.Regex {
-			match = regex(h.Value)
-		}
 		out.Headers = append(out.Headers, &route.HeaderMatcher{
-			Name: h.Name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: match},
+			Name: h.Name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: valueMatch(h)},
 		})
 	}
 	if m.Method != "" {
 		out.Headers = append(out.Headers, headerIs(":method", m.Method))
 	}
 	for _, q := range m.Query {
-		match := exact(q.Value)
-		if q.Type == mesh.Regex {
-			match = regex(q.Value)
-		}
 		out.QueryParameters = append(out.QueryParameters, &route.QueryParameterMatcher{
-			Name: q.Name, QueryParameterMatchSpecifier: &route.QueryParameterMatcher_StringMatch{StringMatch: match},
+			Name: q.Name, QueryParameterMatchSpecifier: &route.QueryParameterMatcher_StringMatch{StringMatch: valueMatch(q)},
 		})
 	}
 	return out
+}
+
+// valueMatch compares the value of a header or of a parameter.
+func valueMatch(m mesh.HeaderMatch) *matcher.StringMatcher {
+	if m.Type == mesh.Regex {
+		return regex(m.Value)
+	}
+	return exact(m.Value)
 }
 
 // splitFor is the split that holds for a service's port: the oldest that is

@@ -26,7 +26,7 @@ const (
 	fortio    = "localhost/fortio:dev"
 	init_     = "localhost/tulle-init:dev"
 	envoy     = "localhost/envoy:1.40.0"
-	// config_ is where a proxy by hand finds its configuration.
+	// configDir is where a proxy by hand finds its configuration.
 	configDir = "/etc/envoy"
 )
 
