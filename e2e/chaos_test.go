@@ -182,10 +182,11 @@ func (c *chaos) badObject() {
 	c.patiently("deleting it", func(ctx context.Context) error { return c.s.c.Delete(ctx, object) })
 }
 
-// deleteServer waits for a control plane first: without any, callers find out
-// about a pod that ends by its connections, which costs those calls.
+// deleteServer first changes a policy, which is programmed when every proxy hears from
+// a control plane that is up to date: without, callers find out about a pod that ends
+// by its connections, which costs the calls on them.
 func (c *chaos) deleteServer() {
-	c.patiently("a control plane", c.s.c.Installed)
+	c.toggle()
 	var deleted string
 	c.patiently("deleting a server", func(ctx context.Context) error {
 		p, err := c.s.c.RunningPod(ctx, c.s.name, "server")
