@@ -22,11 +22,14 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/ca/secret"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/observe"
+	"github.com/tulle-mesh/tulle/controllers/status"
 	"github.com/tulle-mesh/tulle/controllers/trust"
 	"github.com/tulle-mesh/tulle/webhook"
 	"github.com/tulle-mesh/tulle/xds/build"
@@ -52,6 +55,7 @@ type controlPlane struct {
 	observer     *observe.Observer
 	tokens       *server.Tokens
 	server       *server.Server
+	status       *status.Controller
 	serving      atomic.Bool // proxies, on the xDS address
 }
 
@@ -77,7 +81,9 @@ const forever = 100 * 365 * 24 * time.Hour
 
 func (p *controlPlane) startManager(context.Context) error {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		clientgoscheme.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install,
+	} {
 		if err := add(scheme); err != nil {
 			return fmt.Errorf("building the scheme: %w", err)
 		}
@@ -170,7 +176,10 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 
 // wireObserver also has certificates follow the MeshConfig's lifetime.
 func (p *controlPlane) wireObserver(ctx context.Context) error {
-	p.observer = observe.New(observe.Options{Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe")})
+	p.observer = observe.New(observe.Options{
+		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
+		OnKind: func(o client.Object) error { return p.status.WatchKind(o) }, // called when all is wired
+	})
 	if err := p.observer.SetupWithManager(p.manager); err != nil {
 		return err
 	}

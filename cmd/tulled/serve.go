@@ -115,9 +115,8 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	})); err != nil {
 		return fmt.Errorf("adding the gathering of acknowledgements: %w", err)
 	}
-	return status.New(status.Options{
-		Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry,
-	}).SetupWithManager(p.manager)
+	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry})
+	return p.status.SetupWithManager(p.manager)
 }
 
 // ours reports, as an error, whose token is not that of one of our replicas.

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,4 +102,14 @@ func binariesFolder() (string, error) {
 		}
 	}
 	return folder, nil
+}
+
+// GatewayCRDs returns the folder of the CRDs of the Gateway API, which are in its Go
+// module: what users install of it, they take from there.
+func GatewayCRDs() (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	if err != nil {
+		return "", fmt.Errorf("looking for the Gateway API's module: %w", err)
+	}
+	return filepath.Join(strings.TrimSpace(string(out)), "config", "crd", "standard"), nil
 }

@@ -1,5 +1,8 @@
 package v1alpha1
 
+// ControllerName is who writes the status of an object of the Gateway API.
+const ControllerName = "mesh.tulle.dev/tulle"
+
 // The types of conditions in the status of every kind. Each carries the
 // generation of the object that it speaks of.
 const (

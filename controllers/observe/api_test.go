@@ -236,11 +236,11 @@ spec:
 			}, {
 				Method: "POST", Query: []mesh.HeaderMatch{{Name: "Beta", Value: "1"}, {Name: "b", Type: mesh.Regex, Value: "x|y"}},
 			}},
-			Backends: []mesh.Backend{{Service: "reviews-v2", Weight: 1}},
+			Backends: []mesh.SplitBackend{{Service: "reviews-v2", Weight: 1}},
 			Mirrors:  []mesh.Mirror{{Service: "reviews-v3"}},
 		}},
 		Mirrors:  []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
-		Backends: []mesh.Backend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
+		Backends: []mesh.SplitBackend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
 	})
 }
 

@@ -4,6 +4,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -54,6 +56,12 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Put(policy(o)), true
 	case *v1alpha1.TrafficSplit:
 		return mesh.Put(split(o)), true
+	case *gatewayv1.HTTPRoute:
+		return mesh.Put(httpRoute(o)), true
+	case *gatewayv1.GRPCRoute:
+		return mesh.Put(grpcRoute(o)), true
+	case *gatewayv1beta1.ReferenceGrant:
+		return mesh.Put(grant(o)), true
 	}
 	return mesh.Change{}, false
 }

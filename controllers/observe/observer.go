@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -29,6 +32,10 @@ import (
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants,verbs=list;watch
+
+// lookEvery is how often kinds that are missing are looked for.
+const lookEvery = 10 * time.Second
 
 // Options of an Observer.
 type Options struct {
@@ -37,15 +44,25 @@ type Options struct {
 	// RootNamespace is where policies for the whole mesh live;
 	// DefaultRootNamespace when empty.
 	RootNamespace string
-	Log           logr.Logger
+	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
+	// API server has it; may be nil.
+	OnKind func(client.Object) error
+	Log    logr.Logger
 }
 
 // Observer watches the cluster and tells an Applier what changes in the mesh.
 type Observer struct {
 	applier mesh.Applier
 	root    string
+	onKind  func(client.Object) error
 	log     logr.Logger
 	watches []watch
+
+	informers cache.Informers
+	// missing are kinds whose CRDs the cluster does not have yet, and arrived those
+	// that are watched and not yet told of. After the start they are await's.
+	missing map[mesh.Kind]client.Object
+	arrived []client.Object
 
 	synced chan struct{}
 	// open is set, with mu held, when the initial state has been applied.
@@ -67,7 +84,11 @@ func New(o Options) *Observer {
 	if root == "" {
 		root = DefaultRootNamespace
 	}
-	return &Observer{applier: o.Applier, root: root, log: o.Log, synced: make(chan struct{})}
+	onKind := o.OnKind
+	if onKind == nil {
+		onKind = func(client.Object) error { return nil }
+	}
+	return &Observer{applier: o.Applier, root: root, onKind: onKind, log: o.Log, synced: make(chan struct{})}
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
@@ -83,7 +104,8 @@ func (o *Observer) SetupWithManager(mgr manager.Manager) error {
 
 // Watch attaches the observer to the informers, once, for those who run a cache
 // without a manager. It fails where the API server cannot be reached or lacks a
-// kind, of which only ServiceCIDR (Kubernetes 1.33) may be missing.
+// kind, of which only ServiceCIDR (Kubernetes 1.33) and those of the Gateway API may
+// be missing.
 func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}, &corev1.Node{}} {
 		if err := o.watch(ctx, informers, obj, sourceHandler{o, obj}); err != nil {
@@ -98,6 +120,65 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 		mesh.KindSplit:    &v1alpha1.TrafficSplit{},
 	} {
 		if err := o.watch(ctx, informers, obj, entityHandler{o, kind}); err != nil {
+			return err
+		}
+	}
+	o.informers, o.missing = informers, map[mesh.Kind]client.Object{
+		mesh.KindHTTPRoute: &gatewayv1.HTTPRoute{},
+		mesh.KindGRPCRoute: &gatewayv1.GRPCRoute{},
+		mesh.KindGrant:     &gatewayv1beta1.ReferenceGrant{}, // v1 is of Gateway API 1.5
+	}
+	return o.watchMissing(ctx)
+}
+
+// watchMissing attaches to the kinds that are there by now.
+func (o *Observer) watchMissing(ctx context.Context) error {
+	for kind, obj := range o.missing {
+		switch err := o.watch(ctx, o.informers, obj, entityHandler{o, kind}); {
+		case apimeta.IsNoMatchError(err):
+			continue
+		case err != nil:
+			return err
+		}
+		delete(o.missing, kind)
+		o.arrived = append(o.arrived, obj)
+	}
+	return nil
+}
+
+// announce tells of the kinds that were found.
+func (o *Observer) announce() error {
+	for _, obj := range o.arrived {
+		if err := o.onKind(obj); err != nil {
+			return err
+		}
+	}
+	o.arrived = nil
+	return nil
+}
+
+// await looks for the kinds that are missing, until all are there: the CRDs of the
+// Gateway API may be installed at any time.
+func (o *Observer) await(ctx context.Context) error {
+	if err := o.announce(); err != nil || len(o.missing) == 0 {
+		return err
+	}
+	o.log.Info("the cluster lacks kinds of the Gateway API: routes are obeyed as soon as its CRDs are there")
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for len(o.missing) > 0 {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := o.watchMissing(ctx); err != nil {
+			o.log.Error(err, "looking for kinds of the Gateway API")
+		}
+		if n := len(o.arrived); n > 0 {
+			o.log.Info("the cluster has come to have kinds of the Gateway API", "new", n, "missing", len(o.missing))
+		}
+		if err := o.announce(); err != nil {
 			return err
 		}
 	}
@@ -121,16 +202,18 @@ func (o *Observer) watch(ctx context.Context, informers cache.Informers, obj cli
 	if err != nil {
 		return fmt.Errorf("handling events of %s: %w", kind, err)
 	}
-	o.watches = append(o.watches, watch{kind, registration})
+	if !o.open.Load() { // else nobody waits for it
+		o.watches = append(o.watches, watch{kind, registration})
+	}
 	return nil
 }
 
 // NeedLeaderElection tells the manager that every replica observes.
 func (o *Observer) NeedLeaderElection() bool { return false }
 
-// Start waits until every object of every kind's initial list has been seen,
-// applies them all as one batch, and returns; from then on changes are applied
-// as they come. A manager calls it.
+// Start waits until every object of every kind's initial list has been seen and
+// applies them all as one batch; from then on changes are applied as they come. It
+// returns when there is no kind left to look for. A manager calls it.
 func (o *Observer) Start(ctx context.Context) error {
 	if len(o.watches) == 0 {
 		return errors.New("observing the cluster: Watch was not called")
@@ -142,6 +225,14 @@ func (o *Observer) Start(ctx context.Context) error {
 		case <-w.registration.HasSyncedChecker().Done():
 		}
 	}
+	if err := o.begin(); err != nil {
+		return err
+	}
+	return o.await(ctx)
+}
+
+// begin applies the initial state.
+func (o *Observer) begin() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.open.Load() {

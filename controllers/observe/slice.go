@@ -60,10 +60,3 @@ func endpoint(e *discoveryv1.Endpoint, namespace string) (mesh.Endpoint, bool) {
 	}
 	return out, true
 }
-
-func deref(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
-}

@@ -33,8 +33,8 @@ func split(s *v1alpha1.TrafficSplit) *mesh.Split {
 	return out
 }
 
-func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.Backend {
-	var out []mesh.Backend
+func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.SplitBackend {
+	var out []mesh.SplitBackend
 	var sum int64
 	for i, b := range in {
 		weight := int32(1)
@@ -46,7 +46,7 @@ func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.Ba
 			weight = 0
 		}
 		sum += int64(weight)
-		out = append(out, mesh.Backend{Service: b.Service, Weight: uint32(weight)})
+		out = append(out, mesh.SplitBackend{Service: b.Service, Weight: uint32(weight)})
 	}
 	if sum == 0 {
 		bad.add("%s: no backend has a weight above 0: give at least one a weight of 1 or more", field)

@@ -146,17 +146,22 @@ func find(in []metav1.Condition, conditionType string) *metav1.Condition {
 	return nil
 }
 
-// stateOf is the object's status, as the API server has it.
-func stateOf(obj client.Object) state {
+// statesOf is the object's status, as the API server has it: one state, or one for each
+// of a route's parents.
+func statesOf(obj client.Object) (out []state, stale bool) {
+	if refs, status, ok := routeOf(obj); ok {
+		return routeStates(refs, status)
+	}
+	var s state
 	switch o := obj.(type) {
 	case *v1alpha1.MeshPolicy:
-		return state{o.Status.Conditions, o.Status.Proxies}
+		s = state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.TrafficSplit:
-		return state{o.Status.Conditions, o.Status.Proxies}
+		s = state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.MeshConfig:
-		return state{o.Status.Conditions, o.Status.Proxies}
+		s = state{o.Status.Conditions, o.Status.Proxies}
 	}
-	return state{}
+	return []state{s}, false
 }
 
 // configFindings is what there is to say about a MeshConfig. The API server has

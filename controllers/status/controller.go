@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -24,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/xds/build"
@@ -33,6 +35,7 @@ import (
 
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;meshconfigs/status,verbs=patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 const (
@@ -79,7 +82,7 @@ type Options struct {
 }
 
 // Controller keeps the status of all MeshPolicies, TrafficSplits and
-// MeshConfigs.
+// MeshConfigs, and of routes, as far as it is about Services.
 type Controller struct {
 	findings Findings
 	acks     Acknowledgements // may be nil
@@ -89,6 +92,8 @@ type Controller struct {
 
 	reader client.Reader
 	writer client.SubResourceWriter
+	cache  cache.Cache
+	watch  func(source.TypedSource[object]) error
 	events Recorder
 
 	mu    sync.Mutex
@@ -123,7 +128,7 @@ type record struct {
 	// and wrote the state of that write. As long as the cache still has that
 	// version, it lags behind the write.
 	read    string
-	wrote   state
+	wrote   []state
 	written time.Time // by the clock of Options.Now
 	// lags is since when an object that is programmed, as its status says, is
 	// not; zero when it is.
@@ -143,7 +148,7 @@ func New(o Options) *Controller {
 			Help: "Writes of objects' status to the API server, by kind of object.",
 		}, []string{"kind"}),
 	}
-	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, kindConfig} {
+	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, translate.KindHTTPRoute, translate.KindGRPCRoute, kindConfig} {
 		c.writes.WithLabelValues(kind) // so that all are there from the beginning
 	}
 	if c.delay == 0 {
@@ -164,6 +169,7 @@ func (c *Controller) SetupWithManager(mgr manager.Manager) error {
 	c.reader = mgr.GetClient()
 	c.writer = mgr.GetClient().Status()
 	c.events = mgr.GetEventRecorder("tulle")
+	c.cache = mgr.GetCache()
 	ctl, err := controller.NewTyped("status", mgr, controller.TypedOptions[object]{
 		Reconciler:              c,
 		MaxConcurrentReconciles: workers,
@@ -171,6 +177,7 @@ func (c *Controller) SetupWithManager(mgr manager.Manager) error {
 	if err != nil {
 		return fmt.Errorf("making the status controller: %w", err)
 	}
+	c.watch = ctl.Watch
 	for _, s := range []source.TypedSource[object]{
 		source.TypedFunc[object](c.attach),
 		source.TypedKind(mgr.GetCache(), &v1alpha1.MeshPolicy{}, enqueue[*v1alpha1.MeshPolicy](translate.KindPolicy)),
@@ -180,6 +187,24 @@ func (c *Controller) SetupWithManager(mgr manager.Manager) error {
 		if err := ctl.Watch(s); err != nil {
 			return fmt.Errorf("watching for the status controller: %w", err)
 		}
+	}
+	return nil
+}
+
+// WatchKind has the controller care for a kind of the Gateway API, once the API server
+// has it. Kinds that have no status are not cared for.
+func (c *Controller) WatchKind(obj client.Object) error {
+	var s source.TypedSource[object]
+	switch o := obj.(type) {
+	case *gatewayv1.HTTPRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.HTTPRoute](translate.KindHTTPRoute))
+	case *gatewayv1.GRPCRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.GRPCRoute](translate.KindGRPCRoute))
+	default:
+		return nil
+	}
+	if err := c.watch(s); err != nil {
+		return fmt.Errorf("watching %T for the status controller: %w", obj, err)
 	}
 	return nil
 }
@@ -217,6 +242,10 @@ func (c *Controller) acknowledged(refs []mesh.Ref) {
 			objects = append(objects, object{translate.KindPolicy, r.Name})
 		case mesh.KindSplit:
 			objects = append(objects, object{translate.KindSplit, r.Name})
+		case mesh.KindHTTPRoute:
+			objects = append(objects, object{translate.KindHTTPRoute, r.Name})
+		case mesh.KindGRPCRoute:
+			objects = append(objects, object{translate.KindGRPCRoute, r.Name})
 		case mesh.KindConfig:
 			objects = append(objects, object{kindConfig, mesh.Name{Name: v1alpha1.MeshConfigName}})
 		}
@@ -232,6 +261,10 @@ func (o object) ref() (mesh.Ref, bool) {
 		return mesh.Ref{Kind: mesh.KindPolicy, Name: o.name}, true
 	case translate.KindSplit:
 		return mesh.Ref{Kind: mesh.KindSplit, Name: o.name}, true
+	case translate.KindHTTPRoute:
+		return mesh.Ref{Kind: mesh.KindHTTPRoute, Name: o.name}, true
+	case translate.KindGRPCRoute:
+		return mesh.Ref{Kind: mesh.KindGRPCRoute, Name: o.name}, true
 	}
 	return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
 }
@@ -273,32 +306,67 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("reading %s: %w", o, err)
 	}
-	have := c.remember(o, obj)
+	have, stale := c.remember(o, obj)
 	found := c.foundAbout(o, obj)
-	if !evaluated(found, obj.GetGeneration()) {
+	if len(have) > 0 && !evaluated(found, obj.GetGeneration()) || len(have) == 0 && !stale {
 		return reconcile.Result{}, nil
 	}
-	wanted := state{conditions: desired(found)}
-	again := c.addProgrammed(o, obj.GetGeneration(), have, &wanted)
-	want, differs, turned := merge(have, wanted, c.now())
-	if rest := c.rest(o); differs == numbers && rest > 0 {
-		differs, again = none, rest
+	a := c.assess(o, obj, have, found)
+	if rest := c.rest(o); a.differs == numbers && !stale && rest > 0 {
+		a.differs, a.again = none, rest
 	}
-	if differs == none {
-		return reconcile.Result{RequeueAfter: again}, nil
+	if a.differs == none && !stale {
+		return reconcile.Result{RequeueAfter: a.again}, nil
 	}
-	switch err := c.write(ctx, o, obj, want); {
+	switch err := c.write(ctx, o, obj, a.want); {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
-		// It is gone, or another one of the same name is there: the cache will
-		// say so.
+		// It is gone, or another one of the same name is there, or another
+		// version: the cache will say so.
 		return reconcile.Result{}, nil
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("writing the status of %s: %w", o, err)
 	}
-	for _, t := range turned {
-		c.tell(obj, t, find(have.conditions, t.Type))
+	for _, t := range a.turned {
+		c.tell(obj, t.is, t.was)
 	}
-	return reconcile.Result{RequeueAfter: again}, nil
+	return reconcile.Result{RequeueAfter: a.again}, nil
+}
+
+// assessment is what an object's status should be: of the object itself, or of each of
+// a route's parents.
+type assessment struct {
+	want    []state
+	differs difference // from what it is
+	turned  []turn
+	again   time.Duration // when to look again; 0: when something has changed
+}
+
+// turn is a condition that is another than it was; was may be nil.
+type turn struct {
+	is  metav1.Condition
+	was *metav1.Condition
+}
+
+func (c *Controller) assess(o object, obj client.Object, have []state, found []mesh.Finding) assessment {
+	var a assessment
+	refs, _, route := routeOf(obj)
+	for i, has := range have {
+		here := found
+		if route {
+			here = about(found, parents(refs)[i])
+		}
+		wanted := state{conditions: desired(here)}
+		a.again = max(a.again, c.addProgrammed(o, obj.GetGeneration(), has, &wanted))
+		if route {
+			wanted.proxies = nil // there is no place for numbers
+		}
+		want, differs, turned := merge(has, wanted, c.now())
+		a.want, a.differs = append(a.want, want), max(a.differs, differs)
+		for _, t := range turned {
+			a.turned = append(a.turned, turn{t, find(has.conditions, t.Type)})
+		}
+	}
+	return a
 }
 
 // tell makes an event of a condition that is another than it was; was may be
@@ -381,14 +449,19 @@ func emptyObject(kind string) (client.Object, error) {
 		return &v1alpha1.TrafficSplit{}, nil
 	case kindConfig:
 		return &v1alpha1.MeshConfig{}, nil
+	case translate.KindHTTPRoute:
+		return &gatewayv1.HTTPRoute{}, nil
+	case translate.KindGRPCRoute:
+		return &gatewayv1.GRPCRoute{}, nil
 	}
 	return nil, errors.New("objects of kind " + kind + " have no status of ours")
 }
 
 // remember subscribes to what is found about the object, if that is not done
-// yet, and returns the state that the object has: the cache's, or our own
-// last ones where the cache has not seen them yet.
-func (c *Controller) remember(o object, obj client.Object) state {
+// yet, and returns the states that the object has: the cache's, or our own
+// last ones where the cache has not seen them yet; and whether there are more than
+// there should be.
+func (c *Controller) remember(o object, obj client.Object) (have []state, stale bool) {
 	c.mu.Lock()
 	r, ok := c.known[o]
 	if !ok {
@@ -404,9 +477,9 @@ func (c *Controller) remember(o object, obj client.Object) state {
 		c.findings.Subscribe(c, k)
 	}
 	if read != "" && read == obj.GetResourceVersion() {
-		return wrote
+		return wrote, false
 	}
-	return stateOf(obj)
+	return statesOf(obj)
 }
 
 func (c *Controller) forget(o object) {
@@ -432,17 +505,13 @@ func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
 
 // write applies the state. The uid makes sure that they go to the object
 // that they are about, and to no other of its name.
-func (c *Controller) write(ctx context.Context, o object, obj client.Object, want state) error {
-	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshPolicyStatus{Conditions: want.conditions, Proxies: want.proxies})
-	if err != nil {
-		return err
+func (c *Controller) write(ctx context.Context, o object, obj client.Object, want []state) error {
+	var err error
+	if _, _, route := routeOf(obj); route {
+		err = c.writeRoute(ctx, obj, want)
+	} else {
+		err = c.apply(ctx, o, obj, want[0])
 	}
-	apply := &unstructured.Unstructured{Object: map[string]any{"status": raw}}
-	apply.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind(o.kind))
-	apply.SetNamespace(obj.GetNamespace())
-	apply.SetName(obj.GetName())
-	apply.SetUID(obj.GetUID())
-	err = c.writer.Apply(ctx, client.ApplyConfigurationFromUnstructured(apply), client.FieldOwner(fieldOwner), client.ForceOwnership)
 	if err != nil {
 		return err
 	}
@@ -454,4 +523,17 @@ func (c *Controller) write(ctx context.Context, o object, obj client.Object, wan
 		r.read, r.wrote, r.written = obj.GetResourceVersion(), want, c.now()
 	}
 	return nil
+}
+
+func (c *Controller) apply(ctx context.Context, o object, obj client.Object, want state) error {
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshPolicyStatus{Conditions: want.conditions, Proxies: want.proxies})
+	if err != nil {
+		return err
+	}
+	apply := &unstructured.Unstructured{Object: map[string]any{"status": raw}}
+	apply.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind(o.kind))
+	apply.SetNamespace(obj.GetNamespace())
+	apply.SetName(obj.GetName())
+	apply.SetUID(obj.GetUID())
+	return c.writer.Apply(ctx, client.ApplyConfigurationFromUnstructured(apply), client.FieldOwner(fieldOwner), client.ForceOwnership)
 }

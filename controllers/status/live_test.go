@@ -17,8 +17,11 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/config/apitest"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
@@ -49,7 +52,7 @@ func TestStatusOnARealAPIServer(t *testing.T) {
 func newManager(t *testing.T, config *rest.Config) (manager.Manager, client.Client) {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -206,11 +209,12 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	mgr, direct := newManager(t, config)
 	create := creating(t, direct)
 	b := build.New(build.Options{Config: &mesh.Config{}})
-	observer := observe.New(observe.Options{Applier: b, Log: testr.New(t)})
+	status := New(Options{Findings: b})
+	observer := observe.New(observe.Options{Applier: b, OnKind: status.WatchKind, Log: testr.New(t)})
 	if err := observer.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
-	if err := New(Options{Findings: b}).SetupWithManager(mgr); err != nil {
+	if err := status.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
 	run(t, b.Run)
@@ -247,4 +251,63 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	if c := find(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs); c != nil {
 		t.Errorf("it refers to nothing any more, and its status still says %+v", c)
 	}
+	t.Run("a route, of a kind that was installed meanwhile", func(t *testing.T) { followsARoute(t, config, direct) })
+}
+
+// followsARoute has a route to calls/web and to a Service that does not exist, beside
+// what another controller has to say about it.
+func followsARoute(t *testing.T, config *rest.Config, direct client.Client) {
+	crds, err := apitest.GatewayCRDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := envtest.InstallCRDs(config, envtest.CRDInstallOptions{Paths: []string{crds}}); err != nil {
+		t.Fatal(err)
+	}
+	parent := func(name string) gatewayv1.ParentReference {
+		return gatewayv1.ParentReference{Group: new(gatewayv1.Group("")), Kind: new(gatewayv1.Kind("Service")), Name: gatewayv1.ObjectName(name)}
+	}
+	gateway := gatewayv1.ParentReference{Name: "gateway"}
+	route := &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "r"}}
+	route.Spec.ParentRefs = []gatewayv1.ParentReference{gateway, parent("web"), parent("none")}
+	route.Spec.Rules = []gatewayv1.HTTPRouteRule{{BackendRefs: []gatewayv1.HTTPBackendRef{{BackendRef: gatewayv1.BackendRef{
+		BackendObjectReference: gatewayv1.BackendObjectReference{Name: "web", Port: new(gatewayv1.PortNumber(80))},
+	}}}}}
+	creating(t, direct)(route)
+	route.Status.Parents = []gatewayv1.RouteParentStatus{{ParentRef: gateway, ControllerName: "example.org/another", Conditions: []metav1.Condition{
+		{Type: "Accepted", Status: "True", Reason: "Accepted", LastTransitionTime: metav1.Now()},
+	}}}
+	if err := direct.Status().Update(t.Context(), route); err != nil {
+		t.Fatal(err)
+	}
+	says := func(want string) {
+		t.Helper()
+		var got string
+		eventually(t, want, func(ctx context.Context) (bool, error) {
+			got = ""
+			err := direct.Get(ctx, client.ObjectKeyFromObject(route), route)
+			for _, p := range route.Status.Parents {
+				got += string(p.ParentRef.Name)
+				for _, c := range p.Conditions {
+					if c.ObservedGeneration == route.Generation {
+						got += " " + c.Type + "=" + string(c.Status) + "/" + c.Reason
+					}
+				}
+				got += "; "
+			}
+			return got == want, err
+		})
+	}
+	good := "web Accepted=True/Accepted ResolvedRefs=True/ResolvedRefs; "
+	says("gateway; " + good + "none Accepted=False/NoMatchingParent ResolvedRefs=True/ResolvedRefs; ")
+	route.Spec.ParentRefs = route.Spec.ParentRefs[:2]
+	if err := direct.Update(t.Context(), route); err != nil {
+		t.Fatal(err)
+	}
+	says("gateway; " + good)
+	route.Spec.ParentRefs = route.Spec.ParentRefs[:1]
+	if err := direct.Update(t.Context(), route); err != nil {
+		t.Fatal(err)
+	}
+	says("gateway; ")
 }

@@ -44,7 +44,7 @@ func TestProgrammedSaysWhatIsMissing(t *testing.T) {
 // holds lets the cache see what was written, and returns the condition.
 func (f *fixture) holds(t *testing.T, want metav1.ConditionStatus) {
 	t.Helper()
-	wrote := f.known[thePolicy].wrote
+	wrote := f.known[thePolicy].wrote[0]
 	f.cache.policy.Status = v1alpha1.MeshPolicyStatus{Conditions: wrote.conditions, Proxies: wrote.proxies}
 	if is := find(wrote.conditions, v1alpha1.ConditionProgrammed); is == nil || is.Status != want {
 		t.Errorf("Programmed is %+v, want %s", is, want)

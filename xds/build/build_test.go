@@ -67,9 +67,9 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindConfig, mesh.KindTrust}[w.IntN(7)]
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindConfig, mesh.KindTrust}[w.IntN(10)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g"}[k]))
 	}
 	switch k {
 	case mesh.KindService:
@@ -99,7 +99,14 @@ func (w world) change() mesh.Change {
 	case mesh.KindSplit:
 		return mesh.Put(&mesh.Split{
 			Meta: mesh.Meta{Name: w.id("x"), Generation: w.Int64N(3)}, Service: w.name("s"),
-			Backends: []mesh.Backend{{Service: w.name("s"), Weight: w.Uint32N(3)}, {Service: w.name("s"), Weight: 1}},
+			Backends: []mesh.SplitBackend{{Service: w.name("s"), Weight: w.Uint32N(3)}, {Service: w.name("s"), Weight: 1}},
+		})
+	case mesh.KindHTTPRoute, mesh.KindGRPCRoute:
+		return mesh.Put(w.route(k))
+	case mesh.KindGrant:
+		return mesh.Put(&mesh.Grant{
+			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
+			To: []mesh.GrantTo{{Kind: mesh.BackendService}},
 		})
 	case mesh.KindConfig:
 		c := config()
@@ -108,6 +115,19 @@ func (w world) change() mesh.Change {
 	default:
 		return mesh.Put(&mesh.TrustBundle{PEM: []byte(w.name("root"))})
 	}
+}
+
+func (w world) route(k mesh.Kind) *mesh.Route {
+	backend := func() mesh.Backend { return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()} }
+	r := &mesh.Route{Meta: mesh.Meta{Name: w.id("r"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Of: k}
+	for i := range 1 + w.IntN(2) {
+		r.Parents = append(r.Parents, mesh.Parent{Index: i, Service: w.id("s"), Port: []uint16{0, 80}[w.IntN(2)]})
+	}
+	r.Rules = []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: backend(), Weight: w.Uint32N(3)}, {Backend: backend(), Weight: 1}}}}
+	if w.IntN(3) == 0 {
+		r.Rules[0].Filters.Mirrors = []mesh.RouteMirror{{Backend: backend(), Numerator: 1, Denominator: 2}}
+	}
+	return r
 }
 
 func (w world) policy() *mesh.Policy {
@@ -163,6 +183,8 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Secret, Name: "roots"},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),
 		translate.FindingsKey(translate.KindSplit, w.id("x")),
+		translate.FindingsKey(translate.KindHTTPRoute, w.id("r")),
+		translate.FindingsKey(translate.KindGRPCRoute, w.id("r")),
 	}
 	return all[w.IntN(len(all))]
 }

@@ -15,10 +15,13 @@ const (
 	KindWorkload
 	KindPolicy
 	KindSplit
+	KindHTTPRoute
+	KindGRPCRoute
+	KindGrant
 )
 
-// Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy or
-// *Split. Once put into a Change it must not be modified.
+// Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
+// *Route or *Grant. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -31,6 +34,8 @@ func (*Slice) kind() Kind       { return KindSlice }
 func (*Workload) kind() Kind    { return KindWorkload }
 func (*Policy) kind() Kind      { return KindPolicy }
 func (*Split) kind() Kind       { return KindSplit }
+func (r *Route) kind() Kind     { return r.Of }
+func (*Grant) kind() Kind       { return KindGrant }
 
 func (*Config) id() Name      { return Name{} }
 func (*TrustBundle) id() Name { return Name{} }
@@ -39,6 +44,8 @@ func (s *Slice) id() Name     { return s.Name }
 func (w *Workload) id() Name  { return w.Name }
 func (p *Policy) id() Name    { return p.Meta.Name }
 func (s *Split) id() Name     { return s.Meta.Name }
+func (r *Route) id() Name     { return r.Meta.Name }
+func (g *Grant) id() Name     { return g.Name }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {
@@ -54,7 +61,7 @@ func Put(e Entity) Change { return Change{kind: e.kind(), name: e.id(), entity: 
 func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
 
 // Ref names an object of the API: a MeshConfig (under the empty name), a
-// MeshPolicy or a TrafficSplit.
+// MeshPolicy, a TrafficSplit, an HTTPRoute or a GRPCRoute.
 type Ref struct {
 	Kind Kind
 	Name Name
@@ -78,6 +85,7 @@ type Finding struct {
 	Object Name
 	// Generation is the object's, as it was when this was found.
 	Generation int64
+	Parent     int    // of a route: which of its parentRefs it is about
 	Type       string // condition type: Accepted, ResolvedRefs
 	OK         bool
 	Reason     string // CamelCase

@@ -317,7 +317,7 @@ type Split struct {
 	Service  string // root, in the split's namespace
 	Port     uint16 // 0: all HTTP ports of the root
 	Rules    []SplitRule
-	Backends []Backend
+	Backends []SplitBackend
 	Mirrors  []Mirror
 	Invalid  string
 }
@@ -332,13 +332,13 @@ type Mirror struct {
 // backends. The first rule that matches decides.
 type SplitRule struct {
 	Matches  []RequestMatch
-	Backends []Backend
+	Backends []SplitBackend
 	Mirrors  []Mirror
 }
 
-// Backend is a service that takes a share of the traffic: its endpoints, not
+// SplitBackend is a service that takes a share of the traffic: its endpoints, not
 // what its own splits say.
-type Backend struct {
+type SplitBackend struct {
 	Service string
 	Weight  uint32
 }

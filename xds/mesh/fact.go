@@ -29,6 +29,9 @@ const (
 	FactTraffic                       // namespace: its policies with a traffic section
 	FactSplit                         // namespace/name
 	FactSplits                        // namespace/service: the splits whose root it is
+	FactRoute                         // kind/namespace/name
+	FactRoutes                        // namespace/service: the routes that have it as a parent
+	FactGrants                        // namespace: its grants
 )
 
 // facts collects what a change made different.

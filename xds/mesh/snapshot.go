@@ -28,6 +28,9 @@ type Snapshot struct {
 	policies  tree[*Policy]   // namespace/name
 	splits    tree[*Split]    // namespace/name
 	byRoot    tree[*Split]    // namespace/service/name
+	routes    tree[*Route]    // kind/namespace/name
+	byParent  tree[*Route]    // namespace/service/kind/namespace/name
+	grants    tree[*Grant]    // namespace/name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -63,7 +66,8 @@ func New(c *Config) *Snapshot {
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
-		splits: newTree[*Split](), byRoot: newTree[*Split](), standing: newTree[Standing](),
+		splits: newTree[*Split](), byRoot: newTree[*Split](),
+		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](), standing: newTree[Standing](),
 	}
 }
 
@@ -133,6 +137,10 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setPolicy(f, c)
 		case KindSplit:
 			next.setSplit(f, c)
+		case KindHTTPRoute, KindGRPCRoute:
+			next.setRoute(f, c)
+		case KindGrant:
+			next.setGrant(f, c)
 		}
 	}
 	if len(f) == 0 {
@@ -325,6 +333,48 @@ func (s *Snapshot) setSplit(f facts, c Change) {
 	}
 }
 
+func (s *Snapshot) setRoute(f facts, c Change) {
+	ref := Ref{c.kind, c.name}
+	key := ref.key()
+	old, had := s.routes.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactRoute, key)
+	if had {
+		for _, p := range old.Parents {
+			f.add(FactRoutes, p.Service.String())
+			s.byParent.delete(p.Service.String() + "/" + key)
+		}
+		s.routes.delete(key)
+		s.fall(ref)
+	}
+	if has {
+		for _, p := range now.Parents {
+			f.add(FactRoutes, p.Service.String())
+			s.byParent.put(p.Service.String()+"/"+key, now)
+		}
+		s.routes.put(key, now)
+		s.stand(ref, now.Generation)
+	}
+}
+
+func (s *Snapshot) setGrant(f facts, c Change) {
+	key := c.name.String()
+	old, had := s.grants.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactGrants, c.name.Namespace)
+	if has {
+		s.grants.put(key, now)
+	} else {
+		s.grants.delete(key)
+	}
+}
+
 // stand notes that an object is what it is from the coming revision on.
 func (s *Snapshot) stand(r Ref, generation int64) {
 	s.standing.put(r.key(), Standing{Generation: generation, Since: s.revision + 1})
@@ -360,6 +410,9 @@ func (s *Snapshot) Policies() iter.Seq[*Policy] { return s.policies.all() }
 
 // Splits are all splits, sorted by namespace and name.
 func (s *Snapshot) Splits() iter.Seq[*Split] { return s.splits.all() }
+
+// Routes are all routes, sorted by kind, namespace and name.
+func (s *Snapshot) Routes() iter.Seq[*Route] { return s.routes.all() }
 
 func (t tree[T]) all() iter.Seq[T] {
 	return func(yield func(T) bool) {

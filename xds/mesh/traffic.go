@@ -19,6 +19,7 @@ type Retries struct {
 	Attempts      uint32 // at most so many retries; 0: none
 	PerTryTimeout time.Duration
 	On            []string // Envoy's retry conditions
+	Codes         []uint32 // statuses of responses, besides
 	// Base and Max are the back-off; 0: the default.
 	Base, Max time.Duration
 	Budget    *RetryBudget // nil: none

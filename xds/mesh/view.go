@@ -181,3 +181,41 @@ func (v *View) Splits(service Name) []*Split {
 	slices.SortStableFunc(out, func(a, b *Split) int { return a.Created.Compare(b.Created) })
 	return out
 }
+
+// Route returns the route that the ref names.
+func (v *View) Route(r Ref) (*Route, bool) {
+	v.read(FactRoute, r.key())
+	return v.s.routes.get(r.key())
+}
+
+// Routes are the routes that have the service as a parent and that apply, the oldest
+// first and then by namespace and name: the order in which equals win.
+func (v *View) Routes(service Name, applies func(*Route) bool) []*Route {
+	v.read(FactRoutes, service.String())
+	var out []*Route
+	for _, r := range v.s.byParent.prefix(service.String() + "/") {
+		if applies(r) {
+			v.use(r.Of, r.Meta.Name)
+			out = append(out, r)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Route) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Ref().Compare(b.Ref()))
+	})
+	return out
+}
+
+// Granted reports whether a ReferenceGrant lets objects refer to the one with the
+// name.
+func (v *View) Granted(from GrantFrom, to GrantTo, namespace string) bool {
+	v.read(FactGrants, namespace)
+	for _, g := range v.s.grants.prefix(namespace + "/") {
+		named := slices.ContainsFunc(g.To, func(t GrantTo) bool {
+			return t.Group == to.Group && t.Kind == to.Kind && (t.Name == "" || t.Name == to.Name)
+		})
+		if named && slices.Contains(g.From, from) {
+			return true
+		}
+	}
+	return false
+}

@@ -410,6 +410,9 @@ func Concerning(s *mesh.Snapshot, w *mesh.Workload) []mesh.Ref {
 	for split := range s.Splits() {
 		refs[mesh.Ref{Kind: mesh.KindSplit, Name: split.Meta.Name}] = struct{}{}
 	}
+	for route := range s.Routes() {
+		refs[route.Ref()] = struct{}{}
+	}
 	return slices.SortedFunc(maps.Keys(refs), mesh.Ref.Compare)
 }
 

@@ -15,6 +15,9 @@ import (
 const (
 	KindPolicy = "MeshPolicy"
 	KindSplit  = "TrafficSplit"
+
+	KindHTTPRoute = "HTTPRoute"
+	KindGRPCRoute = "GRPCRoute"
 )
 
 // The types and reasons of conditions, which are the API's (config/v1alpha1).
@@ -49,6 +52,14 @@ func findings(name string, v *mesh.View) []mesh.Finding {
 	case KindSplit:
 		if s, ok := v.Split(n); ok {
 			return splitFindings(s, v)
+		}
+	case KindHTTPRoute:
+		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindHTTPRoute, Name: n}); ok {
+			return routeFindings(r, v)
+		}
+	case KindGRPCRoute:
+		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindGRPCRoute, Name: n}); ok {
+			return routeFindings(r, v)
 		}
 	}
 	return nil
@@ -98,6 +109,9 @@ func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
 		}
 		held = true
 		f := splitFault(s, p.Port, v)
+		if rs := routesFor(svc, p, root.Namespace, v); f == nil && len(rs) > 0 {
+			f = &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s, and wins over a TrafficSplit; delete one of the two", kindName(rs[0].Of), rs[0].Meta.Name, p.Port, root)}
+		}
 		fs = append(fs, f)
 		if f == nil {
 			if winner := splitFor(svc, p, v); winner != nil && winner.Meta.Name != s.Meta.Name {

@@ -26,6 +26,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
@@ -113,7 +115,7 @@ func wanted(show []string, k translate.Key) bool {
 func objects(t *testing.T, text []byte) []runtime.Object {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -204,6 +206,13 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	for x := range s.Splits() {
 		out = append(out, translate.FindingsKey(translate.KindSplit, x.Meta.Name))
 	}
+	for r := range s.Routes() {
+		kind := translate.KindHTTPRoute
+		if r.Of == mesh.KindGRPCRoute {
+			kind = translate.KindGRPCRoute
+		}
+		out = append(out, translate.FindingsKey(kind, r.Meta.Name))
+	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
 }
@@ -213,7 +222,11 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 	out := shown{Type: k.Type.String(), Name: k.Name, For: k.For, Clusters: r.Clusters}
 	for _, f := range r.Findings {
 		checkWords(t, f)
-		out.Findings = append(out.Findings, fmt.Sprintf("%s=%t %s: %s", f.Type, f.OK, f.Reason, f.Message))
+		parent := ""
+		if strings.HasSuffix(k.Name[:strings.IndexByte(k.Name, '/')], "Route") {
+			parent = fmt.Sprintf("parentRefs[%d]: ", f.Parent)
+		}
+		out.Findings = append(out.Findings, fmt.Sprintf("%s%s=%t %s: %s", parent, f.Type, f.OK, f.Reason, f.Message))
 	}
 	if r.Message == nil {
 		return out
@@ -235,6 +248,18 @@ func checkWords(t *testing.T, f mesh.Finding) {
 	words := map[string][]string{
 		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
 		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound},
+	}
+	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute {
+		words = map[string][]string{
+			string(gatewayv1.RouteConditionAccepted): {
+				string(gatewayv1.RouteReasonAccepted), string(gatewayv1.RouteReasonNoMatchingParent),
+				string(gatewayv1.RouteReasonUnsupportedValue), v1alpha1.ReasonConflicted, // GEP-1294
+			},
+			string(gatewayv1.RouteConditionResolvedRefs): {
+				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
+				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
+			},
+		}
 	}
 	if !slices.Contains(words[f.Type], f.Reason) {
 		t.Errorf("%s=%t for the reason %s is not in the API's words", f.Type, f.OK, f.Reason)

@@ -1,17 +1,14 @@
 package translate
 
 import (
-	"cmp"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
-	previouspriorities "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -39,16 +36,8 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 		return Result{Message: routesOf(name)}
 	}
 	o := outbound{client: namespace, view: v, service: svc.Name, port: port.Port, traffic: trafficFor(namespace, svc.Name, port.Port, v)}
-	split := splitFor(svc, port, v)
-	if split != nil {
-		for i, r := range split.Rules {
-			for j, m := range r.Matches {
-				o.add(fmt.Sprintf("%s#%d.%d", split.Meta.Name, i, j), requestMatch(m), r.Backends, r.Mirrors)
-			}
-		}
-		o.add(split.Meta.Name.String(), prefixMatch("/"), split.Backends, split.Mirrors)
-	} else {
-		o.add(svc.Name.String(), prefixMatch("/"), []mesh.Backend{{Service: svc.Name.Name, Weight: 1}}, nil)
+	for _, r := range rulesFor(svc, port, namespace, v) {
+		o.add(r)
 	}
 	c := routesOf(name, o.routes...)
 	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
@@ -56,6 +45,53 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	c.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
+}
+
+// rule says what becomes of requests that match, whichever kind of object says so.
+type rule struct {
+	name     string
+	match    mesh.RequestMatch
+	request  headerChanges // and response: of all backends
+	response headerChanges
+	redirect *mesh.Redirect
+	rewrite  *mesh.Rewrite
+	backends []share
+	mirrors  []mirror
+	// timeout, tryTimeout and retries are nil where policies say.
+	timeout, tryTimeout *time.Duration
+	retries             *mesh.Retries
+}
+
+// endpointsOf are a service's endpoints by one of its ports; the zero value stands for
+// a backend that does not exist.
+type endpointsOf struct {
+	service mesh.Name
+	port    uint16
+}
+
+// share is a backend, and how much of the requests it takes.
+type share struct {
+	to                endpointsOf
+	weight            uint32
+	request, response headerChanges
+}
+
+// mirror gets copies of numerator/denominator of the requests.
+type mirror struct {
+	to                     endpointsOf
+	numerator, denominator uint32
+}
+
+// rulesFor are the rules for the clients of a namespace, in the order in which they
+// are tried: those of routes, else those of a split, else the service's own endpoints.
+func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []rule {
+	if routes := routesFor(svc, port, client, v); len(routes) > 0 {
+		return routeRules(routes, v)
+	}
+	if s := splitFor(svc, port, v); s != nil {
+		return splitRules(s, port.Port)
+	}
+	return []rule{{name: svc.Name.String(), backends: []share{{to: endpointsOf{svc.Name, port.Port}, weight: 1}}}}
 }
 
 // outbound collects the routes to one service's port.
@@ -69,87 +105,113 @@ type outbound struct {
 	clusters []string
 }
 
-func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend, mirrors []mesh.Mirror) {
+func (o *outbound) add(r rule) {
+	out := &route.Route{
+		Name: r.name, Match: requestMatch(r.match),
+		RequestHeadersToAdd: r.request.add, RequestHeadersToRemove: r.request.remove,
+		ResponseHeadersToAdd: r.response.add, ResponseHeadersToRemove: r.response.remove,
+	}
+	if r.redirect != nil {
+		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.port)}
+		o.routes = append(o.routes, out)
+		return
+	}
+	var broken, sum uint64
+	for _, b := range r.backends {
+		sum += uint64(b.weight)
+		if b.to == (endpointsOf{}) {
+			broken += uint64(b.weight)
+		}
+	}
+	failing := &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 500}}
+	if broken == sum { // or nothing is there at all
+		out.Action = failing
+		o.routes = append(o.routes, out)
+		return
+	}
+	if broken > 0 {
+		// The share of what does not exist fails, and the others' does not grow.
+		some := requestMatch(r.match)
+		some.RuntimeFraction = &core.RuntimeFractionalPercent{DefaultValue: fraction(broken, sum)}
+		o.routes = append(o.routes, &route.Route{Name: r.name + "#broken", Match: some, Action: failing})
+	}
+	out.Action = &route.Route_Route{Route: o.action(r)}
+	o.routes = append(o.routes, out)
+}
+
+// fraction is a part of a whole, in millionths.
+func fraction(part, whole uint64) *typev3.FractionalPercent {
+	const million = 1_000_000
+	return &typev3.FractionalPercent{Numerator: uint32(part * million / whole), Denominator: typev3.FractionalPercent_MILLION}
+}
+
+func (o *outbound) action(r rule) *route.RouteAction {
+	retries := o.traffic.retries
+	if r.retries != nil {
+		retries = *r.retries
+	}
+	if r.tryTimeout != nil {
+		retries.PerTryTimeout = *r.tryTimeout
+	}
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
 		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
-		RetryPolicy: retryPolicy(o.traffic.retries),
+		RetryPolicy: retryPolicy(retries),
 	}
+	if r.timeout != nil {
+		a.Timeout = durationpb.New(*r.timeout)
+	}
+	rewrite(a, r.rewrite, r.match.Path)
 	var weighted []*route.WeightedCluster_ClusterWeight
-	for _, b := range backends {
-		if b.Weight == 0 {
+	for _, b := range r.backends {
+		if b.weight == 0 || b.to == (endpointsOf{}) {
 			continue
 		}
-		backend := mesh.Name{Namespace: o.service.Namespace, Name: b.Service}
 		// Whose pod is chosen by a hash says by which.
 		t := o.traffic
-		if backend != o.service {
-			t = trafficFor(o.client, backend, o.port, o.view)
+		if b.to != (endpointsOf{o.service, o.port}) {
+			t = trafficFor(o.client, b.to.service, b.to.port, o.view)
 		}
 		a.HashPolicy = append(a.HashPolicy, t.hash()...)
-		c := ClusterName(backend, o.port)
-		o.clusters = append(o.clusters, c)
-		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{Name: c, Weight: wrapperspb.UInt32(b.Weight)})
-	}
-	for _, mirror := range mirrors {
-		c := ClusterName(mesh.Name{Namespace: o.service.Namespace, Name: mirror.Service}, o.port)
-		o.clusters = append(o.clusters, c)
-		a.RequestMirrorPolicies = append(a.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
-			Cluster: c, DisableShadowHostSuffixAppend: true,
-			RuntimeFraction: &core.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{
-				Numerator: mirror.Percent, Denominator: typev3.FractionalPercent_HUNDRED,
-			}},
+		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{
+			Name: o.cluster(b.to), Weight: wrapperspb.UInt32(b.weight),
+			RequestHeadersToAdd: b.request.add, RequestHeadersToRemove: b.request.remove,
+			ResponseHeadersToAdd: b.response.add, ResponseHeadersToRemove: b.response.remove,
 		})
 	}
-	switch len(weighted) {
-	case 0:
-		a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterBlackhole}
-	case 1:
+	for _, m := range r.mirrors {
+		if m.to == (endpointsOf{}) {
+			continue
+		}
+		a.RequestMirrorPolicies = append(a.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
+			Cluster: o.cluster(m.to), DisableShadowHostSuffixAppend: true,
+			RuntimeFraction: &core.RuntimeFractionalPercent{DefaultValue: mirrored(m)},
+		})
+	}
+	if len(weighted) == 1 && !changes(weighted[0]) {
 		a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: weighted[0].Name}
-	default:
+	} else {
 		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: &route.WeightedCluster{Clusters: weighted}}
 	}
-	o.routes = append(o.routes, &route.Route{Name: name, Match: m, Action: &route.Route_Route{Route: a}})
+	return a
 }
 
-func retryPolicy(r mesh.Retries) *route.RetryPolicy {
-	if r.Attempts == 0 {
-		return nil
+func changes(w *route.WeightedCluster_ClusterWeight) bool {
+	return len(w.RequestHeadersToAdd)+len(w.RequestHeadersToRemove)+len(w.ResponseHeadersToAdd)+len(w.ResponseHeadersToRemove) > 0
+}
+
+func mirrored(m mirror) *typev3.FractionalPercent {
+	if m.denominator == 100 {
+		return &typev3.FractionalPercent{Numerator: m.numerator, Denominator: typev3.FractionalPercent_HUNDRED}
 	}
-	p := &route.RetryPolicy{
-		RetryOn:    strings.Join(r.On, ","),
-		NumRetries: wrapperspb.UInt32(r.Attempts),
-		// Another host than the one that failed, if there is another.
-		RetryHostPredicate: []*route.RetryPolicy_RetryHostPredicate{{
-			Name:       "envoy.retry_host_predicates.previous_hosts",
-			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
-		}},
-		HostSelectionRetryMaxAttempts: 5,
-	}
-	if !slices.ContainsFunc(r.On, func(c string) bool { return !slices.Contains(defaultRetries.On, c) }) {
-		// No server has seen it: after two attempts the last resort (endpoints).
-		p.RetryPriority = &route.RetryPolicy_RetryPriority{
-			Name: "envoy.retry_priorities.previous_priorities",
-			ConfigType: &route.RetryPolicy_RetryPriority_TypedConfig{
-				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: 2}),
-			},
-		}
-	}
-	if slices.Contains(r.On, connectFailure) {
-		// A connection to the application that its sidecar did not get.
-		p.RetryOn += ",retriable-headers"
-		p.RetriableHeaders = []*route.HeaderMatcher{{
-			Name: unreachedHeader, HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
-		}}
-	}
-	if r.PerTryTimeout > 0 {
-		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
-	}
-	base := min(cmp.Or(r.Base, defaultBackOff), maxBackOff)
-	p.RetryBackOff = &route.RetryPolicy_RetryBackOff{
-		BaseInterval: durationpb.New(base), MaxInterval: durationpb.New(max(cmp.Or(r.Max, backOffGrowth*base), base)),
-	}
-	return p
+	return fraction(uint64(m.numerator), uint64(m.denominator))
+}
+
+// cluster is the name of the cluster of the endpoints, of which it takes note.
+func (o *outbound) cluster(to endpointsOf) string {
+	c := ClusterName(to.service, to.port)
+	o.clusters = append(o.clusters, c)
+	return c
 }
 
 func requestMatch(m mesh.RequestMatch) *route.RouteMatch {
@@ -188,62 +250,4 @@ func valueMatch(m mesh.HeaderMatch) *matcher.StringMatcher {
 		return regex(m.Value)
 	}
 	return exact(m.Value)
-}
-
-// splitFor is the split that holds for a service's port: the oldest that is
-// sound. One that is not leaves traffic as though it were absent.
-func splitFor(svc *mesh.Service, port mesh.ServicePort, v *mesh.View) *mesh.Split {
-	for _, s := range v.Splits(svc.Name) {
-		if (s.Port == 0 || s.Port == port.Port) && splitFault(s, port.Port, v) == nil {
-			return s
-		}
-	}
-	return nil
-}
-
-// fault is why a split does not hold.
-type fault struct{ condition, reason, message string }
-
-// splitFault looks for what keeps a split from holding on the port.
-func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
-	if s.Invalid != "" {
-		return &fault{conditionAccepted, reasonInvalid, s.Invalid}
-	}
-	lists := [][]mesh.Backend{s.Backends}
-	mirrors := slices.Clone(s.Mirrors)
-	for _, r := range s.Rules {
-		lists = append(lists, r.Backends)
-		mirrors = append(mirrors, r.Mirrors...)
-	}
-	for _, m := range mirrors {
-		if f := splitTarget(s, m.Service, port, v); f != nil {
-			return f
-		}
-	}
-	for _, bs := range lists {
-		var sum uint64
-		for _, b := range bs {
-			sum += uint64(b.Weight)
-			if f := splitTarget(s, b.Service, port, v); f != nil {
-				return f
-			}
-		}
-		if sum == 0 || sum > math.MaxUint32 {
-			return &fault{conditionAccepted, reasonInvalid, "the weights of each list of backends must add up to more than 0, and to less than 2^32"}
-		}
-	}
-	return nil
-}
-
-// splitTarget looks for what keeps a service from being sent what is split.
-func splitTarget(s *mesh.Split, name string, port uint16, v *mesh.View) *fault {
-	n := mesh.Name{Namespace: s.Meta.Namespace, Name: name}
-	svc, ok := v.Service(n)
-	if !ok {
-		return &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or take it out of the split", n)}
-	}
-	if _, ok := svc.Port(port); !ok {
-		return &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port %d, which is the port of %s/%s; give it that port", n, port, s.Meta.Namespace, s.Service)}
-	}
-	return nil
 }

@@ -1,0 +1,342 @@
+package observe
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// httpRoute converts an HTTPRoute, of which only parents that are Services count.
+// Its hostnames mean nothing there (GEP-1294).
+func httpRoute(r *gatewayv1.HTTPRoute) *mesh.Route {
+	var bad problems
+	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindHTTPRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs)}
+	c := routing{namespace: r.Namespace, bad: &bad}
+	for i, in := range r.Spec.Rules {
+		field := fmt.Sprintf("spec.rules[%d]", i)
+		rule := mesh.RouteRule{Name: string(deref(in.Name))}
+		for j, m := range in.Matches {
+			rule.Matches = append(rule.Matches, c.httpMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
+		}
+		c.filters(field+".filters", in.Filters, &rule)
+		for j, b := range in.BackendRefs {
+			rule.Backends = append(rule.Backends, c.backend(fmt.Sprintf("%s.backendRefs[%d]", field, j), b.BackendRef, b.Filters, &rule))
+		}
+		if t := in.Timeouts; t != nil {
+			rule.Timeout = c.duration(field+".timeouts.request", t.Request)
+			rule.TryTimeout = c.duration(field+".timeouts.backendRequest", t.BackendRequest)
+		}
+		rule.Retries = c.retries(field+".retry", in.Retry)
+		if in.SessionPersistence != nil {
+			c.unsupported(field+".sessionPersistence", &rule)
+		}
+		out.Rules = append(out.Rules, rule)
+	}
+	out.Invalid = bad.sentence()
+	return out
+}
+
+// grpcRoute converts a GRPCRoute. A method is a path: /service/method.
+func grpcRoute(r *gatewayv1.GRPCRoute) *mesh.Route {
+	var bad problems
+	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindGRPCRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs)}
+	c := routing{namespace: r.Namespace, bad: &bad}
+	for i, in := range r.Spec.Rules {
+		field := fmt.Sprintf("spec.rules[%d]", i)
+		rule := mesh.RouteRule{Name: string(deref(in.Name))}
+		for j, m := range in.Matches {
+			rule.Matches = append(rule.Matches, c.grpcMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
+		}
+		c.filters(field+".filters", ofHTTP(in.Filters), &rule)
+		for j, b := range in.BackendRefs {
+			rule.Backends = append(rule.Backends, c.backend(fmt.Sprintf("%s.backendRefs[%d]", field, j), b.BackendRef, ofHTTP(b.Filters), &rule))
+		}
+		if in.SessionPersistence != nil {
+			c.unsupported(field+".sessionPersistence", &rule)
+		}
+		out.Rules = append(out.Rules, rule)
+	}
+	out.Invalid = bad.sentence()
+	return out
+}
+
+// ofHTTP are a GRPCRoute's filters as those of an HTTPRoute, of which they are some.
+func ofHTTP(in []gatewayv1.GRPCRouteFilter) []gatewayv1.HTTPRouteFilter {
+	out := make([]gatewayv1.HTTPRouteFilter, 0, len(in))
+	for _, f := range in {
+		out = append(out, gatewayv1.HTTPRouteFilter{
+			Type:                  gatewayv1.HTTPRouteFilterType(f.Type),
+			RequestHeaderModifier: f.RequestHeaderModifier, ResponseHeaderModifier: f.ResponseHeaderModifier,
+			RequestMirror: f.RequestMirror,
+		})
+	}
+	return out
+}
+
+func parents(namespace string, refs []gatewayv1.ParentReference) []mesh.Parent {
+	var out []mesh.Parent
+	for i, r := range refs {
+		if string(deref(r.Group)) == "" && r.Group != nil && string(deref(r.Kind)) == "Service" {
+			out = append(out, mesh.Parent{
+				Index:   i,
+				Service: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
+				Port:    uint16(deref(r.Port)), // 1 to 65535, or absent
+			})
+		}
+	}
+	return out
+}
+
+// routing converts the parts of one route.
+type routing struct {
+	namespace string
+	bad       *problems
+}
+
+func (c routing) httpMatch(field string, m gatewayv1.HTTPRouteMatch) mesh.RequestMatch {
+	out := mesh.RequestMatch{Method: string(deref(m.Method))}
+	if p := m.Path; p != nil {
+		value := cmp.Or(deref(p.Value), "/")
+		out.Path = &mesh.StringMatch{Value: value}
+		switch t := deref(p.Type); t {
+		case gatewayv1.PathMatchExact:
+			out.Path.Type = mesh.Exact
+		case "", gatewayv1.PathMatchPathPrefix:
+			out.Path.Type = mesh.Prefix
+		case gatewayv1.PathMatchRegularExpression:
+			out.Path.Type = mesh.Regex
+			expression(field+".path", value, c.bad)
+		default:
+			c.bad.add("%s.path.type: %q is not known", field, t)
+		}
+	}
+	for i, h := range m.Headers {
+		out.Headers = append(out.Headers, c.valueMatch(fmt.Sprintf("%s.headers[%d]", field, i), string(deref(h.Type)), strings.ToLower(string(h.Name)), h.Value))
+	}
+	for i, q := range m.QueryParams {
+		out.Query = append(out.Query, c.valueMatch(fmt.Sprintf("%s.queryParams[%d]", field, i), string(deref(q.Type)), string(q.Name), q.Value))
+	}
+	out.Headers, out.Query = firsts(out.Headers), firsts(out.Query)
+	return out
+}
+
+// firsts leaves out what names a header again: the first counts, says the API.
+func firsts(in []mesh.HeaderMatch) []mesh.HeaderMatch {
+	var out []mesh.HeaderMatch
+	seen := map[string]bool{}
+	for _, h := range in {
+		if !seen[h.Name] {
+			out = append(out, h)
+		}
+		seen[h.Name] = true
+	}
+	return out
+}
+
+func (c routing) valueMatch(field, kind, name, value string) mesh.HeaderMatch {
+	out := mesh.HeaderMatch{Name: name, Value: value}
+	switch kind {
+	case "", string(gatewayv1.HeaderMatchExact):
+	case string(gatewayv1.HeaderMatchRegularExpression):
+		out.Type = mesh.Regex
+		expression(field, value, c.bad)
+	default:
+		c.bad.add("%s.type: %q is not known", field, kind)
+	}
+	return out
+}
+
+func (c routing) grpcMatch(field string, m gatewayv1.GRPCRouteMatch) mesh.RequestMatch {
+	var out mesh.RequestMatch
+	if p := m.Method; p != nil {
+		service, method := deref(p.Service), deref(p.Method)
+		const something = "[^/]+"
+		switch t := deref(p.Type); t {
+		case "", gatewayv1.GRPCMethodMatchExact:
+			switch {
+			case service != "" && method != "":
+				out.Path = &mesh.StringMatch{Type: mesh.Exact, Value: "/" + service + "/" + method}
+			case service != "":
+				out.Path = &mesh.StringMatch{Type: mesh.Prefix, Value: "/" + service}
+			case method != "":
+				out.Path = &mesh.StringMatch{Type: mesh.Regex, Value: "/" + something + "/" + regexp.QuoteMeta(method)}
+			}
+		case gatewayv1.GRPCMethodMatchRegularExpression:
+			out.Path = &mesh.StringMatch{Type: mesh.Regex, Value: "/(?:" + cmp.Or(service, something) + ")/(?:" + cmp.Or(method, something) + ")"}
+			expression(field+".method", out.Path.Value, c.bad)
+		default:
+			c.bad.add("%s.method.type: %q is not known", field, t)
+		}
+	}
+	for i, h := range m.Headers {
+		out.Headers = append(out.Headers, c.valueMatch(fmt.Sprintf("%s.headers[%d]", field, i), string(deref(h.Type)), strings.ToLower(string(h.Name)), h.Value))
+	}
+	out.Headers = firsts(out.Headers)
+	return out
+}
+
+// unsupported notes what of a rule Tulle does not do.
+func (c routing) unsupported(field string, rule *mesh.RouteRule) {
+	if rule.Unsupported == "" {
+		rule.Unsupported = field + " is not supported: take it out; requests that match the rule are answered with 500"
+	}
+}
+
+func (c routing) filters(field string, in []gatewayv1.HTTPRouteFilter, rule *mesh.RouteRule) {
+	for i, f := range in {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		out := &rule.Filters
+		switch {
+		case f.Type == gatewayv1.HTTPRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
+			out.Request = c.headerChanges(at+".requestHeaderModifier", f.RequestHeaderModifier)
+		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
+			out.Response = c.headerChanges(at+".responseHeaderModifier", f.ResponseHeaderModifier)
+		case f.Type == gatewayv1.HTTPRouteFilterRequestRedirect && f.RequestRedirect != nil:
+			r := f.RequestRedirect
+			out.Redirect = &mesh.Redirect{
+				Scheme: deref(r.Scheme), Host: string(deref(r.Hostname)), Port: uint16(deref(r.Port)),
+				Path: pathChange(r.Path), Status: uint32(cmp.Or(deref(r.StatusCode), 302)), // one of five, says the API
+			}
+		case f.Type == gatewayv1.HTTPRouteFilterURLRewrite && f.URLRewrite != nil:
+			out.Rewrite = &mesh.Rewrite{Host: string(deref(f.URLRewrite.Hostname)), Path: pathChange(f.URLRewrite.Path)}
+		case f.Type == gatewayv1.HTTPRouteFilterRequestMirror && f.RequestMirror != nil:
+			out.Mirrors = append(out.Mirrors, c.mirror(f.RequestMirror))
+		default:
+			c.unsupported(at+" (type "+string(f.Type)+")", rule)
+		}
+	}
+}
+
+func (c routing) headerChanges(field string, in *gatewayv1.HTTPHeaderFilter) *mesh.HeaderChanges {
+	out := &mesh.HeaderChanges{}
+	name := func(n string) string {
+		n = strings.ToLower(n)
+		// Envoy refuses all that comes with such a one.
+		if strings.HasPrefix(n, ":") || n == "host" {
+			c.bad.add("%s: the header %q cannot be changed; a host is changed by a filter of type URLRewrite", field, n)
+		}
+		return n
+	}
+	for _, h := range in.Set {
+		out.Set = append(out.Set, mesh.Header{Name: name(string(h.Name)), Value: h.Value})
+	}
+	for _, h := range in.Add {
+		out.Add = append(out.Add, mesh.Header{Name: name(string(h.Name)), Value: h.Value})
+	}
+	for _, h := range in.Remove {
+		out.Remove = append(out.Remove, name(h))
+	}
+	return out
+}
+
+func pathChange(p *gatewayv1.HTTPPathModifier) *mesh.PathChange {
+	switch {
+	case p == nil:
+		return nil
+	case p.Type == gatewayv1.PrefixMatchHTTPPathModifier:
+		return &mesh.PathChange{Prefix: true, Value: deref(p.ReplacePrefixMatch)}
+	default:
+		return &mesh.PathChange{Value: deref(p.ReplaceFullPath)}
+	}
+}
+
+func (c routing) mirror(m *gatewayv1.HTTPRequestMirrorFilter) mesh.RouteMirror {
+	out := mesh.RouteMirror{Backend: c.target(m.BackendRef), Numerator: 100, Denominator: 100}
+	switch {
+	case m.Percent != nil:
+		out.Numerator = uint32(*m.Percent) // 0 to 100
+	case m.Fraction != nil: // the numerator is at most the denominator
+		out.Numerator, out.Denominator = uint32(m.Fraction.Numerator), uint32(cmp.Or(deref(m.Fraction.Denominator), 100))
+	}
+	return out
+}
+
+// backend converts a backend. Its filters are those of its share of the requests.
+func (c routing) backend(field string, b gatewayv1.BackendRef, filters []gatewayv1.HTTPRouteFilter, rule *mesh.RouteRule) mesh.RouteBackend {
+	out := mesh.RouteBackend{Backend: c.target(b.BackendObjectReference), Weight: 1}
+	if b.Weight != nil {
+		out.Weight = uint32(*b.Weight) // 0 to 1,000,000
+	}
+	var own mesh.RouteRule
+	c.filters(field+".filters", filters, &own)
+	out.Request, out.Response = own.Filters.Request, own.Filters.Response
+	if own.Unsupported == "" && (own.Filters.Redirect != nil || own.Filters.Rewrite != nil || own.Filters.Mirrors != nil) {
+		c.unsupported(field+".filters: of a backend's, what is no header modifier,", rule)
+	}
+	rule.Unsupported = cmp.Or(rule.Unsupported, own.Unsupported)
+	return out
+}
+
+func (c routing) target(b gatewayv1.BackendObjectReference) mesh.Backend {
+	kind := string(deref(b.Kind))
+	if b.Kind == nil {
+		kind = mesh.BackendService
+	}
+	if g := string(deref(b.Group)); g != "" {
+		kind = g + "/" + kind
+	}
+	return mesh.Backend{
+		Kind: kind,
+		Name: mesh.Name{Namespace: cmp.Or(string(deref(b.Namespace)), c.namespace), Name: string(b.Name)},
+		Port: uint16(deref(b.Port)),
+	}
+}
+
+// duration converts a duration of the Gateway API, which Go can parse (GEP-2257).
+func (c routing) duration(field string, d *gatewayv1.Duration) *time.Duration {
+	if d == nil {
+		return nil
+	}
+	out, err := time.ParseDuration(string(*d))
+	if err != nil {
+		c.bad.add("%s: %q is no duration: write one such as 2s", field, *d)
+	}
+	return &out
+}
+
+// retries converts a rule's retries: of what no server has seen, and of responses
+// with the codes.
+func (c routing) retries(field string, in *gatewayv1.HTTPRouteRetry) *mesh.Retries {
+	if in == nil {
+		return nil
+	}
+	out := &mesh.Retries{Attempts: uint32(max(0, deref(in.Attempts)))}
+	if in.Attempts == nil {
+		out.Attempts = 1
+	}
+	for _, code := range in.Codes {
+		out.Codes = append(out.Codes, uint32(code)) // 400 to 599
+	}
+	if d := c.duration(field+".backoff", in.Backoff); d != nil {
+		out.Base = *d
+	}
+	return out
+}
+
+// grant converts a ReferenceGrant.
+func grant(g *gatewayv1beta1.ReferenceGrant) *mesh.Grant {
+	out := &mesh.Grant{Name: mesh.Name{Namespace: g.Namespace, Name: g.Name}}
+	for _, f := range g.Spec.From {
+		out.From = append(out.From, mesh.GrantFrom{Group: string(f.Group), Kind: string(f.Kind), Namespace: string(f.Namespace)})
+	}
+	for _, t := range g.Spec.To {
+		out.To = append(out.To, mesh.GrantTo{Group: string(t.Group), Kind: string(t.Kind), Name: string(deref(t.Name))})
+	}
+	return out
+}
+
+// deref is what a field says, or nothing.
+func deref[T any](p *T) T {
+	if p == nil {
+		var none T
+		return none
+	}
+	return *p
+}

@@ -1,0 +1,231 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Reasons of conditions that are the Gateway API's own.
+const (
+	reasonNoMatchingParent = "NoMatchingParent"
+	reasonUnsupportedValue = "UnsupportedValue"
+	reasonBackendNotFound  = "BackendNotFound"
+	reasonRefNotPermitted  = "RefNotPermitted"
+	reasonInvalidKind      = "InvalidKind"
+)
+
+const gatewayGroup = "gateway.networking.k8s.io"
+
+// routesFor are the routes that hold for a service's port and the clients of a
+// namespace. Those of the clients' own namespace hold instead of those of the
+// service's, which hold for all, and a GRPCRoute instead of HTTPRoutes (GEP-1294).
+func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []*mesh.Route {
+	attached := func(namespace string) []*mesh.Route {
+		rs := v.Routes(svc.Name, func(r *mesh.Route) bool {
+			return r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port.Port)
+		})
+		if of := mostSpecific(rs); of != 0 {
+			rs = slices.DeleteFunc(rs, func(r *mesh.Route) bool { return r.Of != of })
+		}
+		return rs
+	}
+	if client != svc.Namespace {
+		if own := attached(client); len(own) > 0 {
+			return own
+		}
+	}
+	return attached(svc.Namespace)
+}
+
+func attaches(r *mesh.Route, service mesh.Name, port uint16) bool {
+	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool {
+		return p.Service == service && (p.Port == 0 || p.Port == port)
+	})
+}
+
+// mostSpecific is the kind of route that wins over the others; 0: there are none.
+func mostSpecific(rs []*mesh.Route) mesh.Kind {
+	var out mesh.Kind
+	for _, r := range rs {
+		out = max(out, r.Of)
+	}
+	return out
+}
+
+// routeRules are the rules of routes, the most specific match first. Between equals
+// the older route wins, then the one that is first by name, then the first rule.
+func routeRules(routes []*mesh.Route, v *mesh.View) []rule {
+	var out []rule
+	for _, r := range routes {
+		for i := range r.Rules {
+			matches := r.Rules[i].Matches
+			if len(matches) == 0 {
+				matches = []mesh.RequestMatch{{}}
+			}
+			one := routeRule(r, &r.Rules[i], v)
+			for j, m := range matches {
+				one.name, one.match = fmt.Sprintf("%s#%d.%d", cmp.Or(r.Rules[i].Name, r.Meta.Name.String()), i, j), m
+				out = append(out, one)
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b rule) int { return bySpecificity(a.match, b.match) })
+	return out
+}
+
+// bySpecificity orders matches as the Gateway API does: by path (an exact one, then
+// expressions, then the longest prefix), method, number of headers, and of query
+// parameters.
+func bySpecificity(a, b mesh.RequestMatch) int {
+	rank := func(m mesh.RequestMatch) (kind, length int) {
+		switch {
+		case m.Path == nil:
+			return 0, 1 // as the prefix "/"
+		case m.Path.Type == mesh.Exact:
+			return 2, len(m.Path.Value)
+		case m.Path.Type == mesh.Regex:
+			return 1, len(m.Path.Value)
+		default:
+			return 0, len(m.Path.Value)
+		}
+	}
+	ak, al := rank(a)
+	bk, bl := rank(b)
+	method := func(m mesh.RequestMatch) int { return min(len(m.Method), 1) }
+	return cmp.Or(
+		cmp.Compare(bk, ak), cmp.Compare(bl, al), cmp.Compare(method(b), method(a)),
+		cmp.Compare(len(b.Headers), len(a.Headers)), cmp.Compare(len(b.Query), len(a.Query)),
+	)
+}
+
+func routeRule(r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
+	out := rule{
+		request: headersOf(in.Filters.Request), response: headersOf(in.Filters.Response),
+		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite,
+		timeout: in.Timeout, tryTimeout: in.TryTimeout, retries: routeRetries(in.Retries),
+	}
+	if in.Unsupported != "" {
+		return rule{} // answered with 500
+	}
+	for _, b := range in.Backends {
+		s := share{weight: b.Weight, request: headersOf(b.Request), response: headersOf(b.Response)}
+		if backendFault(r, b.Backend, v) == nil {
+			s.to = endpointsOf{b.Name, b.Port}
+		}
+		out.backends = append(out.backends, s)
+	}
+	for _, m := range in.Filters.Mirrors {
+		if backendFault(r, m.Backend, v) == nil {
+			out.mirrors = append(out.mirrors, mirror{endpointsOf{m.Name, m.Port}, m.Numerator, m.Denominator})
+		}
+	}
+	return out
+}
+
+// routeRetries adds to the statuses that a rule names what no server has seen.
+func routeRetries(r *mesh.Retries) *mesh.Retries {
+	if r == nil {
+		return nil
+	}
+	out := *r
+	out.On = defaultRetries.On
+	return &out
+}
+
+// backendFault looks for what keeps a route from sending requests to a backend.
+func backendFault(r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
+	if b.Kind != mesh.BackendService {
+		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend", b.Kind, b.Name)}
+	}
+	if b.Namespace != r.Meta.Namespace && !isParent(r, b.Name) {
+		from := mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}
+		if !v.Granted(from, mesh.GrantTo{Kind: mesh.BackendService, Name: b.Name.Name}, b.Namespace) {
+			return &fault{conditionResolvedRefs, reasonRefNotPermitted, fmt.Sprintf("no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s; ask for one there", b.Namespace, from.Kind, from.Namespace, b.Name)}
+		}
+	}
+	svc, ok := v.Service(b.Name)
+	if !ok {
+		return &fault{conditionResolvedRefs, reasonBackendNotFound, fmt.Sprintf("there is no Service %s; create it, or correct backendRefs", b.Name)}
+	}
+	if _, ok := svc.Port(b.Port); !ok {
+		return &fault{conditionResolvedRefs, reasonBackendNotFound, fmt.Sprintf("Service %s has no port %d; name one of its ports", b.Name, b.Port)}
+	}
+	return nil
+}
+
+// isParent reports whether the route is for calls to the very service, which its
+// clients make without it as well: nobody has to grant it.
+func isParent(r *mesh.Route, service mesh.Name) bool {
+	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool { return p.Service == service })
+}
+
+func kindName(k mesh.Kind) string {
+	if k == mesh.KindGRPCRoute {
+		return KindGRPCRoute
+	}
+	return KindHTTPRoute
+}
+
+// routeFindings are two conditions for each parent.
+func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
+	var refs []*fault
+	var unsupported *fault
+	for i := range r.Rules {
+		rule := &r.Rules[i]
+		if rule.Unsupported != "" && unsupported == nil {
+			unsupported = &fault{conditionAccepted, reasonUnsupportedValue, rule.Unsupported}
+		}
+		for _, b := range rule.Backends {
+			refs = append(refs, backendFault(r, b.Backend, v))
+		}
+		for _, m := range rule.Filters.Mirrors {
+			refs = append(refs, backendFault(r, m.Backend, v))
+		}
+	}
+	if r.Invalid != "" {
+		unsupported = &fault{conditionAccepted, reasonUnsupportedValue, r.Invalid}
+	}
+	var out []mesh.Finding
+	for _, p := range r.Parents {
+		fs := append(slices.Clone(refs), parentFault(r, p, v), unsupported)
+		for _, f := range report(r.Of, r.Meta, true, fs...) {
+			f.Parent = p.Index
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// parentFault looks for what keeps a route from holding for a parent.
+func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
+	none := func(format string, args ...any) *fault {
+		return &fault{conditionAccepted, reasonNoMatchingParent, fmt.Sprintf(format, args...)}
+	}
+	svc, ok := v.Service(p.Service)
+	switch {
+	case !ok:
+		return none("there is no Service %s; create it, or correct parentRefs", p.Service)
+	case svc.Headless():
+		return none("Service %s is headless: its clients call pods by their own addresses; name a Service with a cluster IP", p.Service)
+	}
+	held := false
+	for _, port := range svc.Ports {
+		if p.Port != 0 && p.Port != port.Port || port.Protocol.Opaque() {
+			continue
+		}
+		held = true
+		rivals := v.Routes(svc.Name, func(o *mesh.Route) bool {
+			return o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port.Port)
+		})
+		if len(rivals) > 0 {
+			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s too, and of the more specific kind, which wins; give them different ports", kindName(rivals[0].Of), rivals[0].Meta.Name, port.Port, p.Service)}
+		}
+	}
+	if !held {
+		return none("Service %s has no HTTP port%s; a port that is declared TCP or TLS has no requests to route", p.Service, ofNumber(p.Port))
+	}
+	return nil
+}

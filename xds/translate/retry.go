@@ -1,0 +1,61 @@
+package translate
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	previouspriorities "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+func retryPolicy(r mesh.Retries) *route.RetryPolicy {
+	if r.Attempts == 0 {
+		if r.PerTryTimeout > 0 { // of the one that there is
+			return &route.RetryPolicy{NumRetries: wrapperspb.UInt32(0), PerTryTimeout: durationpb.New(r.PerTryTimeout)}
+		}
+		return nil
+	}
+	p := &route.RetryPolicy{
+		RetryOn:              strings.Join(r.On, ","),
+		NumRetries:           wrapperspb.UInt32(r.Attempts),
+		RetriableStatusCodes: r.Codes,
+		// Another host than the one that failed, if there is another.
+		RetryHostPredicate: []*route.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 5,
+	}
+	if len(r.Codes) > 0 {
+		p.RetryOn += ",retriable-status-codes"
+	} else if !slices.ContainsFunc(r.On, func(c string) bool { return !slices.Contains(defaultRetries.On, c) }) {
+		// No server has seen it: after two attempts the last resort (endpoints).
+		p.RetryPriority = &route.RetryPolicy_RetryPriority{
+			Name: "envoy.retry_priorities.previous_priorities",
+			ConfigType: &route.RetryPolicy_RetryPriority_TypedConfig{
+				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: 2}),
+			},
+		}
+	}
+	if slices.Contains(r.On, connectFailure) {
+		// A connection to the application that its sidecar did not get.
+		p.RetryOn += ",retriable-headers"
+		p.RetriableHeaders = []*route.HeaderMatcher{{
+			Name: unreachedHeader, HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}}
+	}
+	if r.PerTryTimeout > 0 {
+		p.PerTryTimeout = durationpb.New(r.PerTryTimeout)
+	}
+	base := min(cmp.Or(r.Base, defaultBackOff), maxBackOff)
+	p.RetryBackOff = &route.RetryPolicy_RetryBackOff{
+		BaseInterval: durationpb.New(base), MaxInterval: durationpb.New(max(cmp.Or(r.Max, backOffGrowth*base), base)),
+	}
+	return p
+}
