@@ -99,7 +99,8 @@ func (c *Cluster) webhooksTrusted(ctx context.Context) error {
 }
 
 // Condition returns an error that says how a condition of an object differs
-// from what is wanted at its present generation; nil if it does not.
+// from what is wanted at its present generation; nil if it does not. Of a route it is
+// the condition of every parent.
 func (c *Cluster) Condition(ctx context.Context, gvk schema.GroupVersionKind, namespace, name, condition, want string) error {
 	o, err := c.Get(ctx, gvk, namespace, name)
 	if err != nil {
@@ -109,20 +110,34 @@ func (c *Cluster) Condition(ctx context.Context, gvk schema.GroupVersionKind, na
 	if err != nil {
 		return fmt.Errorf("reading the conditions of %s: %w", describe(o), err)
 	}
+	parents, _, err := unstructured.NestedSlice(o.Object, "status", "parents")
+	if err != nil {
+		return fmt.Errorf("reading the parents of %s: %w", describe(o), err)
+	}
+	for _, entry := range parents {
+		if m, ok := entry.(map[string]any); ok {
+			of, _ := m["conditions"].([]any)
+			list = append(list, of...)
+		}
+	}
+	found := false
 	for _, entry := range list {
 		m, ok := entry.(map[string]any)
 		if !ok || m["type"] != condition {
 			continue
 		}
+		found = true
 		if at, _ := m["observedGeneration"].(int64); at < o.GetGeneration() {
 			return fmt.Errorf("%s of %s is of generation %d, not %d", condition, describe(o), at, o.GetGeneration())
 		}
 		if m["status"] != want {
 			return fmt.Errorf("%s of %s is %v, not %s: %v: %v", condition, describe(o), m["status"], want, m["reason"], m["message"])
 		}
-		return nil
 	}
-	return fmt.Errorf("%s has no condition %s", describe(o), condition)
+	if !found {
+		return fmt.Errorf("%s has no condition %s", describe(o), condition)
+	}
+	return nil
 }
 
 // SetLifetime sets how long workload certificates live, mesh-wide, as the only
