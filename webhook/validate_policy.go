@@ -16,7 +16,7 @@ import (
 func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	spec := field.NewPath("spec")
 	if s := p.Spec.Selector; s != nil {
-		c.selector(spec.Child("selector", "matchLabels"), s)
+		c.labels(spec.Child("selector", "matchLabels"), s.MatchLabels)
 	}
 	for i, t := range p.Spec.TargetRefs {
 		at := spec.Child("targetRefs").Index(i)
@@ -41,8 +41,8 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	}
 }
 
-func (c *checks) selector(at *field.Path, s *v1alpha1.WorkloadSelector) {
-	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+func (c *checks) labels(at *field.Path, labels map[string]v1alpha1.LabelValue) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		for _, problem := range content.IsLabelKey(key) {
 			c.refuse(at.Key(key), key, "no pod can have a label of this name: %s", problem)
 		}

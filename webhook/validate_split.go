@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"maps"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -25,7 +26,16 @@ func (c *checks) split(s *v1alpha1.TrafficSplit) {
 
 func (c *checks) backends(at *field.Path, backends []v1alpha1.SplitBackend) {
 	for i, b := range backends {
-		c.serviceName(at.Index(i).Child("service"), b.Service)
+		at := at.Index(i)
+		if b.Service != "" {
+			c.serviceName(at.Child("service"), b.Service)
+		}
+		c.labels(at.Child("matchLabels"), b.MatchLabels)
+		for _, before := range backends[:i] {
+			if b.Service == before.Service && b.Namespace == before.Namespace && maps.Equal(b.MatchLabels, before.MatchLabels) {
+				c.refuse(at, b.Service, "the list has this backend twice: add up the weights, and name it once")
+			}
+		}
 	}
 }
 

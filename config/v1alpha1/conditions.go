@@ -29,6 +29,9 @@ const (
 	ReasonConflicted = "Conflicted"
 	// ReasonResolvedRefs is the reason of ResolvedRefs=True.
 	ReasonResolvedRefs = "ResolvedRefs"
+	// ReasonRefNotPermitted is the reason of ResolvedRefs=False where the object
+	// names one of another namespace, and no ReferenceGrant there lets it.
+	ReasonRefNotPermitted = "RefNotPermitted"
 	// ReasonServiceNotFound is the reason of ResolvedRefs=False where a Service
 	// that the object names does not exist.
 	ReasonServiceNotFound = "ServiceNotFound"

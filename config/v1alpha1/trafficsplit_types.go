@@ -52,10 +52,16 @@ type TrafficSplitSpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	Rules []SplitRule `json:"rules,omitempty"`
 
-	// backends share out everything that no rule matches.
+	// sessionAffinity keeps a caller with the backend that was first chosen, as long
+	// as the weights' sum stays the same and the backend's own share does not shrink
+	// past it. It is about HTTP.
+	// +optional
+	SessionAffinity *SessionAffinity `json:"sessionAffinity,omitempty"`
+
+	// backends share out everything that no rule matches: requests, and connections
+	// to ports that are not HTTP.
 	// +required
-	// +listType=map
-	// +listMapKey=service
+	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.exists(b, b.weight > 0)",message="no backend has a weight above 0, so calls could go nowhere: give at least one backend a weight of 1 or more"
@@ -98,8 +104,7 @@ type SplitRule struct {
 
 	// backends share out what matches.
 	// +required
-	// +listType=map
-	// +listMapKey=service
+	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.exists(b, b.weight > 0)",message="no backend of the rule has a weight above 0, so calls could go nowhere: give at least one backend a weight of 1 or more"
@@ -114,15 +119,57 @@ type SplitRule struct {
 	Mirrors []Mirror `json:"mirrors,omitempty"`
 }
 
-// SplitBackend is a Service whose endpoints take a share of the calls. What
-// other splits say about that Service does not count here; the root may be its
-// own backend.
+// SessionAffinity says by what of a request a caller is known again. A request that
+// lacks it is shared out by weight.
+//
+// +kubebuilder:validation:XValidation:rule="[has(self.header), has(self.cookie), has(self.sourceIP)].filter(x, x).size() == 1",message="write one of header, cookie and sourceIP"
+type SessionAffinity struct {
+	// header of the request.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern="^[A-Za-z0-9!#$%&'*+.^_|~-]+$"
+	Header string `json:"header,omitempty"`
+
+	// cookie of the request. With a ttl the client's proxy makes one where there is
+	// none.
+	// +optional
+	Cookie *HashCookie `json:"cookie,omitempty"`
+
+	// sourceIP is the client's address: in a mesh the calling pod's.
+	// +optional
+	// +kubebuilder:validation:Enum=true
+	SourceIP bool `json:"sourceIP,omitempty"`
+}
+
+// SplitBackend is a Service, or the pods of one that have some labels, whose endpoints
+// take a share of the calls. What other splits say about that Service does not count
+// here; the root may be its own backend.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.service) || has(self.matchLabels)",message="the backend says nothing: write service, or matchLabels for some of the root's own pods"
+// +kubebuilder:validation:XValidation:rule="!has(self.__namespace__) || has(self.service)",message="a namespace is of a Service: write service, too"
 type SplitBackend struct {
-	// service in the split's namespace.
-	// +required
+	// service is the Service; the root itself by default.
+	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
-	Service string `json:"service"`
+	Service string `json:"service,omitempty"`
+
+	// namespace of the Service; the split's by default. Another one has to have a
+	// ReferenceGrant of the Gateway API, from TrafficSplits of the split's namespace
+	// to the Service.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace,omitempty"`
+
+	// matchLabels are labels of the pods that are meant, such as version: v2; all of
+	// the Service's by default.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=8
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) <= 317)",message="a label's name has at most 63 characters, after a prefix of at most 253 and a slash"
+	MatchLabels map[string]LabelValue `json:"matchLabels,omitempty"`
 
 	// weight is the backend's share, relative to the sum of all weights in the
 	// list. 0 sends it nothing.

@@ -236,11 +236,15 @@ spec:
 			}, {
 				Method: "POST", Query: []mesh.HeaderMatch{{Name: "Beta", Value: "1"}, {Name: "b", Type: mesh.Regex, Value: "x|y"}},
 			}},
-			Backends: []mesh.SplitBackend{{Service: "reviews-v2", Weight: 1}},
+			Backends: []mesh.SplitBackend{{Service: mesh.Name{Namespace: "shop", Name: "reviews-v2"}, Weight: 1}},
 			Mirrors:  []mesh.Mirror{{Service: "reviews-v3"}},
 		}},
 		Mirrors:  []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
-		Backends: []mesh.SplitBackend{{Service: "reviews-v1", Weight: 90}, {Service: "reviews-v2"}, {Service: "reviews-v3", Weight: 1}},
+		Backends: []mesh.SplitBackend{
+			{Service: mesh.Name{Namespace: "shop", Name: "reviews-v1"}, Weight: 90},
+			{Service: mesh.Name{Namespace: "shop", Name: "reviews-v2"}},
+			{Service: mesh.Name{Namespace: "shop", Name: "reviews-v3"}, Weight: 1},
+		},
 	})
 }
 

@@ -76,15 +76,18 @@ func selector(s *v1alpha1.WorkloadSelector, bad *problems) *mesh.Selector {
 	if s == nil {
 		return nil
 	}
-	labels := s.Labels()
+	return &mesh.Selector{MatchLabels: bad.labels("spec.selector.matchLabels", s.Labels())}
+}
+
+func (p *problems) labels(field string, labels map[string]string) map[string]string {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		if mesh.RevisionLabel(key) {
-			bad.add("spec.selector.matchLabels: %s differs from one rollout to the next and cannot be selected by: "+
-				"name a label of the workload, such as app", key)
+			p.add("%s: %s differs from one rollout to the next and cannot be selected by: "+
+				"name a label of the workload, such as app", field, key)
 			delete(labels, key)
 		}
 	}
-	return &mesh.Selector{MatchLabels: labels}
+	return labels
 }
 
 func targets(p *v1alpha1.MeshPolicy, bad *problems) []mesh.Target {

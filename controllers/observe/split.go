@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -15,7 +16,7 @@ func split(s *v1alpha1.TrafficSplit) *mesh.Split {
 	out := &mesh.Split{
 		Meta:     meta(s.ObjectMeta),
 		Service:  s.Spec.Service,
-		Backends: backends("spec.backends", s.Spec.Backends, &bad),
+		Backends: backends("spec.backends", s, s.Spec.Backends, &bad),
 		Mirrors:  mirrors("spec.mirrors", s.Spec.Mirrors, &bad),
 	}
 	if s.Spec.Port != 0 {
@@ -23,17 +24,20 @@ func split(s *v1alpha1.TrafficSplit) *mesh.Split {
 	}
 	for i, r := range s.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
-		rule := mesh.SplitRule{Backends: backends(field+".backends", r.Backends, &bad), Mirrors: mirrors(field+".mirrors", r.Mirrors, &bad)}
+		rule := mesh.SplitRule{Backends: backends(field+".backends", s, r.Backends, &bad), Mirrors: mirrors(field+".mirrors", r.Mirrors, &bad)}
 		for j, m := range r.Matches {
 			rule.Matches = append(rule.Matches, requestMatch(fmt.Sprintf("%s.matches[%d]", field, j), m, &bad))
 		}
 		out.Rules = append(out.Rules, rule)
 	}
+	if a := s.Spec.SessionAffinity; a != nil {
+		out.Affinity = bad.hash("spec.sessionAffinity", a.Header, a.Cookie, a.SourceIP)
+	}
 	out.Invalid = bad.sentence()
 	return out
 }
 
-func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.SplitBackend {
+func backends(field string, s *v1alpha1.TrafficSplit, in []v1alpha1.SplitBackend, bad *problems) []mesh.SplitBackend {
 	var out []mesh.SplitBackend
 	var sum int64
 	for i, b := range in {
@@ -46,7 +50,15 @@ func backends(field string, in []v1alpha1.SplitBackend, bad *problems) []mesh.Sp
 			weight = 0
 		}
 		sum += int64(weight)
-		out = append(out, mesh.SplitBackend{Service: b.Service, Weight: uint32(weight)})
+		to := mesh.SplitBackend{
+			Service: mesh.Name{Namespace: cmp.Or(b.Namespace, s.Namespace), Name: cmp.Or(b.Service, s.Spec.Service)},
+			Weight:  uint32(weight),
+		}
+		if len(b.MatchLabels) > 0 {
+			at := fmt.Sprintf("%s[%d].matchLabels", field, i)
+			to.Labels = bad.labels(at, (&v1alpha1.WorkloadSelector{MatchLabels: b.MatchLabels}).Labels())
+		}
+		out = append(out, to)
 	}
 	if sum == 0 {
 		bad.add("%s: no backend has a weight above 0: give at least one a weight of 1 or more", field)

@@ -141,9 +141,8 @@ func loadBalancer(field string, l *v1alpha1.LoadBalancer, bad *problems) *mesh.L
 		return out
 	}
 	h := l.Hash
-	if h == nil || h.Header == "" && h.Cookie == nil && !h.SourceIP {
-		bad.add("%s.hash: it does not say by what to choose: write one of header, cookie and sourceIP", field)
-		return out
+	if h == nil {
+		h = &v1alpha1.Hash{}
 	}
 	switch h.Algorithm {
 	case "", "Maglev":
@@ -152,10 +151,19 @@ func loadBalancer(field string, l *v1alpha1.LoadBalancer, bad *problems) *mesh.L
 	default:
 		bad.add("%s.hash.algorithm: %q is no algorithm: write Maglev or RingHash", field, h.Algorithm)
 	}
-	out.Hash = mesh.Hash{Header: h.Header, SourceIP: h.SourceIP}
-	if c := h.Cookie; c != nil {
-		out.Hash.Cookie, out.Hash.Path = c.Name, c.Path
-		out.Hash.TTL = bad.duration(field+".hash.cookie.ttl", c.TTL)
+	out.Hash = *bad.hash(field+".hash", h.Header, h.Cookie, h.SourceIP)
+	return out
+}
+
+// hash converts by what of a request something is chosen.
+func (p *problems) hash(field, header string, cookie *v1alpha1.HashCookie, sourceIP bool) *mesh.Hash {
+	if header == "" && cookie == nil && !sourceIP {
+		p.add("%s: it does not say by what to choose: write one of header, cookie and sourceIP", field)
+	}
+	out := &mesh.Hash{Header: header, SourceIP: sourceIP}
+	if cookie != nil {
+		out.Cookie, out.Path = cookie.Name, cookie.Path
+		out.TTL = p.duration(field+".cookie.ttl", cookie.TTL)
 	}
 	return out
 }

@@ -99,7 +99,7 @@ func (w world) change() mesh.Change {
 	case mesh.KindSplit:
 		return mesh.Put(&mesh.Split{
 			Meta: mesh.Meta{Name: w.id("x"), Generation: w.Int64N(3)}, Service: w.name("s"),
-			Backends: []mesh.SplitBackend{{Service: w.name("s"), Weight: w.Uint32N(3)}, {Service: w.name("s"), Weight: 1}},
+			Backends: []mesh.SplitBackend{{Service: w.id("s"), Weight: w.Uint32N(3)}, {Service: w.id("s"), Labels: w.labels(), Weight: 1}},
 		})
 	case mesh.KindHTTPRoute, mesh.KindGRPCRoute:
 		return mesh.Put(w.route(k))

@@ -319,6 +319,7 @@ type Split struct {
 	Rules    []SplitRule
 	Backends []SplitBackend
 	Mirrors  []Mirror
+	Affinity *Hash // nil: none
 	Invalid  string
 }
 
@@ -339,7 +340,8 @@ type SplitRule struct {
 // SplitBackend is a service that takes a share of the traffic: its endpoints, not
 // what its own splits say.
 type SplitBackend struct {
-	Service string
+	Service Name
+	Labels  map[string]string // of the pods that are meant; none: all
 	Weight  uint32
 }
 

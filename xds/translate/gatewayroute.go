@@ -113,13 +113,13 @@ func routeRule(r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
 	for _, b := range in.Backends {
 		s := share{weight: b.Weight, request: headersOf(b.Request), response: headersOf(b.Response)}
 		if backendFault(r, b.Backend, v) == nil {
-			s.to = endpointsOf{b.Name, b.Port}
+			s.to = endpointsOf{service: b.Name, port: b.Port}
 		}
 		out.backends = append(out.backends, s)
 	}
 	for _, m := range in.Filters.Mirrors {
 		if backendFault(r, m.Backend, v) == nil {
-			out.mirrors = append(out.mirrors, mirror{endpointsOf{m.Name, m.Port}, m.Numerator, m.Denominator})
+			out.mirrors = append(out.mirrors, mirror{endpointsOf{service: m.Name, port: m.Port}, m.Numerator, m.Denominator})
 		}
 	}
 	return out
@@ -141,9 +141,8 @@ func backendFault(r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
 		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend", b.Kind, b.Name)}
 	}
 	if b.Namespace != r.Meta.Namespace && !isParent(r, b.Name) {
-		from := mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}
-		if !v.Granted(from, mesh.GrantTo{Kind: mesh.BackendService, Name: b.Name.Name}, b.Namespace) {
-			return &fault{conditionResolvedRefs, reasonRefNotPermitted, fmt.Sprintf("no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s; ask for one there", b.Namespace, from.Kind, from.Namespace, b.Name)}
+		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}, b.Name, v); f != nil {
+			return f
 		}
 	}
 	svc, ok := v.Service(b.Name)
@@ -154,6 +153,17 @@ func backendFault(r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
 		return &fault{conditionResolvedRefs, reasonBackendNotFound, fmt.Sprintf("Service %s has no port %d; name one of its ports", b.Name, b.Port)}
 	}
 	return nil
+}
+
+// grantFault looks for a ReferenceGrant by which objects may refer to a service of
+// another namespace.
+func grantFault(from mesh.GrantFrom, to mesh.Name, v *mesh.View) *fault {
+	if v.Granted(from, mesh.GrantTo{Kind: mesh.BackendService, Name: to.Name}, to.Namespace) {
+		return nil
+	}
+	return &fault{conditionResolvedRefs, reasonRefNotPermitted, fmt.Sprintf(
+		"no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s; ask for one there", to.Namespace, from.Kind, from.Namespace, to,
+	)}
 }
 
 // isParent reports whether the route is for calls to the very service, which its

@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,7 +59,7 @@ const unreachedHeader = "x-tulle-unreached"
 
 // prefixes of on-demand clusters' names.
 const (
-	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP
+	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
 	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
 	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
 )
@@ -80,6 +81,34 @@ func ClusterName(service mesh.Name, port uint16) string {
 // which differs between namespaces of clients.
 func OfService(name string) bool {
 	return strings.HasPrefix(name, prefixService) || strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP)
+}
+
+// subsetName is the name of the cluster for HTTP to those pods of a service that have
+// the labels.
+func subsetName(service mesh.Name, port uint16, labels string) string {
+	if labels == "" {
+		return ClusterName(service, port)
+	}
+	return ClusterName(service, port) + "|" + labels
+}
+
+// labelsText is a set of labels as part of a name; neither has "|", "," or "=" in it.
+func labelsText(labels map[string]string) string {
+	pairs := make([]string, 0, len(labels))
+	for k, v := range labels {
+		pairs = append(pairs, k+"="+v)
+	}
+	slices.Sort(pairs)
+	return strings.Join(pairs, ",")
+}
+
+func labelsFrom(text string) map[string]string {
+	out := map[string]string{}
+	for pair := range strings.SplitSeq(text, ",") {
+		k, v, _ := strings.Cut(pair, "=")
+		out[k] = v
+	}
+	return out
 }
 
 func sanName(service mesh.Name, port uint16) string {
@@ -115,6 +144,7 @@ type destination struct {
 	port    mesh.ServicePort
 	address netip.AddrPort
 	http    bool
+	labels  map[string]string // of the service's pods that are meant; nil: all
 }
 
 // resolve reads the name of an on-demand cluster. Where there is no such
@@ -122,6 +152,10 @@ type destination struct {
 // is.
 func resolve(name string, v *mesh.View) (destination, bool) {
 	if rest, ok := strings.CutPrefix(name, prefixService); ok {
+		var labels map[string]string
+		if parts := strings.SplitN(rest, "|", 3); len(parts) == 3 {
+			rest, labels = parts[0]+"|"+parts[1], labelsFrom(parts[2])
+		}
 		n, number, ok := servicePort(rest)
 		if !ok {
 			return destination{}, false
@@ -131,7 +165,7 @@ func resolve(name string, v *mesh.View) (destination, bool) {
 			return destination{}, false
 		}
 		p, ok := svc.Port(number)
-		return destination{service: svc, port: p, http: true}, ok
+		return destination{service: svc, port: p, http: true, labels: labels}, ok
 	}
 	rest, http := strings.CutPrefix(name, prefixHTTP)
 	if !http {

@@ -57,16 +57,18 @@ type rule struct {
 	rewrite  *mesh.Rewrite
 	backends []share
 	mirrors  []mirror
+	affinity *mesh.Hash // nil: each request is shared out anew
 	// timeout, tryTimeout and retries are nil where policies say.
 	timeout, tryTimeout *time.Duration
 	retries             *mesh.Retries
 }
 
-// endpointsOf are a service's endpoints by one of its ports; the zero value stands for
-// a backend that does not exist.
+// endpointsOf are a service's endpoints by one of its ports, those of pods with some
+// labels or all; the zero value stands for a backend that does not exist.
 type endpointsOf struct {
 	service mesh.Name
 	port    uint16
+	labels  string // as in a cluster's name
 }
 
 // share is a backend, and how much of the requests it takes.
@@ -91,7 +93,7 @@ func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.V
 	if s := splitFor(svc, port, v); s != nil {
 		return splitRules(s, port.Port)
 	}
-	return []rule{{name: svc.Name.String(), backends: []share{{to: endpointsOf{svc.Name, port.Port}, weight: 1}}}}
+	return []rule{{name: svc.Name.String(), backends: []share{{to: endpointsOf{service: svc.Name, port: port.Port}, weight: 1}}}}
 }
 
 // outbound collects the routes to one service's port.
@@ -169,7 +171,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 		}
 		// Whose pod is chosen by a hash says by which.
 		t := o.traffic
-		if b.to != (endpointsOf{o.service, o.port}) {
+		if b.to.service != o.service || b.to.port != o.port {
 			t = trafficFor(o.client, b.to.service, b.to.port, o.view)
 		}
 		a.HashPolicy = append(a.HashPolicy, t.hash()...)
@@ -191,7 +193,12 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	if len(weighted) == 1 && !changes(weighted[0]) {
 		a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: weighted[0].Name}
 	} else {
-		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: &route.WeightedCluster{Clusters: weighted}}
+		w := &route.WeightedCluster{Clusters: weighted}
+		if r.affinity != nil {
+			a.HashPolicy = append(a.HashPolicy, hashPolicy(*r.affinity))
+			w.RandomValueSpecifier = &route.WeightedCluster_UseHashPolicy{UseHashPolicy: wrapperspb.Bool(true)}
+		}
+		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: w}
 	}
 	return a
 }
@@ -209,7 +216,7 @@ func mirrored(m mirror) *typev3.FractionalPercent {
 
 // cluster is the name of the cluster of the endpoints, of which it takes note.
 func (o *outbound) cluster(to endpointsOf) string {
-	c := ClusterName(to.service, to.port)
+	c := subsetName(to.service, to.port, to.labels)
 	o.clusters = append(o.clusters, c)
 	return c
 }

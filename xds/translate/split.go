@@ -19,20 +19,20 @@ func splitFor(svc *mesh.Service, port mesh.ServicePort, v *mesh.View) *mesh.Spli
 	return nil
 }
 
+// meshGroup is the API group of our own kinds.
+const meshGroup = "mesh.tulle.dev"
+
 // splitRules are the rules of a split, whose backends are spoken to at the root's
 // port.
 func splitRules(s *mesh.Split, port uint16) []rule {
 	one := func(name string, m mesh.RequestMatch, backends []mesh.SplitBackend, mirrors []mesh.Mirror) rule {
-		r := rule{name: name, match: m}
+		r := rule{name: name, match: m, affinity: s.Affinity}
 		for _, b := range backends {
-			r.backends = append(r.backends, share{
-				to: endpointsOf{mesh.Name{Namespace: s.Meta.Namespace, Name: b.Service}, port}, weight: b.Weight,
-			})
+			r.backends = append(r.backends, share{to: endpointsOf{b.Service, port, labelsText(b.Labels)}, weight: b.Weight})
 		}
 		for _, m := range mirrors {
-			r.mirrors = append(r.mirrors, mirror{
-				to: endpointsOf{mesh.Name{Namespace: s.Meta.Namespace, Name: m.Service}, port}, numerator: m.Percent, denominator: 100,
-			})
+			to := endpointsOf{service: mesh.Name{Namespace: s.Meta.Namespace, Name: m.Service}, port: port}
+			r.mirrors = append(r.mirrors, mirror{to: to, numerator: m.Percent, denominator: 100})
 		}
 		return r
 	}
@@ -60,7 +60,7 @@ func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 		mirrors = append(mirrors, r.Mirrors...)
 	}
 	for _, m := range mirrors {
-		if f := splitTarget(s, m.Service, port, v); f != nil {
+		if f := splitTarget(s, mesh.Name{Namespace: s.Meta.Namespace, Name: m.Service}, port, v); f != nil {
 			return f
 		}
 	}
@@ -80,8 +80,12 @@ func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 }
 
 // splitTarget looks for what keeps a service from being sent what is split.
-func splitTarget(s *mesh.Split, name string, port uint16, v *mesh.View) *fault {
-	n := mesh.Name{Namespace: s.Meta.Namespace, Name: name}
+func splitTarget(s *mesh.Split, n mesh.Name, port uint16, v *mesh.View) *fault {
+	if n.Namespace != s.Meta.Namespace {
+		if f := grantFault(mesh.GrantFrom{Group: meshGroup, Kind: KindSplit, Namespace: s.Meta.Namespace}, n, v); f != nil {
+			return f
+		}
+	}
 	svc, ok := v.Service(n)
 	if !ok {
 		return &fault{conditionResolvedRefs, reasonServiceNotFound, fmt.Sprintf("there is no Service %s; create it, or take it out of the split", n)}

@@ -294,8 +294,12 @@ func (t *traffic) hash() []*route.RouteAction_HashPolicy {
 	if t.balancer.Type != mesh.Maglev && t.balancer.Type != mesh.RingHash {
 		return nil
 	}
+	return []*route.RouteAction_HashPolicy{hashPolicy(t.balancer.Hash)}
+}
+
+func hashPolicy(h mesh.Hash) *route.RouteAction_HashPolicy {
 	p := &route.RouteAction_HashPolicy{}
-	switch h := t.balancer.Hash; {
+	switch {
 	case h.Header != "":
 		p.PolicySpecifier = &route.RouteAction_HashPolicy_Header_{Header: &route.RouteAction_HashPolicy_Header{HeaderName: h.Header}}
 	case h.Cookie != "":
@@ -309,5 +313,5 @@ func (t *traffic) hash() []*route.RouteAction_HashPolicy {
 			ConnectionProperties: &route.RouteAction_HashPolicy_ConnectionProperties{SourceIp: true},
 		}
 	}
-	return []*route.RouteAction_HashPolicy{p}
+	return p
 }
