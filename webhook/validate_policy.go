@@ -33,10 +33,35 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 			}
 		}
 	}
+	if l := p.Spec.RateLimit; l != nil {
+		c.rateLimit(spec.Child("rateLimit"), l)
+	}
+	if t := p.Spec.Traffic; t != nil && t.Fault != nil {
+		c.headers(spec.Child("traffic", "fault", "headers"), t.Fault.Headers, "the fault")
+	}
 	if t := p.Spec.Traffic; t != nil && t.Timeout != nil && t.Timeout.Duration > 0 && t.Retries != nil && t.Retries.PerTryTimeout != nil {
 		if try := t.Retries.PerTryTimeout.Duration; try >= t.Timeout.Duration {
 			c.warn(spec.Child("traffic", "retries", "perTryTimeout"),
 				"an attempt may take %s, and the request with all its attempts %s: no attempt that times out is followed by another", try, t.Timeout.Duration)
+		}
+	}
+}
+
+func (c *checks) rateLimit(at *field.Path, l *v1alpha1.RateLimit) {
+	for i, r := range l.Rules {
+		at := at.Child("rules").Index(i)
+		if n := r.TextBytes(); n > mesh.MaxRateLimitText {
+			c.refuse(at, n, "the rule compares with %d bytes of text, and proxies take %d: write fewer or shorter entries, or two rules", n, mesh.MaxRateLimitText)
+		}
+		for j, s := range r.From {
+			c.source(at.Child("from").Index(j), s)
+		}
+		for j, o := range r.To {
+			headers := make([]v1alpha1.HeaderMatch, len(o.Headers))
+			for k, h := range o.Headers {
+				headers[k] = v1alpha1.HeaderMatch{Name: h.Name, Value: h.Value}
+			}
+			c.headers(at.Child("to").Index(j).Child("headers"), headers, "the entry")
 		}
 	}
 }

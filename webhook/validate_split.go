@@ -49,23 +49,28 @@ func (c *checks) match(at *field.Path, m v1alpha1.RequestMatch) {
 	if p := m.Path; p != nil && p.Type == v1alpha1.PathMatchRegularExpression {
 		c.expression(at.Child("path", "value"), p.Value)
 	}
-	seen := make(map[string]bool, len(m.Headers))
-	for i, h := range m.Headers {
-		at := at.Child("headers").Index(i)
+	c.headers(at.Child("headers"), m.Headers, "the match")
+	for i, q := range m.QueryParams {
+		if q.Type == v1alpha1.HeaderMatchRegularExpression {
+			c.expression(at.Child("queryParams").Index(i).Child("value"), q.Value)
+		}
+	}
+}
+
+// headers checks the headers that a part of an object, whose name is what, asks for.
+func (c *checks) headers(at *field.Path, headers []v1alpha1.HeaderMatch, what string) {
+	seen := make(map[string]bool, len(headers))
+	for i, h := range headers {
+		at := at.Index(i)
 		// The CRD tells names apart by case, HTTP does not (RFC 9110, section
 		// 5.1).
 		if name := strings.ToLower(h.Name); seen[name] {
-			c.refuse(at.Child("name"), h.Name, "the match names this header twice, and names of headers are the same in any case: write one regular expression, or a match of its own for each value")
+			c.refuse(at.Child("name"), h.Name, "%s names this header twice, and names of headers are the same in any case: write one regular expression, or a match of its own for each value", what)
 		} else {
 			seen[name] = true
 		}
 		if h.Type == v1alpha1.HeaderMatchRegularExpression {
 			c.expression(at.Child("value"), h.Value)
-		}
-	}
-	for i, q := range m.QueryParams {
-		if q.Type == v1alpha1.HeaderMatchRegularExpression {
-			c.expression(at.Child("queryParams").Index(i).Child("value"), q.Value)
 		}
 	}
 }

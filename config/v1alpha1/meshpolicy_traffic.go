@@ -6,7 +6,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // specific one may; each of its fields that has fields of its own is taken as a
 // whole.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.timeout) || has(self.idleTimeout) || has(self.retries) || has(self.connections) || has(self.circuitBreaker) || has(self.outlierDetection) || has(self.loadBalancer)",message="traffic says nothing: write timeout, idleTimeout, retries, connections, circuitBreaker, outlierDetection or loadBalancer"
+// +kubebuilder:validation:XValidation:rule="has(self.timeout) || has(self.idleTimeout) || has(self.retries) || has(self.connections) || has(self.circuitBreaker) || has(self.outlierDetection) || has(self.loadBalancer) || has(self.fault)",message="traffic says nothing: write timeout, idleTimeout, retries, connections, circuitBreaker, outlierDetection, loadBalancer or fault"
 type Traffic struct {
 	// timeout of a whole request with all its retries, such as 2s or 500ms; 0s
 	// is none, as by default.
@@ -47,6 +47,11 @@ type Traffic struct {
 	// loadBalancer says which of the target's pods a request goes to.
 	// +optional
 	LoadBalancer *LoadBalancer `json:"loadBalancer,omitempty"`
+
+	// fault has clients' proxies delay or abort requests to the target, to see how
+	// callers take it.
+	// +optional
+	Fault *Fault `json:"fault,omitempty"`
 }
 
 // RetryCondition is a condition of Envoy under which a request is tried again.

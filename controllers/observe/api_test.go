@@ -174,6 +174,19 @@ func TestPolicyThatCannotBeUnderstoodSaysWhy(t *testing.T) {
 		"balancer":        {`traffic: {loadBalancer: {type: Best}}`, `spec.traffic.loadBalancer.type: "Best" is no type`},
 		"hash":            {`traffic: {loadBalancer: {type: ConsistentHash}}`, `spec.traffic.loadBalancer.hash: it does not say by what to choose`},
 		"algorithm":       {`traffic: {loadBalancer: {type: ConsistentHash, hash: {header: a, algorithm: MD5}}}`, `"MD5" is no algorithm`},
+		"limit":           {`rateLimit: {rules: [{limit: {requests: 0, unit: Second}}]}`, `spec.rateLimit.rules[0].limit.requests: 0 is less than 1`},
+		"burst":           {`rateLimit: {rules: [{limit: {requests: 1, unit: Second, burst: 0}}]}`, `spec.rateLimit.rules[0].limit.burst: 0 is less than 1`},
+		"unit":            {`rateLimit: {rules: [{limit: {requests: 1, unit: Day}}]}`, `spec.rateLimit.rules[0].limit.unit: "Day" is no unit: write Second, Minute or Hour`},
+		"limited address": {`rateLimit: {rules: [{limit: {requests: 1, unit: Second}, from: [{ipBlocks: [10.0.0.0/8]}]}]}`, `spec.rateLimit.rules[0].from[0].ipBlocks: a rate limit tells callers apart by their certificates`},
+		"limited port":    {`rateLimit: {rules: [{limit: {requests: 1, unit: Second}, to: [{ports: [0]}]}]}`, `spec.rateLimit.rules[0].to[0].ports[0]: 0 is no port`},
+		"long limit":      {`rateLimit: {rules: [{limit: {requests: 1, unit: Second}, to: [{paths: [/` + strings.Repeat("a", 9000) + `]}]}]}`, `spec.rateLimit.rules[0]: it compares with 9001 bytes of text, and a rule takes 8192`},
+		"fault":           {`traffic: {fault: {}}`, `spec.traffic.fault: it says nothing: write delay, abort or both`},
+		"abort":           {`traffic: {fault: {abort: {}}}`, `spec.traffic.fault.abort: write one of httpStatus and grpcStatus`},
+		"two aborts":      {`traffic: {fault: {abort: {httpStatus: 500, grpcStatus: 1}}}`, `spec.traffic.fault.abort: write one of httpStatus and grpcStatus`},
+		"status":          {`traffic: {fault: {abort: {httpStatus: 600}}}`, `spec.traffic.fault.abort.httpStatus: 600 is no status: write 200 to 599`},
+		"share":           {`traffic: {fault: {abort: {httpStatus: 500, percent: 101}}}`, `spec.traffic.fault.abort.percent: 101 is more than 100 percent`},
+		"delay":           {`traffic: {fault: {delay: {fixedDelay: 0s}}}`, `spec.traffic.fault.delay.fixedDelay: a delay is above zero`},
+		"fault's header":  {`traffic: {fault: {delay: {fixedDelay: 1s}, headers: [{name: a, type: RegularExpression, value: "("}]}}`, `spec.traffic.fault.headers[0].value: "(" is no regular expression`},
 		"rollout's label": {`{selector: {matchLabels: {pod-template-hash: x}}, mtls: {mode: Strict}}`, `pod-template-hash differs from one rollout to the next`},
 	} {
 		spec := c.spec
@@ -267,4 +280,30 @@ func TestSplitThatCannotBeUnderstoodSaysWhy(t *testing.T) {
 			t.Errorf("%s: got %q, want it to say %q", name, got.Invalid, c.says)
 		}
 	}
+}
+
+func TestRateLimitsAndFaultsHaveTheirDefaults(t *testing.T) {
+	got := policy(parse[v1alpha1.MeshPolicy](t, `
+spec:
+  rateLimit:
+    rules:
+    - limit: {requests: 10, unit: Minute}
+      from: [{serviceAccounts: [a, b/c]}]
+    - name: all
+      limit: {requests: 10, unit: Hour, burst: 3}
+      perCaller: true
+      to: [{ports: [80], methods: [GET], paths: [/a], headers: [{name: X-A}, {name: X-B, value: b}]}]
+`))
+	same(t, got.Invalid, "")
+	same(t, got.RateLimit, &mesh.RateLimit{Rules: []mesh.RateLimitRule{
+		{Requests: 10, Burst: 10, Unit: time.Minute, From: []mesh.Source{{ServiceAccounts: []mesh.Name{{Name: "a"}, {Namespace: "b", Name: "c"}}}}},
+		{Name: "all", Requests: 10, Burst: 3, Unit: time.Hour, PerCaller: true, To: []mesh.RateLimitOperation{{
+			Ports: []uint16{80}, Methods: []string{"GET"}, Paths: []string{"/a"}, Headers: []mesh.HeaderMatch{{Name: "x-a"}, {Name: "x-b", Value: "b"}},
+		}}},
+	}})
+	got = policy(parse[v1alpha1.MeshPolicy](t, `{spec: {traffic: {fault: {delay: {fixedDelay: 2s}, abort: {grpcStatus: 14, percent: 0}, headers: [{name: X-A, value: b}]}}}}`))
+	same(t, got.Invalid, "")
+	same(t, got.Traffic.Fault, &mesh.Fault{
+		Delay: 2 * time.Second, DelayPercent: 100, GRPCStatus: 14, Headers: []mesh.HeaderMatch{{Name: "x-a", Value: "b"}},
+	})
 }

@@ -64,6 +64,7 @@ func policy(p *v1alpha1.MeshPolicy) *mesh.Policy {
 		Targets:       targets(p, &bad),
 		MTLS:          mtls(p.Spec.MTLS, &bad),
 		Authorization: authorization(p.Spec.Authorization, &bad),
+		RateLimit:     rateLimit(p.Spec.RateLimit, &bad),
 		Traffic:       traffic(p.Spec.Traffic, &bad),
 	}
 	out.Invalid = bad.sentence()

@@ -37,6 +37,7 @@ func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
 		CircuitBreaker:   circuitBreaker(field+".circuitBreaker", t.CircuitBreaker, bad),
 		OutlierDetection: outlierDetection(field+".outlierDetection", t.OutlierDetection, bad),
 		LoadBalancer:     loadBalancer(field+".loadBalancer", t.LoadBalancer, bad),
+		Fault:            fault(field+".fault", t.Fault, bad),
 	}
 }
 

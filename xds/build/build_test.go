@@ -135,7 +135,7 @@ func (w world) policy() *mesh.Policy {
 	if w.IntN(2) == 0 {
 		p.Selector = &mesh.Selector{MatchLabels: w.labels()}
 	}
-	switch w.IntN(3) {
+	switch w.IntN(4) {
 	case 0:
 		p.MTLS = &mesh.MTLS{Mode: w.mode(), Ports: map[uint16]mesh.MTLSMode{w.port(): w.mode()}}
 	case 1:
@@ -143,9 +143,18 @@ func (w world) policy() *mesh.Policy {
 			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}},
 			To: []mesh.Operation{{Methods: []string{"GET"}, Ports: []uint16{w.port()}}},
 		}}}
+	case 2:
+		rule := mesh.RateLimitRule{Requests: 1 + w.Uint32N(2), Burst: 1, Unit: time.Second, PerCaller: w.IntN(2) == 0}
+		if w.IntN(2) == 0 {
+			rule.To = []mesh.RateLimitOperation{{Ports: []uint16{w.port()}, Paths: []string{"/a"}}}
+		}
+		p.RateLimit = &mesh.RateLimit{Rules: []mesh.RateLimitRule{rule}}
 	default:
 		d := time.Duration(w.IntN(3)) * time.Second
 		p.Selector, p.Traffic = nil, &mesh.Traffic{Timeout: &d}
+		if w.IntN(2) == 0 {
+			p.Traffic.Fault = &mesh.Fault{Delay: time.Second, DelayPercent: w.Uint32N(2)}
+		}
 		if w.IntN(2) == 0 {
 			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}}
 		}

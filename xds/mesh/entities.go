@@ -224,6 +224,7 @@ type Policy struct {
 	Targets       []Target // for Traffic
 	MTLS          *MTLS
 	Authorization *Authorization
+	RateLimit     *RateLimit
 	Traffic       *Traffic
 	// Invalid is set when the object cannot be understood, and says why. A
 	// security section of an invalid policy denies everything it selects.

@@ -26,6 +26,7 @@ const (
 	FactPolicy                        // namespace/name
 	FactMTLS                          // namespace: its policies with an mtls section
 	FactAuthorization                 // namespace: its policies with an authorization section
+	FactRateLimit                     // namespace: its policies with a rateLimit section
 	FactTraffic                       // namespace: its policies with a traffic section
 	FactSplit                         // namespace/name
 	FactSplits                        // namespace/service: the splits whose root it is

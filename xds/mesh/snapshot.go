@@ -307,6 +307,7 @@ func (s *Snapshot) policySections(f facts, namespace string, old, now *Policy) {
 	}
 	mark(FactMTLS, old.MTLS, now.MTLS, old.MTLS != nil, now.MTLS != nil)
 	mark(FactAuthorization, old.Authorization, now.Authorization, old.Authorization != nil, now.Authorization != nil)
+	mark(FactRateLimit, old.RateLimit, now.RateLimit, old.RateLimit != nil, now.RateLimit != nil)
 	mark(FactTraffic, old.Traffic, now.Traffic, old.Traffic != nil, now.Traffic != nil)
 }
 

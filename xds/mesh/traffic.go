@@ -12,6 +12,18 @@ type Traffic struct {
 	CircuitBreaker   *CircuitBreaker
 	OutlierDetection *OutlierDetection
 	LoadBalancer     *LoadBalancer
+	Fault            *Fault
+}
+
+// Fault is what a client's proxy does to requests that have all of Headers.
+type Fault struct {
+	Delay        time.Duration // 0: none
+	DelayPercent uint32
+	// HTTPStatus and GRPCStatus are of an answer that the proxy itself gives; both 0:
+	// none.
+	HTTPStatus, GRPCStatus uint32
+	AbortPercent           uint32
+	Headers                []HeaderMatch
 }
 
 // Retries says when and how often a failed request is tried again.

@@ -138,10 +138,11 @@ type Section uint8
 const (
 	SectionMTLS Section = iota
 	SectionAuthorization
+	SectionRateLimit
 	SectionTraffic
 )
 
-var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactTraffic}
+var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactRateLimit, FactTraffic}
 
 func (s Section) in(p *Policy) bool {
 	switch s {
@@ -149,6 +150,8 @@ func (s Section) in(p *Policy) bool {
 		return p.MTLS != nil
 	case SectionAuthorization:
 		return p.Authorization != nil
+	case SectionRateLimit:
+		return p.RateLimit != nil
 	default:
 		return p.Traffic != nil
 	}

@@ -5,6 +5,8 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	faultfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	localratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	ondemand "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -26,9 +28,11 @@ const (
 type httpFilter int
 
 const (
-	filterDeny     httpFilter = iota // authorization: who is refused
-	filterAllow                      // authorization: who is let in
-	filterOnDemand                   // routes and clusters that are fetched when first used
+	filterDeny      httpFilter = iota // authorization: who is refused
+	filterAllow                       // authorization: who is let in
+	filterRateLimit                   // how many of those who are let in
+	filterOnDemand                    // routes and clusters that are fetched when first used
+	filterFault                       // delays and errors that a policy asks for
 	filterRouter
 )
 
@@ -40,12 +44,23 @@ const (
 	allowName = "tulle.allow"
 )
 
+// These two are in no request's chain but where the routes enable them
+// (HttpFilter.disabled), and what they do comes with the routes, too.
+const (
+	rateLimitName = "tulle.ratelimit"
+	faultName     = "tulle.fault"
+)
+
 func (f httpFilter) filter() *hcm.HttpFilter {
 	switch f {
 	case filterDeny:
 		return typedFilter(denyName, &rbac.RBAC{})
 	case filterAllow:
 		return typedFilter(allowName, &rbac.RBAC{})
+	case filterRateLimit:
+		return disabled(typedFilter(rateLimitName, &localratelimit.LocalRateLimit{StatPrefix: rateLimitStat}))
+	case filterFault:
+		return disabled(typedFilter(faultName, &faultfilter.HTTPFault{}))
 	case filterOnDemand:
 		return typedFilter("envoy.filters.http.on_demand", &ondemand.OnDemand{
 			Odcds: &ondemand.OnDemandCds{Source: ads(), Timeout: seconds(onDemandTimeout)},
@@ -57,6 +72,11 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 
 func typedFilter(name string, m proto.Message) *hcm.HttpFilter {
 	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(m)}}
+}
+
+func disabled(f *hcm.HttpFilter) *hcm.HttpFilter {
+	f.Disabled = true
+	return f
 }
 
 // httpFilters makes the filters, given in their order, and the router.

@@ -41,7 +41,8 @@ type inbound struct {
 	config   *mesh.Config
 	modes    modes
 	declared map[uint16]mesh.Protocol // of container ports
-	policies []*mesh.Policy
+	policies []*mesh.Policy           // authorization
+	limits   []*mesh.Policy           // rateLimit
 }
 
 func inboundOf(p *mesh.Profile, v *mesh.View) inbound {
@@ -50,6 +51,7 @@ func inboundOf(p *mesh.Profile, v *mesh.View) inbound {
 		modes:    mtlsModes(p.Namespace, p.Labels, v),
 		declared: declaredPorts(p, v),
 		policies: authorizations(p.Namespace, p.Labels, v),
+		limits:   rateLimits(p.Namespace, p.Labels, v),
 	}
 }
 
@@ -224,7 +226,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	stat := "inbound"
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = httpFilters(filterDeny, filterAllow)
+	m.HttpFilters = httpFilters(filterDeny, filterAllow, filterRateLimit)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
 	if mtls {
@@ -265,7 +267,7 @@ func (in inbound) matchesPaths() bool {
 			}
 		}
 	}
-	return false
+	return limitsPaths(in.limits)
 }
 
 // inboundRoutes send everything to the application, after the authorization
@@ -275,7 +277,7 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	if !ok {
 		return routesOf(RouteInbound) // 404
 	}
-	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v)}
+	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v)}
 	safe := prefixMatch("/")
 	safe.Headers = []*route.HeaderMatcher{{
 		Name: ":method", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex("GET|HEAD|OPTIONS")},
@@ -291,6 +293,9 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	}
 	if verdicts.allow != nil {
 		filters[allowName] = typed(perRoute(verdicts.allow))
+	}
+	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
+		filters[rateLimitName] = typed(limit)
 	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
 	// An answer of the application is never tried again, whatever it says.

@@ -43,6 +43,7 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
 	c.VirtualHosts[0].RequestHeadersToRemove = []string{dstHeader}
 	c.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
+	c.VirtualHosts[0].TypedPerFilterConfig = o.traffic.faults()
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
 }

@@ -22,6 +22,7 @@ type traffic struct {
 	breaker       mesh.CircuitBreaker
 	outliers      *mesh.OutlierDetection // nil: see outlierDetection
 	balancer      mesh.LoadBalancer
+	fault         *mesh.Fault // nil: none
 }
 
 // connectFailure is Envoy's retry condition of a connection that failed. Ours
@@ -68,6 +69,9 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 		set(&out.balancer, t.LoadBalancer)
 		if t.OutlierDetection != nil {
 			out.outliers = t.OutlierDetection
+		}
+		if t.Fault != nil {
+			out.fault = t.Fault
 		}
 		if r := t.Retries; r != nil {
 			out.retries = *r
