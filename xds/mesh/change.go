@@ -15,10 +15,11 @@ const (
 	KindWorkload
 	KindPolicy
 	KindSplit
+	KindNode
 )
 
-// Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy or
-// *Split. Once put into a Change it must not be modified.
+// Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy,
+// *Split or *Node. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -31,6 +32,7 @@ func (*Slice) kind() Kind       { return KindSlice }
 func (*Workload) kind() Kind    { return KindWorkload }
 func (*Policy) kind() Kind      { return KindPolicy }
 func (*Split) kind() Kind       { return KindSplit }
+func (*Node) kind() Kind        { return KindNode }
 
 func (*Config) id() Name      { return Name{} }
 func (*TrustBundle) id() Name { return Name{} }
@@ -39,6 +41,7 @@ func (s *Slice) id() Name     { return s.Name }
 func (w *Workload) id() Name  { return w.Name }
 func (p *Policy) id() Name    { return p.Meta.Name }
 func (s *Split) id() Name     { return s.Meta.Name }
+func (n *Node) id() Name      { return Name{Name: n.Name} }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {

@@ -29,6 +29,7 @@ const (
 	FactTraffic                       // namespace: its policies with a traffic section
 	FactSplit                         // namespace/name
 	FactSplits                        // namespace/service: the splits whose root it is
+	FactNode                          // name of a node
 )
 
 // facts collects what a change made different.

@@ -28,6 +28,7 @@ type Snapshot struct {
 	policies  tree[*Policy]   // namespace/name
 	splits    tree[*Split]    // namespace/name
 	byRoot    tree[*Split]    // namespace/service/name
+	nodes     tree[*Node]     // name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -63,7 +64,7 @@ func New(c *Config) *Snapshot {
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
-		splits: newTree[*Split](), byRoot: newTree[*Split](), standing: newTree[Standing](),
+		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](), standing: newTree[Standing](),
 	}
 }
 
@@ -133,6 +134,8 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setPolicy(f, c)
 		case KindSplit:
 			next.setSplit(f, c)
+		case KindNode:
+			next.setNode(f, c)
 		}
 	}
 	if len(f) == 0 {
@@ -322,6 +325,21 @@ func (s *Snapshot) setSplit(f facts, c Change) {
 		s.byRoot.put(ns+"/"+now.Service+"/"+c.name.Name, now)
 		s.splits.put(key, now)
 		s.stand(Ref{KindSplit, c.name}, now.Generation)
+	}
+}
+
+func (s *Snapshot) setNode(f facts, c Change) {
+	key := c.name.Name
+	old, had := s.nodes.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactNode, key)
+	if has {
+		s.nodes.put(key, now)
+	} else {
+		s.nodes.delete(key)
 	}
 }
 

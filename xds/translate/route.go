@@ -73,7 +73,7 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
 		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
-		RetryPolicy: retryPolicy(o.traffic.retries),
+		RetryPolicy: retryPolicy(o.traffic.retries, o.traffic.locality.Prefer),
 	}
 	var weighted []*route.WeightedCluster_ClusterWeight
 	for _, b := range backends {
@@ -112,7 +112,7 @@ func (o *outbound) add(name string, m *route.RouteMatch, backends []mesh.Backend
 	o.routes = append(o.routes, &route.Route{Name: name, Match: m, Action: &route.Route_Route{Route: a}})
 }
 
-func retryPolicy(r mesh.Retries) *route.RetryPolicy {
+func retryPolicy(r mesh.Retries, prefer mesh.Near) *route.RetryPolicy {
 	if r.Attempts == 0 {
 		return nil
 	}
@@ -127,11 +127,16 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 		HostSelectionRetryMaxAttempts: 5,
 	}
 	if !slices.ContainsFunc(r.On, func(c string) bool { return !slices.Contains(defaultRetries.On, c) }) {
-		// No server has seen it: after two attempts the last resort (endpoints).
+		// No server has seen it: after two attempts the last resort (endpoints), or,
+		// where what is near is preferred, after one what is farther.
+		update := int32(2)
+		if prefer != mesh.Anywhere {
+			update = 1
+		}
 		p.RetryPriority = &route.RetryPolicy_RetryPriority{
 			Name: "envoy.retry_priorities.previous_priorities",
 			ConfigType: &route.RetryPolicy_RetryPriority_TypedConfig{
-				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: 2}),
+				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: update}),
 			},
 		}
 	}
