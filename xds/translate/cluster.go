@@ -133,6 +133,7 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	}
 	if assignment != k.Name {
 		c.EdsClusterConfig.ServiceName = assignment
+		c.CommonLbConfig = atOnce()
 	}
 	t.shape(c)
 	check := validation(sanName(d.service.Name, d.port.Port))
@@ -141,6 +142,14 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(connectionAge(v)))
 	}
 	return Result{Message: c, EDS: assignment}
+}
+
+// atOnce has a pod that is left out be left out at once. Envoy's workers hear of it as
+// much as a second later by default, when another was left out or let in within that
+// second (update_merge_window), as pods of a zone are that fail together; and what they
+// send meanwhile fails.
+func atOnce() *cluster.Cluster_CommonLbConfig {
+	return &cluster.Cluster_CommonLbConfig{UpdateMergeWindow: seconds(0)}
 }
 
 // addressCluster is one address: a pod's, spoken to as the pod wants it, or

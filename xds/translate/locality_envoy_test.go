@@ -263,7 +263,7 @@ func TestRegionsFollowInTheOrderThatAPolicySays(t *testing.T) {
 		Traffic: &mesh.Traffic{
 			Locality: &mesh.LocalityPreference{Prefer: mesh.SameRegion, Overprovisioning: 100, Failover: []mesh.RegionFailover{{From: "r1", To: "r3"}}},
 			OutlierDetection: &mesh.OutlierDetection{
-				Consecutive5xx: 3, Interval: 100 * time.Millisecond, BaseEjectionTime: 6 * time.Second, MaxEjectionTime: 6 * time.Second, MaxEjectionPercent: 100,
+				Consecutive5xx: 3, Interval: 100 * time.Millisecond, BaseEjectionTime: 2 * time.Second, MaxEjectionTime: 2 * time.Second, MaxEjectionPercent: 100,
 			},
 		},
 	})
@@ -281,6 +281,16 @@ func TestRegionsFollowInTheOrderThatAPolicySays(t *testing.T) {
 	z.expect("the next is gone, too", map[string]int{"c": 100})
 	z.close("c1")
 	z.expect("no region is left", map[string]int{vip: 100})
+	// Pods that fail are let in every two seconds, both at once: each time they are left
+	// out again after three answers.
+	failed := 0
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		failed += z.shares(100)["500"]
+	}
+	z.t.Logf("of some 3000 requests while pods that fail are let in again, %d failed", failed)
+	if failed > 100 {
+		t.Errorf("%d requests went to pods that were to be left out", failed)
+	}
 	z.fail("a1", false)
 	z.fail("b1", false)
 	z.expect("the region is back", map[string]int{"a": 50, "b": 50})
