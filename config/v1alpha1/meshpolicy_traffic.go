@@ -311,12 +311,11 @@ const (
 
 // LoadBalancer says which of the target's pods a request goes to.
 //
-// +kubebuilder:validation:XValidation:rule="(self.type == 'ConsistentHash') == has(self.hash)",message="hash says by what type: ConsistentHash chooses, and belongs to it alone"
-// +kubebuilder:validation:XValidation:rule="!has(self.slowStart) || self.type in ['LeastRequest', 'RoundRobin']",message="slowStart is for the types LeastRequest and RoundRobin"
+// +kubebuilder:validation:XValidation:rule="(has(self.type) && self.type == 'ConsistentHash') == has(self.hash)",message="hash says by what type: ConsistentHash chooses, and belongs to it alone"
+// +kubebuilder:validation:XValidation:rule="!has(self.slowStart) || !has(self.type) || self.type in ['LeastRequest', 'RoundRobin']",message="slowStart is for the types LeastRequest and RoundRobin"
 type LoadBalancer struct {
 	// type: LeastRequest (the default), RoundRobin, Random, ConsistentHash.
 	// +optional
-	// +kubebuilder:default=LeastRequest
 	Type LoadBalancerType `json:"type,omitempty"`
 
 	// hash says by what the type ConsistentHash chooses.
@@ -331,6 +330,81 @@ type LoadBalancer struct {
 	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
 	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="slowStart is above zero: leave it out for the default"
 	SlowStart *metav1.Duration `json:"slowStart,omitempty"`
+
+	// locality says whether pods near the client are called first. It is taken by
+	// itself from the most specific policy that has it, and the other fields from
+	// the most specific that has one of them. Without it spec.trafficDistribution of
+	// the Service holds, and where that says nothing, either, all pods are alike.
+	// +optional
+	Locality *Locality `json:"locality,omitempty"`
+}
+
+// LocalityPreference is how near to the client pods are called first.
+//
+// +kubebuilder:validation:Enum=None;SameRegion;SameZone;SameNode
+type LocalityPreference string
+
+const (
+	// PreferNone takes all pods alike, whatever the Service says.
+	PreferNone LocalityPreference = "None"
+	// PreferSameRegion takes pods of the client's region, else others.
+	PreferSameRegion LocalityPreference = "SameRegion"
+	// PreferSameZone takes pods of the client's zone, else of its region, else others.
+	PreferSameZone LocalityPreference = "SameZone"
+	// PreferSameNode takes pods on the client's node, else as SameZone does.
+	PreferSameNode LocalityPreference = "SameNode"
+)
+
+// Locality says whether pods near the client are called first. Regions and zones are
+// the labels topology.kubernetes.io/region and topology.kubernetes.io/zone of nodes,
+// and the zones of endpoints. To a client on a node without them all pods are alike,
+// but for those on the same node.
+//
+// +kubebuilder:validation:XValidation:rule="self.prefer != 'None' || !(has(self.failover) || has(self.overprovisioningFactor))",message="prefer: None has all pods alike, so what else is written about locality means nothing: leave it out, or write prefer: SameZone"
+type Locality struct {
+	// prefer: SameZone (as trafficDistribution: PreferSameZone of a Service), SameNode,
+	// SameRegion, None.
+	// +required
+	Prefer LocalityPreference `json:"prefer"`
+
+	// failover is where clients of a region turn when their own has too few pods that
+	// can be called: those of the region "to", in the order of this list, then all
+	// others.
+	// +optional
+	// +listType=map
+	// +listMapKey=from
+	// +listMapKey=to
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	Failover []RegionFailover `json:"failover,omitempty"`
+
+	// overprovisioningFactor is how much of its traffic a set of pods can carry when
+	// all of them can be called, in percent; 140 by default. With 140 what is
+	// farther gets a share as soon as fewer than five in seven of what is nearer can
+	// be called; with 100, as soon as one of them cannot.
+	// +optional
+	// +kubebuilder:validation:Minimum=100
+	// +kubebuilder:validation:Maximum=10000
+	OverprovisioningFactor *int32 `json:"overprovisioningFactor,omitempty"`
+}
+
+// RegionFailover is where clients of a region turn next.
+//
+// +kubebuilder:validation:XValidation:rule="self.from != self.to",message="a region's own pods come first anyway: write another region in to"
+type RegionFailover struct {
+	// from is the client's region.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`
+	From string `json:"from"`
+
+	// to is the region of the pods.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`
+	To string `json:"to"`
 }
 
 // Hash says by what of a request its pod is chosen. Where the request lacks it, any

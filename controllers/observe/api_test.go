@@ -126,6 +126,30 @@ spec:
 	}
 }
 
+// Which pods are near, and how one of those is chosen, are two things: a policy may
+// speak of either.
+func TestLocalityIsApartFromTheChoiceOfAPod(t *testing.T) {
+	for spec, want := range map[string]*mesh.Traffic{
+		`{locality: {prefer: SameZone}}`: {Locality: &mesh.LocalityPreference{Prefer: mesh.SameZone, Overprovisioning: 140}},
+		`{locality: {prefer: None}}`:     {Locality: &mesh.LocalityPreference{Overprovisioning: 140}},
+		`{type: Random}`:                 {LoadBalancer: &mesh.LoadBalancer{Type: mesh.Random}},
+		`{type: LeastRequest, locality: {prefer: SameNode, overprovisioningFactor: 200, failover: [{from: a, to: b}]}}`: {
+			LoadBalancer: &mesh.LoadBalancer{},
+			Locality:     &mesh.LocalityPreference{Prefer: mesh.SameNode, Overprovisioning: 200, Failover: []mesh.RegionFailover{{From: "a", To: "b"}}},
+		},
+		`{slowStart: 1s, locality: {prefer: SameRegion}}`: {
+			LoadBalancer: &mesh.LoadBalancer{SlowStart: time.Second},
+			Locality:     &mesh.LocalityPreference{Prefer: mesh.SameRegion, Overprovisioning: 140},
+		},
+	} {
+		got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {traffic: {loadBalancer: `+spec+`}}}`))
+		if got.Invalid != "" {
+			t.Errorf("%s: %s", spec, got.Invalid)
+		}
+		same(t, got.Traffic, want)
+	}
+}
+
 // Stored under an older CRD, it may lack what the CRD gives by default.
 func TestTrafficThatIsNotWrittenHasTheDefaultsOfTheCRD(t *testing.T) {
 	got := policy(parse[v1alpha1.MeshPolicy](t, `{spec: {traffic: {retries: {attempts: 1, budget: {}}, outlierDetection: {}, loadBalancer: {}}}}`))
@@ -187,6 +211,9 @@ func TestPolicyThatCannotBeUnderstoodSaysWhy(t *testing.T) {
 		"share":           {`traffic: {fault: {abort: {httpStatus: 500, percent: 101}}}`, `spec.traffic.fault.abort.percent: 101 is more than 100 percent`},
 		"delay":           {`traffic: {fault: {delay: {fixedDelay: 0s}}}`, `spec.traffic.fault.delay.fixedDelay: a delay is above zero`},
 		"fault's header":  {`traffic: {fault: {delay: {fixedDelay: 1s}, headers: [{name: a, type: RegularExpression, value: "("}]}}`, `spec.traffic.fault.headers[0].value: "(" is no regular expression`},
+		"preference":      {`traffic: {loadBalancer: {locality: {prefer: Near}}}`, `spec.traffic.loadBalancer.locality.prefer: "Near" is no preference: write None, SameRegion, SameZone or SameNode`},
+		"factor":          {`traffic: {loadBalancer: {locality: {prefer: SameZone, overprovisioningFactor: 50}}}`, `write 100 or more`},
+		"failover":        {`traffic: {loadBalancer: {locality: {prefer: SameZone, failover: [{from: a}]}}}`, `spec.traffic.loadBalancer.locality.failover[0]: from "a" to "" is no way`},
 		"rollout's label": {`{selector: {matchLabels: {pod-template-hash: x}}, mtls: {mode: Strict}}`, `pod-template-hash differs from one rollout to the next`},
 	} {
 		spec := c.spec
@@ -252,7 +279,7 @@ spec:
 			Backends: []mesh.SplitBackend{{Service: mesh.Name{Namespace: "shop", Name: "reviews-v2"}, Weight: 1}},
 			Mirrors:  []mesh.Mirror{{Service: "reviews-v3"}},
 		}},
-		Mirrors:  []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
+		Mirrors: []mesh.Mirror{{Service: "reviews-v2", Percent: 100}},
 		Backends: []mesh.SplitBackend{
 			{Service: mesh.Name{Namespace: "shop", Name: "reviews-v1"}, Weight: 90},
 			{Service: mesh.Name{Namespace: "shop", Name: "reviews-v2"}},

@@ -1,6 +1,9 @@
 package observe
 
 import (
+	"strings"
+	"sync"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -17,26 +20,27 @@ import (
 // reads those kinds from the cache sees them cut down. Of the kinds of
 // config/v1alpha1 nothing is missing but what kubectl noted down for itself.
 //
+// Names of zones and nodes, which very many objects have, are held once.
+//
 // The caller may add to the options; a transform of its own for one kind
 // replaces this one for that kind.
 func CacheOptions() cache.Options {
-	return cache.Options{DefaultTransform: transform}
+	return cache.Options{DefaultTransform: (&cutter{}).transform}
 }
 
-// transform cuts an object down before it is kept.
-func transform(obj any) (any, error) {
+// cutter cuts objects down before they are kept.
+type cutter struct{ places names }
+
+func (c *cutter) transform(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
 		return cutService(o), nil
 	case *discoveryv1.EndpointSlice:
-		return cutSlice(o), nil
+		return c.slice(o), nil
 	case *corev1.Pod:
-		return cutPod(o), nil
+		return c.pod(o), nil
 	case *corev1.Node:
-		return &corev1.Node{
-			ObjectMeta: cutMeta(&o.ObjectMeta),
-			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs},
-		}, nil
+		return cutNode(o), nil
 	case *networkingv1.ServiceCIDR:
 		return &networkingv1.ServiceCIDR{ObjectMeta: cutMeta(&o.ObjectMeta), Spec: o.Spec}, nil
 	case *v1alpha1.MeshPolicy, *v1alpha1.TrafficSplit, *v1alpha1.MeshConfig:
@@ -71,11 +75,13 @@ func cutService(s *corev1.Service) *corev1.Service {
 			ClusterIPs: s.Spec.ClusterIPs,
 			Ports:      s.Spec.Ports,
 			Selector:   s.Spec.Selector,
+
+			TrafficDistribution: s.Spec.TrafficDistribution,
 		},
 	}
 }
 
-func cutSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+func (c *cutter) slice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 	out := &discoveryv1.EndpointSlice{
 		ObjectMeta:  cutMeta(&s.ObjectMeta),
 		AddressType: s.AddressType,
@@ -90,7 +96,8 @@ func cutSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 		out.Endpoints[i] = discoveryv1.Endpoint{
 			Addresses:  e.Addresses,
 			Conditions: discoveryv1.EndpointConditions{Ready: e.Conditions.Ready},
-			Zone:       e.Zone,
+			Zone:       c.places.same(e.Zone),
+			NodeName:   c.places.same(e.NodeName),
 		}
 		if r := e.TargetRef; r != nil {
 			out.Endpoints[i].TargetRef = &corev1.ObjectReference{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}
@@ -99,7 +106,7 @@ func cutSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 	return out
 }
 
-func cutPod(p *corev1.Pod) *corev1.Pod {
+func (c *cutter) pod(p *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{
 		ObjectMeta: cutMeta(&p.ObjectMeta),
 		Spec: corev1.PodSpec{
@@ -119,11 +126,55 @@ func cutPod(p *corev1.Pod) *corev1.Pod {
 			out.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: s.Name, Started: s.Started}}
 		}
 	}
+	out.Spec.NodeName = *c.places.same(&p.Spec.NodeName)
 	out.Labels, out.DeletionGracePeriodSeconds = p.Labels, p.DeletionGracePeriodSeconds
 	if s, ok := p.Annotations[statusAnnotation]; ok {
 		out.Annotations = map[string]string{statusAnnotation: s}
 	}
 	return out
+}
+
+func cutNode(n *corev1.Node) *corev1.Node {
+	out := &corev1.Node{
+		ObjectMeta: cutMeta(&n.ObjectMeta),
+		Spec:       corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+	}
+	for _, l := range [...]string{corev1.LabelTopologyRegion, corev1.LabelTopologyZone} {
+		if v, ok := n.Labels[l]; ok {
+			if out.Labels == nil {
+				out.Labels = map[string]string{}
+			}
+			out.Labels[l] = v
+		}
+	}
+	return out
+}
+
+// maxNames bounds the names that are remembered: nodes come and go.
+const maxNames = 16384
+
+// names has equal strings share their memory.
+type names struct {
+	lock sync.Mutex
+	held map[string]*string
+}
+
+// same is one pointer for all that point to equal strings; nil stays nil.
+func (n *names) same(s *string) *string {
+	if s == nil {
+		return nil
+	}
+	n.lock.Lock()
+	defer n.lock.Unlock()
+	if held, ok := n.held[*s]; ok {
+		return held
+	}
+	if n.held == nil || len(n.held) >= maxNames {
+		n.held = map[string]*string{}
+	}
+	own := strings.Clone(*s) // what it points to may be a part of something large
+	n.held[own] = &own
+	return &own
 }
 
 // cutContainers keeps those that declare a port, and our own sidecar.

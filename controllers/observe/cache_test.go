@@ -1,7 +1,9 @@
 package observe
 
 import (
+	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,7 +36,7 @@ func fullObjects(t *testing.T) []client.Object {
 		pod,
 		parse[corev1.Service](t, `
 metadata: {namespace: shop, name: web}
-spec: {type: LoadBalancer, clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], selector: {a: b}, sessionAffinity: None,
+spec: {trafficDistribution: PreferSameZone, type: LoadBalancer, clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], selector: {a: b}, sessionAffinity: None,
   ports: [{name: http, port: 80, targetPort: web, appProtocol: http2}]}
 `),
 		parse[discoveryv1.EndpointSlice](t, `
@@ -43,7 +45,7 @@ addressType: IPv4
 ports: [{name: http, port: 80}]
 endpoints: [{addresses: [10.0.0.1], conditions: {ready: false, serving: true}, zone: a, nodeName: n, targetRef: {kind: Pod, namespace: shop, name: web-1, uid: x}}]
 `),
-		parse[corev1.Node](t, `{metadata: {name: n, labels: {a: b}}, spec: {podCIDR: 10.0.0.0/24, podCIDRs: [10.0.0.0/24]}, status: {phase: Running}}`),
+		parse[corev1.Node](t, `{metadata: {name: n, labels: {a: b, topology.kubernetes.io/region: r, topology.kubernetes.io/zone: z}}, spec: {podCIDR: 10.0.0.0/24, podCIDRs: [10.0.0.0/24]}, status: {phase: Running}}`),
 		parse[networkingv1.ServiceCIDR](t, `{metadata: {name: kubernetes}, spec: {cidrs: [10.96.0.0/16]}}`),
 		parse[v1alpha1.MeshPolicy](t, `{metadata: {namespace: a, name: b, generation: 4}, spec: {mtls: {mode: Strict}}}`),
 		parse[v1alpha1.TrafficSplit](t, `{metadata: {namespace: a, name: b, generation: 4}, spec: {service: a, backends: [{service: b}]}}`),
@@ -84,18 +86,37 @@ func TestCutObjectsDropWhatIsNotUsed(t *testing.T) {
 	for _, obj := range fullObjects(t) {
 		switch o := kept(t, obj).(type) {
 		case *corev1.Pod:
-			if o.Spec.NodeName != "" || len(o.Annotations) != 1 || len(o.Spec.InitContainers) != 3 {
+			if len(o.Annotations) != 1 || len(o.Spec.InitContainers) != 3 {
 				t.Errorf("kept too much of a pod: %+v", o)
 			}
 		case *corev1.Node:
-			if len(o.Labels) != 0 || o.Status.Phase != "" {
+			if len(o.Labels) != 2 || o.Status.Phase != "" {
 				t.Errorf("kept too much of a node: %+v", o)
 			}
 		case *discoveryv1.EndpointSlice:
-			if len(o.Labels) != 1 || o.Endpoints[0].NodeName != nil || o.Endpoints[0].Conditions.Serving != nil {
+			if len(o.Labels) != 1 || o.Endpoints[0].Conditions.Serving != nil {
 				t.Errorf("kept too much of a slice: %+v", o)
 			}
 		}
+	}
+}
+
+func TestNamesOfPlacesAreHeldOnce(t *testing.T) {
+	var c cutter
+	slice := func() *discoveryv1.Endpoint {
+		zone, node := strings.Clone("zone"), strings.Clone("node")
+		return &c.slice(&discoveryv1.EndpointSlice{Endpoints: []discoveryv1.Endpoint{{Zone: &zone, NodeName: &node}}}).Endpoints[0]
+	}
+	a, b := slice(), slice()
+	if a.Zone != b.Zone || a.NodeName != b.NodeName {
+		t.Error("two endpoints have their zone and node twice in memory")
+	}
+	for i := range 2 * maxNames {
+		name := fmt.Sprint(i)
+		c.places.same(&name)
+	}
+	if n := len(c.places.held); n > maxNames {
+		t.Errorf("%d names are remembered", n)
 	}
 }
 

@@ -52,6 +52,11 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Delete(mesh.KindSlice, mesh.Name{Namespace: o.Namespace, Name: o.Name}), true
 	case *corev1.Pod:
 		return mesh.Put(workload(o)), true
+	case *corev1.Node:
+		if n, ok := node(o); ok {
+			return mesh.Put(n), true
+		}
+		return mesh.Delete(mesh.KindNode, mesh.Name{Name: o.Name}), true
 	case *v1alpha1.MeshPolicy:
 		return mesh.Put(policy(o)), true
 	case *v1alpha1.TrafficSplit:

@@ -331,3 +331,18 @@ func TestPortsRoundTheSidecarAreKnown(t *testing.T) {
 		t.Errorf("got %v, want 9001 and 9002", got)
 	}
 }
+
+func TestWhatAServiceSaysAboutDistribution(t *testing.T) {
+	for word, want := range map[string]mesh.Near{
+		"":                                     mesh.Anywhere,
+		"trafficDistribution: PreferClose":     mesh.SameZone,
+		"trafficDistribution: PreferSameZone":  mesh.SameZone,
+		"trafficDistribution: PreferSameNode":  mesh.SameNode,
+		"trafficDistribution: PreferSomething": mesh.Anywhere,
+	} {
+		s, ok := service(parse[corev1.Service](t, `{spec: {clusterIP: 10.96.0.1, `+word+`}}`))
+		if !ok || s.Distribution != want {
+			t.Errorf("%q is %v, want %v", word, s.Distribution, want)
+		}
+	}
+}

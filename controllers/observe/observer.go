@@ -107,10 +107,14 @@ func (o *Observer) SetupWithManager(mgr manager.Manager) error {
 // kind, of which only ServiceCIDR (Kubernetes 1.33) and those of the Gateway API may
 // be missing.
 func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
-	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}, &corev1.Node{}} {
+	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}} {
 		if err := o.watch(ctx, informers, obj, sourceHandler{o, obj}); err != nil {
 			return err
 		}
+	}
+	nodes := nodeHandler{entityHandler{o, mesh.KindNode}, sourceHandler{o, &corev1.Node{}}}
+	if err := o.watch(ctx, informers, &corev1.Node{}, nodes); err != nil {
+		return err
 	}
 	for kind, obj := range map[mesh.Kind]client.Object{
 		mesh.KindService:  &corev1.Service{},

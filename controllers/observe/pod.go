@@ -34,6 +34,7 @@ func workload(p *corev1.Pod) *mesh.Workload {
 		UID:            string(p.UID),
 		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
 		Labels:         p.Labels,
+		Node:           p.Spec.NodeName,
 		Meshed:         meshed(p),
 		Terminating:    p.DeletionTimestamp != nil,
 		Terminal:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,

@@ -19,6 +19,8 @@ func service(s *corev1.Service) (out *mesh.Service, ok bool) {
 		Name:      mesh.Name{Namespace: s.Namespace, Name: s.Name},
 		Addresses: clusterIPs(&s.Spec),
 		Selector:  s.Spec.Selector,
+
+		Distribution: distribution(s.Spec.TrafficDistribution),
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
@@ -27,6 +29,19 @@ func service(s *corev1.Service) (out *mesh.Service, ok bool) {
 		out.Ports = append(out.Ports, servicePort(p))
 	}
 	return out, true
+}
+
+// distribution is what Kubernetes means by the words: endpoints of the same zone or
+// node as the client, else others. A word that this version does not know is none.
+// See https://kubernetes.io/docs/reference/networking/virtual-ips/#traffic-distribution.
+func distribution(word *string) mesh.Near {
+	switch deref(word) {
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+		return mesh.SameZone
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		return mesh.SameNode
+	}
+	return mesh.Anywhere
 }
 
 func servicePort(p corev1.ServicePort) mesh.ServicePort {

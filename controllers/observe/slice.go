@@ -54,6 +54,7 @@ func endpoint(e *discoveryv1.Endpoint, namespace string) (mesh.Endpoint, bool) {
 		Address: as[0],
 		Ready:   e.Conditions.Ready == nil || *e.Conditions.Ready,
 		Zone:    deref(e.Zone),
+		Node:    deref(e.NodeName),
 	}
 	if r := e.TargetRef; r != nil && r.Kind == "Pod" && (r.Namespace == "" || r.Namespace == namespace) {
 		out.Workload = r.Name

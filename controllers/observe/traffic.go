@@ -29,16 +29,22 @@ func traffic(t *v1alpha1.Traffic, bad *problems) *mesh.Traffic {
 		return nil
 	}
 	const field = "spec.traffic"
-	return &mesh.Traffic{
+	out := &mesh.Traffic{
 		Timeout:          bad.duration(field+".timeout", t.Timeout),
 		IdleTimeout:      bad.duration(field+".idleTimeout", t.IdleTimeout),
 		Retries:          retries(field+".retries", t.Retries, bad),
 		Connections:      connections(field+".connections", t.Connections, bad),
 		CircuitBreaker:   circuitBreaker(field+".circuitBreaker", t.CircuitBreaker, bad),
 		OutlierDetection: outlierDetection(field+".outlierDetection", t.OutlierDetection, bad),
-		LoadBalancer:     loadBalancer(field+".loadBalancer", t.LoadBalancer, bad),
 		Fault:            fault(field+".fault", t.Fault, bad),
 	}
+	if l := t.LoadBalancer; l != nil {
+		out.Locality = locality(field+".loadBalancer.locality", l.Locality, bad)
+		if l.Locality == nil || l.Type != "" || l.Hash != nil || l.SlowStart != nil {
+			out.LoadBalancer = loadBalancer(field+".loadBalancer", l, bad)
+		}
+	}
+	return out
 }
 
 func retries(field string, r *v1alpha1.Retries, bad *problems) *mesh.Retries {
@@ -123,9 +129,6 @@ func outlierDetection(field string, o *v1alpha1.OutlierDetection, bad *problems)
 }
 
 func loadBalancer(field string, l *v1alpha1.LoadBalancer, bad *problems) *mesh.LoadBalancer {
-	if l == nil {
-		return nil
-	}
 	out := &mesh.LoadBalancer{SlowStart: bad.time(field+".slowStart", l.SlowStart, 0)}
 	switch l.Type {
 	case "", v1alpha1.LeastRequest:
@@ -165,6 +168,34 @@ func (p *problems) hash(field, header string, cookie *v1alpha1.HashCookie, sourc
 	if cookie != nil {
 		out.Cookie, out.Path = cookie.Name, cookie.Path
 		out.TTL = p.duration(field+".cookie.ttl", cookie.TTL)
+	}
+	return out
+}
+
+func locality(field string, l *v1alpha1.Locality, bad *problems) *mesh.LocalityPreference {
+	if l == nil {
+		return nil
+	}
+	out := &mesh.LocalityPreference{Overprovisioning: bad.count(field+".overprovisioningFactor", l.OverprovisioningFactor, mesh.DefaultOverprovisioning)}
+	if out.Overprovisioning < 100 {
+		bad.add("%s.overprovisioningFactor: with %d percent pods that can all be called would not carry their traffic: write 100 or more", field, out.Overprovisioning)
+	}
+	switch l.Prefer {
+	case v1alpha1.PreferNone:
+	case v1alpha1.PreferSameRegion:
+		out.Prefer = mesh.SameRegion
+	case v1alpha1.PreferSameZone:
+		out.Prefer = mesh.SameZone
+	case v1alpha1.PreferSameNode:
+		out.Prefer = mesh.SameNode
+	default:
+		bad.add("%s.prefer: %q is no preference: write None, SameRegion, SameZone or SameNode", field, l.Prefer)
+	}
+	for i, f := range l.Failover {
+		if f.From == "" || f.To == "" || f.From == f.To {
+			bad.add("%s.failover[%d]: from %q to %q is no way from a region to another: name two regions", field, i, f.From, f.To)
+		}
+		out.Failover = append(out.Failover, mesh.RegionFailover{From: f.From, To: f.To})
 	}
 	return out
 }

@@ -62,18 +62,19 @@ func (w world) labels() map[string]string {
 	return map[string]string{"app": w.name("app")}
 }
 func (w world) mode() mesh.MTLSMode { return mesh.MTLSMode(w.IntN(4)) }
+func (w world) near() mesh.Near     { return mesh.Near(w.IntN(4)) }
 func (w world) id(p string) mesh.Name {
 	return mesh.Name{Namespace: w.namespace(), Name: w.name(p)}
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindConfig, mesh.KindTrust}[w.IntN(10)]
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindConfig, mesh.KindTrust}[w.IntN(11)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n"}[k]))
 	}
 	switch k {
 	case mesh.KindService:
-		s := &mesh.Service{Name: w.id("s"), Selector: w.labels()}
+		s := &mesh.Service{Name: w.id("s"), Selector: w.labels(), Distribution: w.near()}
 		if w.IntN(4) > 0 {
 			s.Addresses = []netip.Addr{w.vip()}
 		}
@@ -86,7 +87,7 @@ func (w world) change() mesh.Change {
 		id := w.id("s")
 		s := &mesh.Slice{Name: id, Service: w.name("s"), Ports: []mesh.SlicePort{{Name: "80", Port: 80}, {Name: "3306", Port: 3306}}}
 		for range w.IntN(3) {
-			s.Endpoints = append(s.Endpoints, mesh.Endpoint{Address: w.pod(), Workload: w.name("w"), Ready: w.IntN(3) > 0})
+			s.Endpoints = append(s.Endpoints, mesh.Endpoint{Address: w.pod(), Workload: w.name("w"), Ready: w.IntN(3) > 0, Zone: w.name("z"), Node: w.name("n")})
 		}
 		return mesh.Put(s)
 	case mesh.KindWorkload:
@@ -108,6 +109,8 @@ func (w world) change() mesh.Change {
 			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
 			To: []mesh.GrantTo{{Kind: mesh.BackendService}},
 		})
+	case mesh.KindNode:
+		return mesh.Put(&mesh.Node{Name: w.name("n"), Region: w.name("r"), Zone: w.name("z")})
 	case mesh.KindConfig:
 		c := config()
 		c.MTLS, c.Egress = w.mode(), mesh.EgressMode(w.IntN(2))
@@ -154,6 +157,7 @@ func (w world) policy() *mesh.Policy {
 		p.Selector, p.Traffic = nil, &mesh.Traffic{Timeout: &d}
 		if w.IntN(2) == 0 {
 			p.Traffic.Fault = &mesh.Fault{Delay: time.Second, DelayPercent: w.Uint32N(2)}
+			p.Traffic.Locality = &mesh.LocalityPreference{Prefer: w.near(), Overprovisioning: 140}
 		}
 		if w.IntN(2) == 0 {
 			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}}
@@ -176,8 +180,10 @@ func (w world) key(s *mesh.Snapshot) Key {
 	if x, ok := s.Workload(w.id("w")); ok {
 		profile = s.Profile(x)
 	}
+	nearby := fmt.Sprintf("near|%s|%s|%s", []string{"region", "zone", "node"}[w.IntN(3)], w.namespace(), svc)
 	all := []Key{
-		{Type: translate.Cluster, Name: svc},
+		{Type: translate.Cluster, Name: svc, For: w.namespace()},
+		{Type: translate.Endpoints, Name: nearby, For: translate.ForEndpoints(nearby, mesh.Locality{Region: w.name("r"), Zone: w.name("z"), Node: w.name("n")})},
 		{Type: translate.Cluster, Name: "tcp|" + at},
 		{Type: translate.Cluster, Name: "http|" + at},
 		{Type: translate.Cluster, Name: "junk"},

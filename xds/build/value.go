@@ -24,9 +24,9 @@ type Value struct {
 	// Clusters are the names of the clusters that the resource refers to and a
 	// proxy must have been sent first.
 	Clusters []string
-	// EDS reports whether the resource is a cluster whose load assignment is a
-	// resource of its own, under the cluster's name.
-	EDS      bool
+	// EDS is the name of the load assignment of a cluster for which it is a
+	// resource of its own; empty: it is none.
+	EDS      string
 	Findings []mesh.Finding
 	// Uses are the objects of the API that had a part in the value, sorted;
 	// Former are those that had one in an earlier value of the target and have

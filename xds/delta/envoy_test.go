@@ -26,6 +26,7 @@ type envoy struct {
 	clusters map[string]bool                       // clusters that it was ever sent
 	needs    map[string][]string                   // clusters of held listeners and routes
 	used     map[string]string                     // clusters in use, by version
+	eds      map[string]string                     // their load assignments, by name
 	warming  map[string]bool
 	withheld []*discovery.DeltaDiscoveryRequest // cluster answers
 	ready    bool
@@ -41,7 +42,7 @@ type envoy struct {
 }
 
 func newEnvoy() *envoy {
-	e := &envoy{clusters: map[string]bool{}, needs: map[string][]string{}, warming: map[string]bool{}, used: map[string]string{}}
+	e := &envoy{clusters: map[string]bool{}, needs: map[string][]string{}, warming: map[string]bool{}, used: map[string]string{}, eds: map[string]string{}}
 	for t := range e.held {
 		e.held[t], e.asked[t] = map[string]string{}, map[string]bool{}
 	}
@@ -213,7 +214,7 @@ func (e *envoy) check(t translate.Type, r *discovery.Resource) {
 	switch t {
 	case translate.Cluster:
 		e.clusters[r.Name] = true
-		e.excuses[translate.Endpoints][r.Name]++
+		e.excuses[translate.Endpoints][read(r.Resource).eds]++
 	case translate.Route, translate.Listener:
 		for _, c := range read(r.Resource).clusters {
 			if !e.clusters[c] {
@@ -264,9 +265,14 @@ func (e *envoy) apply(t translate.Type, r *discovery.Resource) {
 // replace puts a cluster into use that differs from the one before. It warms
 // until it gets a load assignment, for which only a new one asks.
 func (e *envoy) replace(r *discovery.Resource) {
-	if b := read(r.Resource); b.eds && e.used[r.Name] != r.Version {
-		e.warming[r.Name] = true
-		e.ask(translate.Endpoints, r.Name)
+	if b := read(r.Resource); b.eds != noEDS && e.used[r.Name] != r.Version {
+		if old := e.eds[r.Name]; old != b.eds {
+			delete(e.warming, old)
+			e.forget(translate.Endpoints, old)
+			e.eds[r.Name] = b.eds
+		}
+		e.warming[b.eds] = true
+		e.ask(translate.Endpoints, b.eds)
 	}
 	e.used[r.Name] = r.Version
 }

@@ -101,7 +101,7 @@ func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.
 			return nil, idle
 		}
 	}
-	if !s.ripe(t, sub, v) {
+	if !s.ripe(t, sub, v, src) {
 		return nil, wait
 	}
 	return v, send
@@ -117,7 +117,7 @@ const ofCluster = "@"
 // assignment is new when its cluster is.
 func (s *Stream) version(t translate.Type, sub *subscription, v *build.Value) string {
 	if t == translate.Endpoints {
-		if c, ok := s.types[translate.Cluster].names[sub.name]; ok && c.sent != "" {
+		if c, ok := s.types[translate.Cluster].names[translate.AssignedTo(sub.name)]; ok && c.sent != "" {
 			return v.Version + ofCluster + c.sent
 		}
 	}
@@ -140,21 +140,21 @@ func (s *Stream) is(t translate.Type, sub *subscription, version string, v *buil
 	if assignment != v.Version {
 		return false
 	}
-	c, ok := s.types[translate.Cluster].names[sub.name]
+	c, ok := s.types[translate.Cluster].names[translate.AssignedTo(sub.name)]
 	return !ok || c.sent == "" || c.sent == cluster
 }
 
 // ripe reports whether all that has to be sent before the value was sent.
-func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value) bool {
+func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value, src Source) bool {
 	switch t {
 	case translate.Endpoints:
 		// Envoy drops what is of a type that it never asked for, and does not
 		// answer.
 		return s.types[t].seen
 	case translate.Listener:
-		return s.provided(v) && (sub.name != s.binding.Ready || s.warm())
+		return s.provided(v, src) && (sub.name != s.binding.Ready || s.warm())
 	case translate.Route:
-		return s.provided(v)
+		return s.provided(v, src)
 	case translate.Cluster:
 		return sub.why != implied || s.types[t].wildcard
 	}
@@ -164,16 +164,24 @@ func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value) bool 
 // provided reports whether the clusters that the value names were sent, and
 // their load assignments. What the proxy refused cannot be had: the value is
 // of use without it.
-func (s *Stream) provided(v *build.Value) bool {
+func (s *Stream) provided(v *build.Value, src Source) bool {
 	clusters, endpoints := &s.types[translate.Cluster], &s.types[translate.Endpoints]
 	if !clusters.wildcard {
 		return true
 	}
 	for _, name := range v.Clusters {
-		if c, ok := clusters.names[name]; ok && c.sent == "" && c.rejected == nil {
+		c, ok := clusters.names[name]
+		if !ok {
+			continue
+		}
+		if c.sent == "" && c.rejected == nil {
 			return false
 		}
-		if e, ok := endpoints.names[name]; ok && endpoints.seen && e.sent == "" && e.rejected == nil {
+		of := src.Value(c.key(translate.Cluster))
+		if of == nil || of.EDS == "" || !endpoints.seen {
+			continue
+		}
+		if e, ok := endpoints.names[of.EDS]; ok && e.sent == "" && e.rejected == nil {
 			return false
 		}
 	}
@@ -269,8 +277,8 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 			sub.moved = false
 			sub.sent, sub.sentAt = version, v.At
 			p.add(part{sub: sub, version: version, at: v.At}, v, sub.name)
-			if p.t == translate.Cluster && v.EDS {
-				s.endow(sub.name)
+			if p.t == translate.Cluster && v.EDS != "" {
+				s.endow(v.EDS)
 			}
 		}
 	}
@@ -281,9 +289,11 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 	return rest
 }
 
-// endow has the load assignment of a cluster that is being sent follow it.
-func (s *Stream) endow(cluster string) {
-	if sub := s.hold(translate.Endpoints, cluster, implied); sub != nil {
+// endow has the load assignment of a cluster that is being sent follow it. The
+// one that the cluster had before may have another name: Envoy lets go of that when
+// it has replaced the cluster.
+func (s *Stream) endow(assignment string) {
+	if sub := s.hold(translate.Endpoints, assignment, implied); sub != nil {
 		sub.force = true
 		s.types[translate.Endpoints].enqueue(sub)
 	}

@@ -60,7 +60,7 @@ func (p *proxy) binding() delta.Binding {
 					k.For = profile
 				}
 				return k, name == "in" || name == "out" || name == "ready"
-			case t == translate.Route:
+			case t == translate.Route, translate.AssignedTo(name) != name:
 				k.For = profile
 			}
 			return k, true

@@ -21,20 +21,22 @@ import (
 // body is what a made-up resource says, written into its Any as text.
 type body struct {
 	serial   int
-	bad      bool // proxies refuse it
-	eds      bool
+	bad      bool   // proxies refuse it
+	eds      string // name of a cluster's load assignment; noEDS: none
 	clusters []string
 }
 
+const noEDS = "-"
+
 func (b body) String() string {
-	return fmt.Sprintf("%d %t %t %s", b.serial, b.bad, b.eds, strings.Join(b.clusters, ","))
+	return fmt.Sprintf("%d %t %s %s", b.serial, b.bad, b.eds, strings.Join(b.clusters, ","))
 }
 
 func read(a *anypb.Any) body {
 	var b body
 	var clusters string
 	// An empty list leaves the last verb without input: that is no error here.
-	_, _ = fmt.Sscanf(string(a.GetValue()), "%d %t %t %s", &b.serial, &b.bad, &b.eds, &clusters)
+	_, _ = fmt.Sscanf(string(a.GetValue()), "%d %t %s %s", &b.serial, &b.bad, &b.eds, &clusters)
 	if clusters != "" {
 		b.clusters = strings.Split(clusters, ",")
 	}
@@ -46,7 +48,7 @@ func value(t translate.Type, b body) *build.Value {
 		Version:  "v" + strings.ReplaceAll(b.String(), " ", "-"),
 		Body:     &anypb.Any{TypeUrl: t.URL(), Value: []byte(b.String())},
 		Clusters: b.clusters,
-		EDS:      b.eds,
+		EDS:      strings.TrimPrefix(b.eds, noEDS),
 	}
 }
 
@@ -98,7 +100,13 @@ func (s *source) content(k build.Key) body {
 }
 
 func (s *source) fresh(k build.Key, serial int) body {
-	b := body{serial: serial, eds: k.Type == translate.Cluster && strings.HasPrefix(k.Name, "svc|")}
+	b := body{serial: serial, eds: noEDS}
+	if k.Type == translate.Cluster && strings.HasPrefix(k.Name, "svc|") {
+		b.eds = k.Name
+		if s.rng.IntN(3) == 0 {
+			b.eds = "near|zone|ns|" + k.Name
+		}
+	}
 	if k.Type == translate.Route || k.Type == translate.Listener {
 		for range s.rng.IntN(3) {
 			b.clusters = append(b.clusters, fmt.Sprintf("svc|%d", s.rng.IntN(6)))

@@ -48,9 +48,9 @@ func exchange(s *delta.Stream, src fixed) map[translate.Type]time.Time {
 	}
 }
 
-func at(t translate.Type, serial int, eds bool, since time.Time) *build.Value {
-	v := value(t, body{serial: serial, eds: eds})
-	v.Since = since
+func at(t translate.Type, serial int, eds string, since time.Time) *build.Value {
+	v := value(t, body{serial: serial, eds: noEDS})
+	v.Since, v.EDS = since, eds
 	return v
 }
 
@@ -61,8 +61,8 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 	cluster, endpoints := build.Key{Type: translate.Cluster, Name: "c"}, build.Key{Type: translate.Endpoints, Name: "c"}
 	here, there := build.Key{Type: translate.Route, Name: "r", For: "here"}, build.Key{Type: translate.Route, Name: "r", For: "there"}
 	src := fixed{
-		cluster: at(translate.Cluster, 1, true, long), endpoints: at(translate.Endpoints, 1, false, long),
-		here: at(translate.Route, 1, false, long), there: at(translate.Route, 2, false, long),
+		cluster: at(translate.Cluster, 1, "c", long), endpoints: at(translate.Endpoints, 1, "", long),
+		here: at(translate.Route, 1, "", long), there: at(translate.Route, 2, "", long),
 	}
 	s := delta.New(bindingOf("here"), delta.Limits{})
 	for typ, name := range map[translate.Type]string{translate.Cluster: "*", translate.Endpoints: "c", translate.Route: "r"} {
@@ -74,7 +74,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 		}
 	}
 
-	src[cluster] = at(translate.Cluster, 2, true, now)
+	src[cluster] = at(translate.Cluster, 2, "c", now)
 	s.Dirty([]build.Key{cluster})
 	told := exchange(s, src)
 	if !told[translate.Cluster].Equal(now) {
@@ -88,7 +88,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 	if since, ok := exchange(s, src)[translate.Route]; !ok || !since.IsZero() {
 		t.Errorf("the route of another class (sent: %t) tells of a change at %v", ok, since)
 	}
-	src[there] = at(translate.Route, 3, false, now)
+	src[there] = at(translate.Route, 3, "", now)
 	s.Dirty([]build.Key{there})
 	if since := exchange(s, src)[translate.Route]; !since.Equal(now) {
 		t.Errorf("its own change tells of %v", since)
@@ -97,7 +97,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 
 func TestWordsOfARefusalAreKeptShort(t *testing.T) {
 	route := build.Key{Type: translate.Route, Name: "r", For: "here"}
-	src := fixed{route: at(translate.Route, 1, false, time.Time{})}
+	src := fixed{route: at(translate.Route, 1, "", time.Time{})}
 	s := delta.New(bindingOf("here"), delta.Limits{})
 	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"r"}})
 	p, _ := s.Next(src)

@@ -18,10 +18,11 @@ const (
 	KindHTTPRoute
 	KindGRPCRoute
 	KindGrant
+	KindNode
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route or *Grant. Once put into a Change it must not be modified.
+// *Route, *Grant or *Node. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -36,6 +37,7 @@ func (*Policy) kind() Kind      { return KindPolicy }
 func (*Split) kind() Kind       { return KindSplit }
 func (r *Route) kind() Kind     { return r.Of }
 func (*Grant) kind() Kind       { return KindGrant }
+func (*Node) kind() Kind        { return KindNode }
 
 func (*Config) id() Name      { return Name{} }
 func (*TrustBundle) id() Name { return Name{} }
@@ -46,6 +48,7 @@ func (p *Policy) id() Name    { return p.Meta.Name }
 func (s *Split) id() Name     { return s.Meta.Name }
 func (r *Route) id() Name     { return r.Meta.Name }
 func (g *Grant) id() Name     { return g.Name }
+func (n *Node) id() Name      { return Name{Name: n.Name} }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {

@@ -98,6 +98,9 @@ type Service struct {
 	// Selector picks its pods; nil for a service whose endpoints somebody else
 	// manages.
 	Selector map[string]string
+	// Distribution is what the Service itself says about which endpoints are
+	// preferred (spec.trafficDistribution).
+	Distribution Near
 }
 
 // Headless reports whether the service has no address of its own, so that
@@ -148,6 +151,7 @@ type Endpoint struct {
 	// is not used whatever it says.
 	Ready bool
 	Zone  string
+	Node  string
 }
 
 // Workload is a pod. A pod that has ended, or has no address yet, is known all
@@ -158,9 +162,10 @@ type Workload struct {
 	ServiceAccount string
 	Labels         map[string]string
 	Addresses      []netip.Addr
-	Meshed         bool // it runs our sidecar
-	Started        bool // that sidecar is up: traffic goes through it
-	Terminating    bool // it has a deletion timestamp
+	Node           string // where it runs; empty until that is known
+	Meshed         bool   // it runs our sidecar
+	Started        bool   // that sidecar is up: traffic goes through it
+	Terminating    bool   // it has a deletion timestamp
 	// Grace is how long a workload that is Terminating has from then on.
 	Grace    time.Duration
 	Terminal bool // its phase is Succeeded or Failed

@@ -33,6 +33,7 @@ const (
 	FactRoute                         // kind/namespace/name
 	FactRoutes                        // namespace/service: the routes that have it as a parent
 	FactGrants                        // namespace: its grants
+	FactNode                          // name of a node
 )
 
 // facts collects what a change made different.

@@ -31,6 +31,7 @@ type Snapshot struct {
 	routes    tree[*Route]    // kind/namespace/name
 	byParent  tree[*Route]    // namespace/service/kind/namespace/name
 	grants    tree[*Grant]    // namespace/name
+	nodes     tree[*Node]     // name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -66,7 +67,7 @@ func New(c *Config) *Snapshot {
 		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
-		splits: newTree[*Split](), byRoot: newTree[*Split](),
+		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](), standing: newTree[Standing](),
 	}
 }
@@ -141,6 +142,8 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setRoute(f, c)
 		case KindGrant:
 			next.setGrant(f, c)
+		case KindNode:
+			next.setNode(f, c)
 		}
 	}
 	if len(f) == 0 {
@@ -373,6 +376,21 @@ func (s *Snapshot) setGrant(f facts, c Change) {
 		s.grants.put(key, now)
 	} else {
 		s.grants.delete(key)
+	}
+}
+
+func (s *Snapshot) setNode(f facts, c Change) {
+	key := c.name.Name
+	old, had := s.nodes.get(key)
+	now, has, equal := same(old, had, c)
+	if equal {
+		return
+	}
+	f.add(FactNode, key)
+	if has {
+		s.nodes.put(key, now)
+	} else {
+		s.nodes.delete(key)
 	}
 }
 

@@ -12,6 +12,7 @@ type Traffic struct {
 	CircuitBreaker   *CircuitBreaker
 	OutlierDetection *OutlierDetection
 	LoadBalancer     *LoadBalancer
+	Locality         *LocalityPreference
 	Fault            *Fault
 }
 

@@ -113,6 +113,12 @@ func (v *View) WorkloadAt(a netip.Addr) (*Workload, bool) {
 	return found, found != nil
 }
 
+// Node returns the node with the name, if it says where it is.
+func (v *View) Node(name string) (*Node, bool) {
+	v.read(FactNode, name)
+	return v.s.nodes.get(name)
+}
+
 // Profile returns the profile with the id.
 func (v *View) Profile(id string) (*Profile, bool) {
 	v.read(FactProfile, id)

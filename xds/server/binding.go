@@ -60,6 +60,8 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 			k.For = p.pod // its own application, at its own address
 		case t == translate.Cluster && translate.OfService(name):
 			k.For = p.namespace // whose policies may say how it is called
+		case t == translate.Endpoints:
+			k.For = translate.ForEndpoints(name, p.locality)
 		}
 		return k, true // a name that means nothing gets something empty
 	}

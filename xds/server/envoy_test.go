@@ -167,9 +167,25 @@ func TestRealEnvoy(t *testing.T) {
 
 	// A service that is gone and comes back is not a missing cluster meanwhile.
 	h.builder.Apply(mesh.Delete(mesh.KindService, mesh.Name{Namespace: "shop", Name: "db"}))
-	eventually(t, "the empty cluster", func() bool { return !h.builder.Value(cluster).EDS && h.settled(cluster) })
+	eventually(t, "the empty cluster", func() bool { return h.builder.Value(cluster).EDS == "" && h.settled(cluster) })
 	h.builder.Apply(mesh.Put(service("db", "10.96.0.1")))
-	eventually(t, "the service's return", func() bool { return h.builder.Value(cluster).EDS && h.settled(cluster, endpoints) })
+	eventually(t, "the service's return", func() bool { return h.builder.Value(cluster).EDS != "" && h.settled(cluster, endpoints) })
+
+	// One that asks for what is near has another load assignment, which Envoy asks for
+	// by its name as it replaces the cluster, and lets go of the one before.
+	nearby := service("db", "10.96.0.1")
+	nearby.Distribution = mesh.SameZone
+	const name = "near|zone|shop|" + dbCluster
+	near := build.Key{Type: translate.Endpoints, Name: name, For: translate.ForEndpoints(name, mesh.Locality{})}
+	wants := func(k build.Key) bool { return h.builder.wanted(func(o build.Key) bool { return o == k }) }
+	replaced = time.Now()
+	h.builder.Apply(mesh.Put(nearby))
+	eventually(t, "the assignment by distance", func() bool { return h.settled(cluster, near) && !wants(endpoints) })
+	h.builder.Apply(mesh.Put(service("db", "10.96.0.1")))
+	eventually(t, "the one that all share", func() bool { return h.settled(cluster, endpoints) && !wants(near) })
+	if took := time.Since(replaced); took > late {
+		t.Errorf("two changes of the load assignment took %v", took)
+	}
 
 	// The stream breaks; the proxy comes back with what it has.
 	sent := h.metric("tulle_xds_sent_resources_total")

@@ -82,6 +82,20 @@ func (b *countingBuilder) subscribers() int {
 	return len(b.keys)
 }
 
+// wanted reports whether a stream subscribes to such a key.
+func (b *countingBuilder) wanted(such func(build.Key) bool) bool {
+	b.lock.Lock()
+	defer b.lock.Unlock()
+	for _, keys := range b.keys {
+		for k := range keys {
+			if such(k) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func newHarness(t testing.TB, change func(*Options)) *harness {
 	t.Helper()
 	h := &harness{t: t, api: newAPIServer(t), registry: prometheus.NewRegistry(), stopped: make(chan struct{})}
@@ -228,6 +242,10 @@ func (h *harness) connect(token string) *ads {
 
 func (a *ads) subscribe(t translate.Type, names ...string) {
 	a.send(&discovery.DeltaDiscoveryRequest{TypeUrl: t.URL(), ResourceNamesSubscribe: names})
+}
+
+func (a *ads) unsubscribe(t translate.Type, names ...string) {
+	a.send(&discovery.DeltaDiscoveryRequest{TypeUrl: t.URL(), ResourceNamesUnsubscribe: names})
 }
 
 func (a *ads) send(r *discovery.DeltaDiscoveryRequest) {

@@ -26,6 +26,7 @@ type stream struct {
 	close    context.CancelCauseFunc
 	peer     Peer
 	identity string
+	node     mesh.Fact // the pod's, which it had before it could connect and stays on
 	opened   time.Time
 	log      logr.Logger
 	requests chan *discovery.DeltaDiscoveryRequest
@@ -56,20 +57,23 @@ type stream struct {
 type proxy struct {
 	pod, namespace, profile, identity string
 	drains                            bool // its callers are to go elsewhere
+	locality                          mesh.Locality
 }
 
 // pendingRequests is how many requests may wait while a response is being sent.
 const pendingRequests = 16
 
 func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, p Peer, w *mesh.Workload, identity string, cancel context.CancelCauseFunc) *stream {
+	snapshot := s.options.Builder.Snapshot()
 	st := &stream{
 		server: s, rpc: rpc, close: cancel, peer: p, identity: identity, opened: time.Now(),
+		node:     mesh.Fact{Kind: mesh.FactNode, Name: w.Node},
 		log:      s.options.Log.WithValues("pod", p.Pod.String()),
 		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
 		wake:     make(chan struct{}, 1),
 		proxy: proxy{
 			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
-			profile: s.options.Builder.Snapshot().Profile(w), drains: w.Drains(),
+			profile: snapshot.Profile(w), drains: w.Drains(), locality: snapshot.Locality(w),
 		},
 	}
 	st.workload.Store(w)
@@ -79,8 +83,8 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 	return st
 }
 
-// Changed notes which keys have new values, or that the stream's pod is another
-// now. It is called by the builder.
+// Changed notes which keys have new values, or that the stream's pod or its node is
+// another now. It is called by the builder.
 func (st *stream) Changed(keys []build.Key) {
 	// Here, because the stream's own goroutine may wait for a proxy that does
 	// not read.
@@ -118,20 +122,23 @@ func (st *stream) current(s *mesh.Snapshot) (*mesh.Workload, bool) {
 	return w, ok && w.UID == st.peer.UID && !w.Terminal
 }
 
-// follow takes in a change of the stream's pod. It comes before new values are
+// follow takes in a change of the stream's pod, or of its node. It comes before new values are
 // looked at: what is built for a class that the pod has left is not for it.
 // Workloads that did not change are the same pointers from one snapshot to the
 // next.
 func (st *stream) follow() {
 	snapshot := st.server.options.Builder.Snapshot()
 	w, ok := st.current(snapshot)
-	if !ok || w == st.workload.Load() {
+	if !ok {
 		return
 	}
-	st.workload.Store(w)
-	defer st.server.acks.note() // whether the pod has started is counted, too
 	now := st.proxy
-	now.profile, now.drains = snapshot.Profile(w), w.Drains()
+	now.locality = snapshot.Locality(w)
+	if w != st.workload.Load() {
+		st.workload.Store(w)
+		defer st.server.acks.note() // whether the pod has started is counted, too
+		now.profile, now.drains = snapshot.Profile(w), w.Drains()
+	}
 	if now == st.proxy {
 		return
 	}
@@ -165,6 +172,7 @@ func (st *stream) read(ctx context.Context) {
 func (st *stream) write(ctx context.Context) {
 	defer st.leave()
 	st.server.options.Builder.Follow(st, st.pod())
+	st.server.options.Builder.Follow(st, st.node)
 	defer st.reminder.stop()
 	for {
 		select {
@@ -185,6 +193,7 @@ func (st *stream) write(ctx context.Context) {
 
 func (st *stream) leave() {
 	st.server.options.Builder.Unfollow(st, st.pod())
+	st.server.options.Builder.Unfollow(st, st.node)
 	st.server.remember(st)
 	st.lock.Lock()
 	keys := st.state.Close()

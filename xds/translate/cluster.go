@@ -51,7 +51,7 @@ func clusterFor(k Key, v *mesh.View) Result {
 	case !ok:
 		return Result{Message: emptyCluster(k.Name)}
 	case d.service != nil:
-		return Result{Message: serviceCluster(k, d, v), EDS: true}
+		return serviceCluster(k, d, v)
 	default:
 		return Result{Message: addressCluster(k.Name, d, v)}
 	}
@@ -121,8 +121,9 @@ func assignment(name string, es ...*endpoint.LbEndpoint) *endpoint.ClusterLoadAs
 
 // serviceCluster is a service's endpoints, each spoken to in mesh mTLS or in
 // the clear as its metadata says. k.For is the clients' namespace.
-func serviceCluster(k Key, d destination, v *mesh.View) *cluster.Cluster {
+func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	t := trafficFor(k.For, d.service.Name, d.port.Port, v)
+	assignment := assignmentName(k.Name, k.For, d, &t, v)
 	c := &cluster.Cluster{
 		Name:                 k.Name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
@@ -130,13 +131,25 @@ func serviceCluster(k Key, d destination, v *mesh.View) *cluster.Cluster {
 		ConnectTimeout:       seconds(connectTimeout),
 		UpstreamBindConfig:   marked(),
 	}
+	if assignment != k.Name {
+		c.EdsClusterConfig.ServiceName = assignment
+		c.CommonLbConfig = atOnce()
+	}
 	t.shape(c)
 	check := validation(sanName(d.service.Name, d.port.Port))
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
 	if d.http {
 		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(connectionAge(v)))
 	}
-	return c
+	return Result{Message: c, EDS: assignment}
+}
+
+// atOnce has a pod that is left out be left out at once. Envoy's workers hear of it as
+// much as a second later by default, when another was left out or let in within that
+// second (update_merge_window), as pods of a zone are that fail together; and what they
+// send meanwhile fails.
+func atOnce() *cluster.Cluster_CommonLbConfig {
+	return &cluster.Cluster_CommonLbConfig{UpdateMergeWindow: seconds(0)}
 }
 
 // addressCluster is one address: a pod's, spoken to as the pod wants it, or

@@ -20,15 +20,53 @@ const (
 	meshMatchKey = "mesh"
 )
 
-// endpoints is the load assignment of the cluster with the name: the ready
-// endpoints of the service, by zone. A workload that is ending is left out the
-// moment its deletion is known, whatever the slice still says.
-func endpoints(name string, v *mesh.View) *endpoint.ClusterLoadAssignment {
-	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
-	d, ok := resolve(name, v)
+// endpoints is the load assignment with the name: the ready endpoints of the
+// service, by zone, and by how near they are where the client prefers that. A
+// workload that is ending is left out the moment its deletion is known, whatever the
+// slice still says.
+func endpoints(k Key, v *mesh.View) *endpoint.ClusterLoadAssignment {
+	out := &endpoint.ClusterLoadAssignment{ClusterName: k.Name}
+	d, ok := resolve(AssignedTo(k.Name), v)
 	if !ok || d.service == nil {
 		return out
 	}
+	preference := mesh.LocalityPreference{}
+	n, nearby := nearFrom(k.Name)
+	if nearby {
+		preference = trafficFor(n.namespace, d.service.Name, d.port.Port, v).locality
+	}
+	all := ready(d, nearby, v)
+	priorities := byDistance(all, preference, localityFor(k.For))
+	for i, x := range all {
+		n := len(out.Endpoints)
+		if i == 0 || x.priority != all[i-1].priority || x.locality != all[i-1].locality {
+			out.Endpoints = append(out.Endpoints, &endpoint.LocalityLbEndpoints{Priority: x.priority, Locality: locality(x.locality)})
+			n++
+		}
+		out.Endpoints[n-1].LbEndpoints = append(out.Endpoints[n-1].LbEndpoints, lbEndpoint(x.at, x.mtls))
+	}
+	resort := lastResort(out, priorities, d, all)
+	switch {
+	case priorities > 1:
+		out.Policy = overprovisioned(preference.Overprovisioning)
+	case resort:
+		out.Policy = overprovisioned(neverSpilled)
+	}
+	return out
+}
+
+// found is a ready endpoint.
+type found struct {
+	locality mesh.Locality
+	at       netip.AddrPort
+	mtls     bool
+	distance int
+	priority uint32
+}
+
+// ready are the service's ready endpoints, sorted by zone and address; placed says
+// whether their nodes and regions matter.
+func ready(d destination, placed bool, v *mesh.View) []found {
 	var all []found
 	for _, s := range v.Slices(d.service.Name) {
 		port, ok := slicePort(s, d.port.Name)
@@ -44,30 +82,17 @@ func endpoints(name string, v *mesh.View) *endpoint.ClusterLoadAssignment {
 				continue
 			}
 			at := netip.AddrPortFrom(e.Address, port)
-			all = append(all, found{e.Zone, at, known && takesMTLS(w, port, v)})
+			f := found{locality: mesh.Locality{Zone: e.Zone}, at: at, mtls: known && takesMTLS(w, port, v)}
+			if placed {
+				f.locality = place(e, v)
+			}
+			all = append(all, f)
 		}
 	}
 	slices.SortFunc(all, func(a, b found) int {
-		return cmp.Or(cmp.Compare(a.zone, b.zone), cmp.Compare(a.at.String(), b.at.String()))
+		return cmp.Or(cmp.Compare(a.locality.Zone, b.locality.Zone), cmp.Compare(a.at.String(), b.at.String()))
 	})
-	all = slices.CompactFunc(all, func(a, b found) bool { return a.at == b.at })
-	for _, x := range all {
-		n := len(out.Endpoints)
-		if n == 0 || out.Endpoints[n-1].Locality.GetZone() != x.zone {
-			out.Endpoints = append(out.Endpoints, &endpoint.LocalityLbEndpoints{Locality: locality(x.zone)})
-			n++
-		}
-		out.Endpoints[n-1].LbEndpoints = append(out.Endpoints[n-1].LbEndpoints, lbEndpoint(x.at, x.mtls))
-	}
-	lastResort(out, d, all)
-	return out
-}
-
-// found is a ready endpoint.
-type found struct {
-	zone string
-	at   netip.AddrPort
-	mtls bool
+	return slices.CompactFunc(all, func(a, b found) bool { return a.at == b.at })
 }
 
 // neverSpilled is an overprovisioning factor, in percent, with which one endpoint in
@@ -81,21 +106,30 @@ const neverSpilled = 10000
 // does not depend on it, finds a pod that is there. Whom that is, the certificate
 // tells as for any endpoint; so where some pods take mesh mTLS and others do not,
 // there is none.
-func lastResort(a *endpoint.ClusterLoadAssignment, d destination, all []found) {
+//
+// Envoy has one overprovisioning factor for all priorities. Where endpoints have
+// several, it is what the policy says of them; then the last resort gets what is
+// missing while all of them together are good for less than what is sent: with 140,
+// at fewer than five in seven in the best of cases.
+func lastResort(a *endpoint.ClusterLoadAssignment, priority uint32, d destination, all []found) bool {
 	if d.service.Headless() || len(all) == 0 ||
 		slices.ContainsFunc(all, func(f found) bool { return f.mtls != all[0].mtls }) {
-		return
+		return false
 	}
 	at := netip.AddrPortFrom(d.service.Addresses[0], d.port.Port)
-	a.Endpoints = append(a.Endpoints, &endpoint.LocalityLbEndpoints{Priority: 1, LbEndpoints: []*endpoint.LbEndpoint{lbEndpoint(at, all[0].mtls)}})
-	a.Policy = &endpoint.ClusterLoadAssignment_Policy{OverprovisioningFactor: wrapperspb.UInt32(neverSpilled)}
+	a.Endpoints = append(a.Endpoints, &endpoint.LocalityLbEndpoints{Priority: priority, LbEndpoints: []*endpoint.LbEndpoint{lbEndpoint(at, all[0].mtls)}})
+	return true
 }
 
-func locality(zone string) *core.Locality {
-	if zone == "" {
+func overprovisioned(percent uint32) *endpoint.ClusterLoadAssignment_Policy {
+	return &endpoint.ClusterLoadAssignment_Policy{OverprovisioningFactor: wrapperspb.UInt32(percent)}
+}
+
+func locality(at mesh.Locality) *core.Locality {
+	if at == (mesh.Locality{}) {
 		return nil
 	}
-	return &core.Locality{Zone: zone}
+	return &core.Locality{Region: at.Region, Zone: at.Zone}
 }
 
 func slicePort(s *mesh.Slice, name string) (uint16, bool) {

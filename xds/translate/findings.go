@@ -217,7 +217,8 @@ func trafficConflict(p *mesh.Policy, v *mesh.View) *fault {
 func differ(a, b *mesh.Traffic) bool {
 	return other(a.Timeout, b.Timeout) || other(a.IdleTimeout, b.IdleTimeout) || other(a.Retries, b.Retries) ||
 		other(a.Connections, b.Connections) || other(a.CircuitBreaker, b.CircuitBreaker) ||
-		other(a.OutlierDetection, b.OutlierDetection) || other(a.LoadBalancer, b.LoadBalancer) || other(a.Fault, b.Fault)
+		other(a.OutlierDetection, b.OutlierDetection) || other(a.LoadBalancer, b.LoadBalancer) || other(a.Fault, b.Fault) ||
+		other(a.Locality, b.Locality)
 }
 
 func other[T any](a, b *T) bool { return a != nil && b != nil && !reflect.DeepEqual(a, b) }

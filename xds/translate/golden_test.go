@@ -177,6 +177,21 @@ func keys(s *mesh.Snapshot) []translate.Key {
 			add(translate.Route, vip, ns)
 		}
 	})
+	// cluster is a service's, with the load assignments that its clients ask for.
+	cluster := func(name string, clients []string) {
+		for _, c := range clients {
+			add(translate.Cluster, name, c)
+		}
+		add(translate.Endpoints, name, "")
+		for _, c := range clients {
+			eds := translate.Build(translate.Key{Type: translate.Cluster, Name: name, For: c}, mesh.NewView(s)).EDS
+			for w := range s.Workloads() {
+				if w.Namespace == c && w.Meshed {
+					add(translate.Endpoints, eds, translate.ForEndpoints(eds, s.Locality(w)))
+				}
+			}
+		}
+	}
 	for svc := range s.Services() {
 		// Clients of its own namespace, and of those that may see it otherwise.
 		clients := []string{svc.Namespace}
@@ -188,16 +203,10 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		for _, p := range svc.Ports {
 			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
 			add(translate.Secret, "san|"+name, "")
-			for _, c := range clients {
-				add(translate.Cluster, "svc|"+name, c)
-			}
-			add(translate.Endpoints, "svc|"+name, "")
+			cluster("svc|"+name, clients)
 		}
 		for _, vip := range svc.VIPs() {
-			for _, c := range clients {
-				add(translate.Cluster, "tcp|"+vip, c)
-			}
-			add(translate.Endpoints, "tcp|"+vip, "")
+			cluster("tcp|"+vip, clients)
 		}
 	}
 	for p := range s.Policies() {

@@ -14,7 +14,8 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-func retryPolicy(r mesh.Retries) *route.RetryPolicy {
+// retryPolicy is of clients who prefer endpoints that are near.
+func retryPolicy(r mesh.Retries, prefer mesh.Near) *route.RetryPolicy {
 	if r.Attempts == 0 {
 		if r.PerTryTimeout > 0 { // of the one that there is
 			return &route.RetryPolicy{NumRetries: wrapperspb.UInt32(0), PerTryTimeout: durationpb.New(r.PerTryTimeout)}
@@ -35,11 +36,16 @@ func retryPolicy(r mesh.Retries) *route.RetryPolicy {
 	if len(r.Codes) > 0 {
 		p.RetryOn += ",retriable-status-codes"
 	} else if !slices.ContainsFunc(r.On, func(c string) bool { return !slices.Contains(defaultRetries.On, c) }) {
-		// No server has seen it: after two attempts the last resort (endpoints).
+		// No server has seen it: after two attempts the last resort (endpoints), or,
+		// where what is near is preferred, after one what is farther.
+		update := int32(2)
+		if prefer != mesh.Anywhere {
+			update = 1
+		}
 		p.RetryPriority = &route.RetryPolicy_RetryPriority{
 			Name: "envoy.retry_priorities.previous_priorities",
 			ConfigType: &route.RetryPolicy_RetryPriority_TypedConfig{
-				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: 2}),
+				TypedConfig: typed(&previouspriorities.PreviousPrioritiesConfig{UpdateFrequency: update}),
 			},
 		}
 	}

@@ -159,7 +159,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(o.traffic.timeout),
 		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
-		RetryPolicy: retryPolicy(retries),
+		RetryPolicy: retryPolicy(retries, o.traffic.locality.Prefer),
 	}
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)

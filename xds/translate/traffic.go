@@ -23,6 +23,7 @@ type traffic struct {
 	outliers      *mesh.OutlierDetection // nil: see outlierDetection
 	balancer      mesh.LoadBalancer
 	fault         *mesh.Fault // nil: none
+	locality      mesh.LocalityPreference
 }
 
 // connectFailure is Envoy's retry condition of a connection that failed. Ours
@@ -57,9 +58,13 @@ const (
 
 // trafficFor merges the traffic sections, field by field: the mesh's, the
 // service's namespace's, the service's own, and last what the client's own
-// namespace says about the service.
+// namespace says about the service. Where none says which endpoints are preferred,
+// the Service itself may.
 func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) traffic {
-	out := traffic{retries: defaultRetries}
+	out := traffic{retries: defaultRetries, locality: mesh.LocalityPreference{Overprovisioning: mesh.DefaultOverprovisioning}}
+	if s, ok := v.Service(service); ok {
+		out.locality.Prefer = s.Distribution
+	}
 	for _, p := range trafficPolicies(client, service, port, v) {
 		t := p.Traffic
 		set(&out.timeout, t.Timeout)
@@ -67,6 +72,7 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 		set(&out.connections, t.Connections)
 		set(&out.breaker, t.CircuitBreaker)
 		set(&out.balancer, t.LoadBalancer)
+		set(&out.locality, t.Locality)
 		if t.OutlierDetection != nil {
 			out.outliers = t.OutlierDetection
 		}

@@ -12,9 +12,9 @@ type Result struct {
 	Message proto.Message
 	// Clusters are the names of the clusters that the resource refers to.
 	Clusters []string
-	// EDS reports whether the message is a cluster that gets its endpoints in a
-	// resource of their own, under the same name.
-	EDS      bool
+	// EDS is the name of the load assignment that holds the endpoints of a cluster,
+	// a resource of its own; empty where the message is none, or has them in it.
+	EDS      string
 	Findings []mesh.Finding
 }
 
@@ -28,7 +28,7 @@ func Build(k Key, v *mesh.View) Result {
 	case Cluster:
 		return clusterFor(k, v)
 	case Endpoints:
-		return Result{Message: endpoints(k.Name, v)}
+		return Result{Message: endpoints(k, v)}
 	case Listener:
 		if k.Name == ListenerProbes {
 			return probesListener(k.For, v)
