@@ -130,13 +130,18 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       seconds(connectTimeout),
 		UpstreamBindConfig:   marked(),
+		CommonLbConfig:       atOnce(),
+	}
+	servers := sanName(d.service.Name, d.port.Port)
+	if split := connectionSplit(d, v); split != nil {
+		assignment, servers = prefixSplit+k.Name, servers+ofSplit
+		c.CommonLbConfig.LocalityConfigSpecifier = byBackend()
 	}
 	if assignment != k.Name {
 		c.EdsClusterConfig.ServiceName = assignment
-		c.CommonLbConfig = atOnce()
 	}
 	t.shape(c)
-	check := validation(sanName(d.service.Name, d.port.Port))
+	check := validation(servers)
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
 	if d.http {
 		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(connectionAge(v)))
@@ -146,8 +151,8 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 
 // atOnce has a pod that is left out be left out at once. Envoy's workers hear of it as
 // much as a second later by default, when another was left out or let in within that
-// second (update_merge_window), as pods of a zone are that fail together; and what they
-// send meanwhile fails.
+// second (update_merge_window), as pods are that fail together; and what they send
+// meanwhile fails.
 func atOnce() *cluster.Cluster_CommonLbConfig {
 	return &cluster.Cluster_CommonLbConfig{UpdateMergeWindow: seconds(0)}
 }

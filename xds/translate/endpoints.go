@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -30,12 +31,15 @@ func endpoints(k Key, v *mesh.View) *endpoint.ClusterLoadAssignment {
 	if !ok || d.service == nil {
 		return out
 	}
+	if strings.HasPrefix(k.Name, prefixSplit) {
+		return splitEndpoints(k.Name, d, v)
+	}
 	preference := mesh.LocalityPreference{}
 	n, nearby := nearFrom(k.Name)
 	if nearby {
 		preference = trafficFor(n.namespace, d.service.Name, d.port.Port, v).locality
 	}
-	all := ready(d, nearby, v)
+	all := ready(d.service.Name, d.port.Name, d.labels, nearby, v)
 	priorities := byDistance(all, preference, localityFor(k.For))
 	for i, x := range all {
 		n := len(out.Endpoints)
@@ -64,12 +68,13 @@ type found struct {
 	priority uint32
 }
 
-// ready are the service's ready endpoints, sorted by zone and address; placed says
-// whether their nodes and regions matter.
-func ready(d destination, placed bool, v *mesh.View) []found {
+// ready are the ready endpoints of a service's port, sorted by zone and address: those
+// of pods with the labels, where there are any. placed says whether their nodes and
+// regions matter.
+func ready(service mesh.Name, portName string, labels map[string]string, placed bool, v *mesh.View) []found {
 	var all []found
-	for _, s := range v.Slices(d.service.Name) {
-		port, ok := slicePort(s, d.port.Name)
+	for _, s := range v.Slices(service) {
+		port, ok := slicePort(s, portName)
 		if !ok {
 			continue
 		}
@@ -79,6 +84,9 @@ func ready(d destination, placed bool, v *mesh.View) []found {
 			}
 			w, known := workloadOf(s, e, v)
 			if known && w.Terminating {
+				continue
+			}
+			if len(labels) > 0 && !(known && (&mesh.Selector{MatchLabels: labels}).Matches(w.Labels)) {
 				continue
 			}
 			at := netip.AddrPortFrom(e.Address, port)
@@ -105,14 +113,14 @@ const neverSpilled = 10000
 // when its control plane is down or cut off, and by that address kube-proxy, which
 // does not depend on it, finds a pod that is there. Whom that is, the certificate
 // tells as for any endpoint; so where some pods take mesh mTLS and others do not,
-// there is none.
+// there is none, nor where some of the service's pods are meant.
 //
 // Envoy has one overprovisioning factor for all priorities. Where endpoints have
 // several, it is what the policy says of them; then the last resort gets what is
 // missing while all of them together are good for less than what is sent: with 140,
 // at fewer than five in seven in the best of cases.
 func lastResort(a *endpoint.ClusterLoadAssignment, priority uint32, d destination, all []found) bool {
-	if d.service.Headless() || len(all) == 0 ||
+	if d.service.Headless() || len(all) == 0 || len(d.labels) > 0 ||
 		slices.ContainsFunc(all, func(f found) bool { return f.mtls != all[0].mtls }) {
 		return false
 	}

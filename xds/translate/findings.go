@@ -104,11 +104,14 @@ func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
 	var fs []*fault
 	held := false
 	for _, p := range svc.Ports {
-		if s.Port != 0 && s.Port != p.Port || p.Protocol.Opaque() {
+		if s.Port != 0 && s.Port != p.Port || p.Protocol == mesh.UDP {
 			continue
 		}
-		held = true
 		f := splitFault(s, p.Port, v)
+		if f != nil && f.reason == reasonPortNotFound && s.Port == 0 && p.Protocol.Opaque() {
+			continue // the backends are not about this port
+		}
+		held = true
 		if rs := routesFor(svc, p, root.Namespace, v); f == nil && len(rs) > 0 {
 			f = &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s, and wins over a TrafficSplit; delete one of the two", kindName(rs[0].Of), rs[0].Meta.Name, p.Port, root)}
 		}
@@ -120,7 +123,7 @@ func splitFindings(s *mesh.Split, v *mesh.View) []mesh.Finding {
 		}
 	}
 	if !held {
-		fs = append(fs, &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no HTTP port%s to split; a port that is declared TCP or TLS cannot be split", root, ofNumber(s.Port))})
+		fs = append(fs, &fault{conditionResolvedRefs, reasonPortNotFound, fmt.Sprintf("Service %s has no port%s to split", root, ofNumber(s.Port))})
 	}
 	if svc.Headless() {
 		fs = append(fs, &fault{conditionAccepted, reasonInvalid, fmt.Sprintf("Service %s is headless: its clients call pods by their own addresses; split a Service with a cluster IP", root)})

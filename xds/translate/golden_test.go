@@ -203,10 +203,23 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		for _, p := range svc.Ports {
 			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
 			add(translate.Secret, "san|"+name, "")
+			for x := range s.Splits() {
+				if x.Service == svc.Name.Name && x.Meta.Namespace == svc.Namespace {
+					add(translate.Secret, "san|"+name+"|split", "")
+				}
+			}
 			cluster("svc|"+name, clients)
 		}
 		for _, vip := range svc.VIPs() {
 			cluster("tcp|"+vip, clients)
+		}
+	}
+	// Routes may refer to some of a service's pods.
+	for _, k := range out {
+		if k.Type == translate.Route && k.For != "" && k.Name != translate.RouteInbound {
+			for _, c := range translate.Build(k, mesh.NewView(s)).Clusters {
+				cluster(c, []string{k.For})
+			}
 		}
 	}
 	for p := range s.Policies() {

@@ -46,7 +46,7 @@ func AssignedTo(assignment string) string {
 	if n, ok := nearFrom(assignment); ok {
 		return n.cluster
 	}
-	return assignment
+	return strings.TrimPrefix(assignment, prefixSplit)
 }
 
 // ForEndpoints is the For of a load assignment's key: where the client is, no finer

@@ -36,7 +36,10 @@ func secret(k Key, v *mesh.View) Result {
 	vc := &tls.CertificateValidationContext{TrustedCa: inline(v.Trust().PEM)}
 	if rest, ok := strings.CutPrefix(k.Name, PrefixSAN); ok {
 		var ids []string
-		if n, _, ok := servicePort(rest); ok {
+		rest, split := strings.CutSuffix(rest, ofSplit)
+		if n, port, ok := servicePort(rest); ok && split {
+			ids = splitIdentities(n, port, v)
+		} else if ok {
 			ids = serverIdentities(n, v)
 		}
 		vc.MatchTypedSubjectAltNames = sans(ids)
