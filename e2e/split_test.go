@@ -144,6 +144,72 @@ func TestAMirrorGetsAShareOfWhatIsCalled(t *testing.T) {
 	noFailure(s, s.load(from, "http", s.url("server"), "--requests", "100", "--rate", "100"))
 }
 
+// Subsets by label, an affinity, and connections that are not HTTP. All pods are the
+// root's own.
+func TestASplitOfPodsByTheirLabels(t *testing.T) {
+	s := newSplit(t)
+	s.strict()
+	from := s.in("client")
+	subsets := func(v1, v2 int) string {
+		return fmt.Sprintf("service: server\nsessionAffinity: {header: x-user}\nbackends: [{matchLabels: {version: v1}, weight: %d}, {matchLabels: {version: v2}, weight: %d}]", v1, v2)
+	}
+	s.apply("TrafficSplit", "server", subsets(0, 1))
+	s.onlyVersion(from, "v2")
+	s.apply("TrafficSplit", "server", subsets(800, 200))
+	users := map[string]string{} // their versions
+	for i := range 40 {
+		user := fmt.Sprint("user-", i)
+		r := s.call(from, "http", s.url("server"), "--header", "X-User: "+user)
+		must(t, answered(200)(r))
+		users[user] = r.Reply.Version
+	}
+	of := func(version string) (n int) {
+		for _, v := range users {
+			if v == version {
+				n++
+			}
+		}
+		return n
+	}
+	figure(t, "of 40 users, %d have version 2 at 20 %%", of("v2"))
+	if n := of("v2"); n < 1 || n > 20 {
+		t.Errorf("%d of 40 users have version 2, want some 8", n)
+	}
+	s.apply("TrafficSplit", "server", subsets(600, 400))
+	moved := 0
+	for user, before := range users {
+		for range 2 {
+			r := s.call(from, "http", s.url("server"), "--header", "X-User: "+user)
+			must(t, answered(200)(r))
+			if before == "v2" && r.Reply.Version != "v2" {
+				t.Errorf("%s was moved back to version 1 as version 2 got more", user)
+			}
+			if users[user] != r.Reply.Version {
+				users[user] = r.Reply.Version
+				moved++
+			}
+		}
+	}
+	figure(t, "as version 2 went from 20 to 40 %%, %d of 40 users moved, all of them to it", moved)
+
+	tcp := s.load(from, "tcp", s.host("server")+":9001", "--requests", "400", "--rate", "200", "--new-connection-share", "1")
+	noFailure(s, tcp)
+	if n := tcp.Versions["v2"]; n < 110 || n > 210 {
+		t.Errorf("version 2 answered %d of 400 TCP connections, want some 160: %v", n, tcp.Versions)
+	}
+	// Weights change under connections that stay: none is cut.
+	load := s.startLoad(from, "tcp", s.host("server")+":9001", "--rate", "50", "--connections", "10", "--duration", "6s")
+	for _, w := range [][2]int{{1, 999}, {999, 1}, {0, 1}} {
+		s.apply("TrafficSplit", "server", subsets(w[0], w[1]))
+	}
+	noFailure(s, load.wait())
+	tcp = s.load(from, "tcp", s.host("server")+":9001", "--requests", "50", "--rate", "100", "--new-connection-share", "1")
+	noFailure(s, tcp)
+	if tcp.Versions["v2"] != 50 {
+		t.Errorf("all connections should be version 2's: %v", tcp.Versions)
+	}
+}
+
 // Twenty times all calls go from one version to the other, under load on
 // connections that are kept. What counts is the time from the API server's
 // answer to the last answer of the old version.
