@@ -95,6 +95,15 @@ SEED ?=
 chaos: ## Faults at random beside traffic, for CHAOS (1h); SEED replays a run.
 	@TULLE_E2E_CHAOS=$(CHAOS) TULLE_E2E_SEED=$(SEED) e2e/cluster/with.sh go test -C e2e -count=1 -timeout=3h -v -run '^TestChaos$$' $(E2E_FLAGS) .
 
+CONFORMANCE ?= mesh
+CONFORMANCE_FLAGS ?=
+
+.PHONY: conformance
+conformance: ## Run the Gateway API's conformance suite and write its report (CONFORMANCE=gateway: of gateways; CONFORMANCE_FLAGS).
+	@e2e/cluster/with.sh bash -c 'e2e/images/build.sh echo-basic echo-advanced && \
+	  go test -C e2e/conformance -count=1 -timeout=2h $${TULLE_NODE:+-exec "$$TULLE_NODE --net"} $(E2E_FLAGS) -args \
+	    -conformance-options-file=$(CONFORMANCE).yaml -version=$(VERSION) $(CONFORMANCE_FLAGS)'
+
 BENCH_FLAGS ?=
 
 .PHONY: bench

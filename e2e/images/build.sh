@@ -1,7 +1,8 @@
 #!/bin/bash
 # build.sh [IMAGE...] builds images without docker, the product's and the tests' or the named ones
-# (fortio, the load tool of a benchmark, only so), and brings those that changed into the embedded
-# cluster if it is up. The archives stay in bin/images/ and are what any other cluster can load, too.
+# (only so: fortio, the load tool of a benchmark; echo-basic and echo-advanced, which the Gateway
+# API's conformance suite runs), and brings those that changed into the embedded cluster if it is up.
+# The archives stay in bin/images/ and are what any other cluster can load, too.
 # `Dockerfile` describes the same images for docker.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -40,10 +41,31 @@ import() {
   say "brought $1 into the cluster $CLUSTER"
 }
 
+# as_the_suite NAME gives an image in the cluster, which can pull none, the names that the manifests
+# of the Gateway API's conformance suite have for it. They are read there.
+as_the_suite() {
+  [ "$import" = yes ] || return 0
+  local module=sigs.k8s.io/gateway-api/conformance manifests reference
+  go -C .. mod download "$module"
+  manifests=$(go -C .. list -m -f '{{.Dir}}' "$module")
+  for reference in $(grep -rhoE "image: *[^ ]+/$1:[^ ]+" "$manifests"/{base,mesh,tests} | sed 's/image: *//' | sort -u); do
+    ctr images tag --force "localhost/$1:dev" "$reference" > /dev/null
+    say "localhost/$1:dev stands for ${reference##*/} in the cluster $CLUSTER"
+  done
+}
+
 # ours NAME MODULE PACKAGE builds the image of one of our programs.
 ours() {
   program "$2" "$3" "$1"
   archive "localhost/$1:dev" "/$1" 65532:65532 "$BIN_DIR/$1=/$1"
+}
+
+echo_advanced() {
+  program .. ./images/echo-advanced echo-advanced
+  # One program, and its name says what it is.
+  archive localhost/echo-advanced:dev /usr/local/bin/server 65532:65532 \
+    "$BIN_DIR/echo-advanced=/usr/local/bin/server" "$BIN_DIR/echo-advanced=/usr/local/bin/client"
+  as_the_suite echo-advanced
 }
 
 envoy() {
@@ -75,7 +97,12 @@ for image; do
     tulled | tulle-init | tulle-cni) ours "$image" "$REPO_DIR" "./cmd/$image" ;;
     tulle-echo) ours tulle-echo .. ./echo ;;
     fortio) ours fortio fortio fortio.org/fortio ;;
+    echo-basic)
+      ours echo-basic .. sigs.k8s.io/gateway-api/conformance/echo-basic
+      as_the_suite echo-basic
+      ;;
+    echo-advanced) echo_advanced ;;
     envoy) envoy ;;
-    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy and fortio" ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy, fortio, echo-basic, echo-advanced" ;;
   esac
 done
