@@ -12,5 +12,6 @@
 // Longer forms: TULLE_E2E_ROTATION=5m for the certificate rotation.
 //
 // The pieces: kube/ is what is done to a cluster, echo/ the program that every
-// pod of a test runs, demo/ and shop/ what "make demo" shows.
+// pod of a test runs, demo/ and shop/ what "make demo" shows, conformance/ the
+// Gateway API's own tests.
 package e2e
