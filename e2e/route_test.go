@@ -138,14 +138,24 @@ func TestAGRPCRouteMatchesMethods(t *testing.T) {
 			return nil
 		}
 	}
-	s.route("GRPCRoute", "server", parent("server")+`
+	methods := func(unary, others string) {
+		t.Helper()
+		s.route("GRPCRoute", "server", parent("server")+fmt.Sprintf(`
 rules:
-- matches: [{method: {service: tulle.echo.v1.Echo, method: Unary}}]
-  backendRefs: [{name: server-v2, port: 9000}]
 - matches: [{method: {service: tulle.echo.v1.Echo}}]
-  backendRefs: [{name: server-v1, port: 9000}]`)
-	for range 5 {
-		must(t, version("v2")(s.call(from, "grpc", s.host("server")+":9000")))
-		must(t, version("v1")(s.call(from, "grpc-bidi", s.host("server")+":9000")))
+  backendRefs: [{name: %s, port: 9000}]
+- matches: [{method: {service: tulle.echo.v1.Echo, method: Unary}}]
+  backendRefs: [{name: %s, port: 9000}]`, others, unary))
+	}
+	for _, c := range [][2]string{{"v2", "v1"}, {"v1", "v2"}} {
+		methods("server-"+c[0], "server-"+c[1])
+		for range 5 {
+			must(t, version(c[0])(s.call(from, "grpc", s.host("server")+":9000")))
+			must(t, works(s.call(from, "grpc-bidi", s.host("server")+":9000")))
+		}
+	}
+	s.route("GRPCRoute", "server", parent("server")+"rules: [{matches: [{method: {service: another.Service}}], backendRefs: [{name: server-v1, port: 9000}]}]")
+	if r := s.call(from, "grpc", s.host("server")+":9000"); r.Failure == nil || r.Failure.Kind != "grpc-12" && !strings.Contains(strings.ToLower(r.Failure.Kind), "unimplemented") {
+		t.Errorf("a method that no rule matches: %+v", r.Failure)
 	}
 }
