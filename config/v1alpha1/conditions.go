@@ -1,6 +1,7 @@
 package v1alpha1
 
-// ControllerName is who writes the status of an object of the Gateway API.
+// ControllerName is the controller of GatewayClasses that are Tulle's, and who writes the
+// status of objects of the Gateway API.
 const ControllerName = "mesh.tulle.dev/tulle"
 
 // The types of conditions in the status of every kind. Each carries the

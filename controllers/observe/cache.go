@@ -8,6 +8,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,7 +26,12 @@ import (
 // The caller may add to the options; a transform of its own for one kind
 // replaces this one for that kind.
 func CacheOptions() cache.Options {
-	return cache.Options{DefaultTransform: (&cutter{}).transform}
+	return cache.Options{
+		DefaultTransform: (&cutter{}).transform,
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Secret{}: {Field: fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS))},
+		},
+	}
 }
 
 // cutter cuts objects down before they are kept.
@@ -33,6 +39,14 @@ type cutter struct{ places names }
 
 func (c *cutter) transform(obj any) (any, error) {
 	switch o := obj.(type) {
+	case *corev1.Secret:
+		return &corev1.Secret{ObjectMeta: cutMeta(&o.ObjectMeta), Type: o.Type, Data: map[string][]byte{
+			corev1.TLSCertKey: o.Data[corev1.TLSCertKey], corev1.TLSPrivateKeyKey: o.Data[corev1.TLSPrivateKeyKey],
+		}}, nil
+	case *corev1.Namespace:
+		out := &corev1.Namespace{ObjectMeta: cutMeta(&o.ObjectMeta)}
+		out.Labels = o.Labels
+		return out, nil
 	case *corev1.Service:
 		return cutService(o), nil
 	case *discoveryv1.EndpointSlice:

@@ -65,6 +65,20 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Put(httpRoute(o)), true
 	case *gatewayv1.GRPCRoute:
 		return mesh.Put(grpcRoute(o)), true
+	case *gatewayv1.Gateway:
+		return mesh.Put(gateway(o)), true
+	case *gatewayv1.GatewayClass:
+		if c, ok := class(o); ok {
+			return mesh.Put(c), true
+		}
+		return mesh.Delete(mesh.KindClass, mesh.Name{Name: o.Name}), true
+	case *corev1.Namespace:
+		return mesh.Put(&mesh.Namespace{Name: o.Name, Labels: o.Labels}), true
+	case *corev1.Secret:
+		if o.Type == corev1.SecretTypeTLS {
+			return mesh.Put(certificate(o)), true
+		}
+		return mesh.Delete(mesh.KindCertificate, mesh.Name{Namespace: o.Namespace, Name: o.Name}), true
 	case *gatewayv1beta1.ReferenceGrant:
 		return mesh.Put(grant(o)), true
 	}

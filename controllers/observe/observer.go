@@ -32,7 +32,12 @@ import (
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
+//
+// Certificates of gateways are in Secrets of the type kubernetes.io/tls, of any namespace;
+// no others are asked for.
+//
+// +kubebuilder:rbac:groups="",resources=secrets;namespaces,verbs=list;watch
 
 // lookEvery is how often kinds that are missing are looked for.
 const lookEvery = 10 * time.Second
@@ -131,6 +136,8 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 		mesh.KindHTTPRoute: &gatewayv1.HTTPRoute{},
 		mesh.KindGRPCRoute: &gatewayv1.GRPCRoute{},
 		mesh.KindGrant:     &gatewayv1beta1.ReferenceGrant{}, // v1 is of Gateway API 1.5
+		mesh.KindGateway:   &gatewayv1.Gateway{},
+		mesh.KindClass:     &gatewayv1.GatewayClass{},
 	}
 	return o.watchMissing(ctx)
 }
@@ -144,8 +151,26 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
+		if kind == mesh.KindGateway {
+			if err := o.watchForGateways(ctx); err != nil {
+				return err
+			}
+		}
 		delete(o.missing, kind)
 		o.arrived = append(o.arrived, obj)
+	}
+	return nil
+}
+
+// watchForGateways attaches to what only gateways need.
+func (o *Observer) watchForGateways(ctx context.Context) error {
+	for kind, obj := range map[mesh.Kind]client.Object{
+		mesh.KindNamespace:   &corev1.Namespace{},
+		mesh.KindCertificate: &corev1.Secret{},
+	} {
+		if err := o.watch(ctx, o.informers, obj, entityHandler{o, kind}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

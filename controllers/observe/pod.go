@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -48,8 +49,12 @@ func workload(p *corev1.Pod) *mesh.Workload {
 	if !p.Spec.HostNetwork {
 		out.Addresses = podIPs(&p.Status)
 	}
+	if !out.Meshed && slices.ContainsFunc(p.Spec.Containers, func(c corev1.Container) bool { return c.Name == proxyContainer }) {
+		out.Gateway = p.Labels[gatewayv1.GatewayNameLabelKey]
+		out.Started = started(p.Status.ContainerStatuses)
+	}
 	if out.Meshed {
-		out.Started = started(&p.Status)
+		out.Started = started(p.Status.InitContainerStatuses)
 		out.Probes, out.Direct = injected(p.Annotations[statusAnnotation])
 	}
 	return out
@@ -62,9 +67,9 @@ func meshed(p *corev1.Pod) bool {
 	})
 }
 
-// started reports whether our sidecar's startup probe has passed.
-func started(s *corev1.PodStatus) bool {
-	return slices.ContainsFunc(s.InitContainerStatuses, func(c corev1.ContainerStatus) bool {
+// started reports whether our proxy's startup probe has passed.
+func started(in []corev1.ContainerStatus) bool {
+	return slices.ContainsFunc(in, func(c corev1.ContainerStatus) bool {
 		return c.Name == proxyContainer && c.Started != nil && *c.Started
 	})
 }

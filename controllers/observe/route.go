@@ -13,11 +13,11 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// httpRoute converts an HTTPRoute, of which only parents that are Services count.
-// Its hostnames mean nothing there (GEP-1294).
+// httpRoute converts an HTTPRoute. Its hostnames mean nothing where a parent is a
+// Service (GEP-1294).
 func httpRoute(r *gatewayv1.HTTPRoute) *mesh.Route {
 	var bad problems
-	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindHTTPRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs)}
+	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindHTTPRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs), Hostnames: hostnames(r.Spec.Hostnames)}
 	c := routing{namespace: r.Namespace, bad: &bad}
 	for i, in := range r.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
@@ -46,7 +46,7 @@ func httpRoute(r *gatewayv1.HTTPRoute) *mesh.Route {
 // grpcRoute converts a GRPCRoute. A method is a path: /service/method.
 func grpcRoute(r *gatewayv1.GRPCRoute) *mesh.Route {
 	var bad problems
-	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindGRPCRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs)}
+	out := &mesh.Route{Meta: meta(r.ObjectMeta), Of: mesh.KindGRPCRoute, Parents: parents(r.Namespace, r.Spec.ParentRefs), Hostnames: hostnames(r.Spec.Hostnames)}
 	c := routing{namespace: r.Namespace, bad: &bad}
 	for i, in := range r.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
@@ -83,13 +83,36 @@ func ofHTTP(in []gatewayv1.GRPCRouteFilter) []gatewayv1.HTTPRouteFilter {
 func parents(namespace string, refs []gatewayv1.ParentReference) []mesh.Parent {
 	var out []mesh.Parent
 	for i, r := range refs {
-		if string(deref(r.Group)) == "" && r.Group != nil && string(deref(r.Kind)) == "Service" {
-			out = append(out, mesh.Parent{
-				Index:   i,
-				Service: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
-				Port:    uint16(deref(r.Port)), // 1 to 65535, or absent
-			})
+		p := mesh.Parent{
+			Index:   i,
+			Name:    mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
+			Port:    uint16(deref(r.Port)), // 1 to 65535, or absent
+			Section: string(deref(r.SectionName)),
 		}
+		group := gatewayv1.GroupName
+		if r.Group != nil {
+			group = string(*r.Group)
+		}
+		switch cmp.Or(string(deref(r.Kind)), "Gateway") {
+		case "Service":
+			p.Kind = mesh.KindService
+			if group == "" {
+				out = append(out, p)
+			}
+		case "Gateway":
+			p.Kind = mesh.KindGateway
+			if group == gatewayv1.GroupName {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+func hostnames(in []gatewayv1.Hostname) []string {
+	out := make([]string, 0, len(in))
+	for _, h := range in {
+		out = append(out, strings.ToLower(string(h)))
 	}
 	return out
 }

@@ -294,7 +294,7 @@ func (g *Gatherer) merge(members map[string]*member) time.Duration {
 func (g *Gatherer) running() map[string]mesh.Name {
 	out := map[string]mesh.Name{}
 	for w := range g.options.Builder.Built().Workloads() {
-		if w.Meshed && w.Started && !w.Terminal {
+		if (w.Meshed || w.Gateway != "") && w.Started && !w.Terminal {
 			out[w.UID] = w.Name
 		}
 	}

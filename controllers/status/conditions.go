@@ -148,9 +148,9 @@ func find(in []metav1.Condition, conditionType string) *metav1.Condition {
 
 // statesOf is the object's status, as the API server has it: one state, or one for each
 // of a route's parents.
-func statesOf(obj client.Object) (out []state, stale bool) {
+func statesOf(obj client.Object, found []mesh.Finding) (out []state, stale bool) {
 	if refs, status, ok := routeOf(obj); ok {
-		return routeStates(refs, status)
+		return routeStates(refs, parentsOf(found), status)
 	}
 	var s state
 	switch o := obj.(type) {

@@ -306,11 +306,12 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("reading %s: %w", o, err)
 	}
-	have, stale := c.remember(o, obj)
+	c.attend(o, obj)
 	found := c.foundAbout(o, obj)
-	if len(have) > 0 && !evaluated(found, obj.GetGeneration()) || len(have) == 0 && !stale {
+	if !evaluated(found, obj.GetGeneration()) {
 		return reconcile.Result{}, nil
 	}
+	have, stale := c.remembered(o, obj, found)
 	a := c.assess(o, obj, have, found)
 	if rest := c.rest(o); a.differs == numbers && !stale && rest > 0 {
 		a.differs, a.again = none, rest
@@ -318,7 +319,7 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 	if a.differs == none && !stale {
 		return reconcile.Result{RequeueAfter: a.again}, nil
 	}
-	switch err := c.write(ctx, o, obj, a.want); {
+	switch err := c.write(ctx, o, obj, found, a.want); {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		// It is gone, or another one of the same name is there, or another
 		// version: the cache will say so.
@@ -349,11 +350,11 @@ type turn struct {
 
 func (c *Controller) assess(o object, obj client.Object, have []state, found []mesh.Finding) assessment {
 	var a assessment
-	refs, _, route := routeOf(obj)
+	_, _, route := routeOf(obj)
 	for i, has := range have {
 		here := found
 		if route {
-			here = about(found, parents(refs)[i])
+			here = about(found, parentsOf(found)[i])
 		}
 		wanted := state{conditions: desired(here)}
 		a.again = max(a.again, c.addProgrammed(o, obj.GetGeneration(), has, &wanted))
@@ -457,11 +458,8 @@ func emptyObject(kind string) (client.Object, error) {
 	return nil, errors.New("objects of kind " + kind + " have no status of ours")
 }
 
-// remember subscribes to what is found about the object, if that is not done
-// yet, and returns the states that the object has: the cache's, or our own
-// last ones where the cache has not seen them yet; and whether there are more than
-// there should be.
-func (c *Controller) remember(o object, obj client.Object) (have []state, stale bool) {
+// attend subscribes to what is found about the object, if that is not done yet.
+func (c *Controller) attend(o object, obj client.Object) {
 	c.mu.Lock()
 	r, ok := c.known[o]
 	if !ok {
@@ -471,15 +469,23 @@ func (c *Controller) remember(o object, obj client.Object) (have []state, stale 
 	if r.uid != obj.GetUID() {
 		*r = record{uid: obj.GetUID()}
 	}
-	read, wrote := r.read, r.wrote
 	c.mu.Unlock()
 	if k, has := o.target(); has && !ok {
 		c.findings.Subscribe(c, k)
 	}
-	if read != "" && read == obj.GetResourceVersion() {
-		return wrote, false
+}
+
+// remembered returns the states that the object has: the cache's, or our own last
+// ones where the cache has not seen them yet; and whether there are more than there
+// should be.
+func (c *Controller) remembered(o object, obj client.Object, found []mesh.Finding) (have []state, stale bool) {
+	c.mu.Lock()
+	r := *c.known[o]
+	c.mu.Unlock()
+	if _, _, route := routeOf(obj); r.read != "" && r.read == obj.GetResourceVersion() && (!route || len(r.wrote) == len(parentsOf(found))) {
+		return r.wrote, false
 	}
-	return statesOf(obj)
+	return statesOf(obj, found)
 }
 
 func (c *Controller) forget(o object) {
@@ -505,10 +511,10 @@ func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
 
 // write applies the state. The uid makes sure that they go to the object
 // that they are about, and to no other of its name.
-func (c *Controller) write(ctx context.Context, o object, obj client.Object, want []state) error {
+func (c *Controller) write(ctx context.Context, o object, obj client.Object, found []mesh.Finding, want []state) error {
 	var err error
 	if _, _, route := routeOf(obj); route {
-		err = c.writeRoute(ctx, obj, want)
+		err = c.writeRoute(ctx, obj, parentsOf(found), want)
 	} else {
 		err = c.apply(ctx, o, obj, want[0])
 	}

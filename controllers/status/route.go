@@ -27,32 +27,29 @@ func routeOf(obj client.Object) (refs []gatewayv1.ParentReference, status *gatew
 	return nil, nil, false
 }
 
-// ours reports whether a parent is one that the mesh routes calls to: a Service.
-func ours(p gatewayv1.ParentReference) bool {
-	return p.Group != nil && *p.Group == "" && p.Kind != nil && *p.Kind == "Service"
-}
-
-// parents are the indexes of a route's parents that have a status of ours.
-func parents(refs []gatewayv1.ParentReference) []int {
+// parentsOf are the indexes of a route's parents that something was found about: they
+// are ours to speak of.
+func parentsOf(found []mesh.Finding) []int {
 	var out []int
-	for i, p := range refs {
-		if ours(p) {
-			out = append(out, i)
+	for _, f := range found {
+		if f.Parent >= 0 {
+			out = append(out, f.Parent)
 		}
 	}
-	return out
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // routeStates are the states of a route's parents, as the API server has them. stale
 // reports that there is one more, of a parent that was taken out.
-func routeStates(refs []gatewayv1.ParentReference, status *gatewayv1.RouteStatus) (out []state, stale bool) {
+func routeStates(refs []gatewayv1.ParentReference, parents []int, status *gatewayv1.RouteStatus) (out []state, stale bool) {
 	have := 0
 	for _, p := range status.Parents {
 		if p.ControllerName == v1alpha1.ControllerName {
 			have++
 		}
 	}
-	for _, i := range parents(refs) {
+	for _, i := range parents {
 		var s state
 		if k := entry(status, refs[i]); k >= 0 {
 			have--
@@ -92,13 +89,13 @@ func renamed(in []metav1.Condition, from, to string) []metav1.Condition {
 // writeRoute replaces our entries of a route's status, and leaves those of other
 // controllers. The list is one to the API server, so that it must be of the version
 // that was read.
-func (c *Controller) writeRoute(ctx context.Context, obj client.Object, want []state) error {
+func (c *Controller) writeRoute(ctx context.Context, obj client.Object, parents []int, want []state) error {
 	next := obj.DeepCopyObject().(client.Object)
 	refs, status, _ := routeOf(next)
 	status.Parents = slices.DeleteFunc(status.Parents, func(p gatewayv1.RouteParentStatus) bool {
 		return p.ControllerName == v1alpha1.ControllerName
 	})
-	for k, i := range parents(refs) {
+	for k, i := range parents {
 		status.Parents = append(status.Parents, gatewayv1.RouteParentStatus{
 			ParentRef: refs[i], ControllerName: v1alpha1.ControllerName,
 			Conditions: renamed(want[k].conditions, v1alpha1.ConditionProgrammed, conditionRouteProgrammed),

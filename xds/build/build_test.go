@@ -68,9 +68,9 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindConfig, mesh.KindTrust}[w.IntN(11)]
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindConfig, mesh.KindTrust}[w.IntN(15)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c"}[k]))
 	}
 	switch k {
 	case mesh.KindService:
@@ -107,8 +107,19 @@ func (w world) change() mesh.Change {
 	case mesh.KindGrant:
 		return mesh.Put(&mesh.Grant{
 			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
-			To: []mesh.GrantTo{{Kind: mesh.BackendService}},
+			To: []mesh.GrantTo{{Kind: mesh.BackendService}, {Kind: "Secret"}},
 		})
+	case mesh.KindGateway:
+		return mesh.Put(w.gateway())
+	case mesh.KindClass:
+		if w.IntN(3) == 0 {
+			return mesh.Delete(mesh.KindClass, mesh.Name{Name: "tulle"})
+		}
+		return mesh.Put(&mesh.Class{Name: "tulle"})
+	case mesh.KindNamespace:
+		return mesh.Put(&mesh.Namespace{Name: w.namespace(), Labels: w.labels()})
+	case mesh.KindCertificate:
+		return mesh.Put(&mesh.Certificate{Name: w.id("c"), Chain: []byte(w.name("chain"))})
 	case mesh.KindNode:
 		return mesh.Put(&mesh.Node{Name: w.name("n"), Region: w.name("r"), Zone: w.name("z")})
 	case mesh.KindConfig:
@@ -124,13 +135,35 @@ func (w world) route(k mesh.Kind) *mesh.Route {
 	backend := func() mesh.Backend { return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()} }
 	r := &mesh.Route{Meta: mesh.Meta{Name: w.id("r"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Of: k}
 	for i := range 1 + w.IntN(2) {
-		r.Parents = append(r.Parents, mesh.Parent{Index: i, Service: w.id("s"), Port: []uint16{0, 80}[w.IntN(2)]})
+		if w.IntN(3) == 0 {
+			r.Parents = append(r.Parents, mesh.Parent{Index: i, Kind: mesh.KindGateway, Name: w.id("g"), Port: []uint16{0, 80}[w.IntN(2)]})
+			continue
+		}
+		r.Parents = append(r.Parents, mesh.Parent{Index: i, Kind: mesh.KindService, Name: w.id("s"), Port: []uint16{0, 80}[w.IntN(2)]})
 	}
 	r.Rules = []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: backend(), Weight: w.Uint32N(3)}, {Backend: backend(), Weight: 1}}}}
 	if w.IntN(3) == 0 {
 		r.Rules[0].Filters.Mirrors = []mesh.RouteMirror{{Backend: backend(), Numerator: 1, Denominator: 2}}
 	}
 	return r
+}
+
+func (w world) gateway() *mesh.Gateway {
+	g := &mesh.Gateway{Meta: mesh.Meta{Name: w.id("g"), Generation: w.Int64N(3)}, Class: "tulle"}
+	for i := range 1 + w.IntN(3) {
+		l := mesh.Listener{Name: fmt.Sprint("l", i), Port: w.port(), Protocol: mesh.ListenerHTTP, Hostname: []string{"", "a.example", "*.example"}[w.IntN(3)]}
+		if w.IntN(2) == 0 {
+			l.Protocol, l.Certificates = mesh.ListenerHTTPS, []mesh.Backend{{Kind: "Secret", Name: w.id("c")}}
+		}
+		switch w.IntN(3) {
+		case 0:
+			l.Namespaces.All = true
+		case 1:
+			l.Namespaces.Requirements = []mesh.Requirement{{Key: "app", Operator: "In", Values: []string{w.name("app")}}}
+		}
+		g.Listeners = append(g.Listeners, l)
+	}
+	return g
 }
 
 func (w world) policy() *mesh.Policy {
@@ -200,6 +233,11 @@ func (w world) key(s *mesh.Snapshot) Key {
 		translate.FindingsKey(translate.KindSplit, w.id("x")),
 		translate.FindingsKey(translate.KindHTTPRoute, w.id("r")),
 		translate.FindingsKey(translate.KindGRPCRoute, w.id("r")),
+		translate.FindingsKey(translate.KindGateway, w.id("g")),
+		{Type: translate.Listener, Name: translate.ListenerGateway, For: w.id("g").String()},
+		{Type: translate.Route, Name: "gateway|80", For: w.id("g").String()},
+		{Type: translate.Route, Name: "gateway|80|l0", For: w.id("g").String()},
+		{Type: translate.Secret, Name: translate.PrefixCertificate + w.id("c").String(), For: w.id("g").String()},
 	}
 	return all[w.IntN(len(all))]
 }

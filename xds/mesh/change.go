@@ -19,10 +19,14 @@ const (
 	KindGRPCRoute
 	KindGrant
 	KindNode
+	KindGateway
+	KindClass
+	KindNamespace
+	KindCertificate
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route, *Grant or *Node. Once put into a Change it must not be modified.
+// *Route, *Grant, *Node, *Gateway, *Class, *Namespace or *Certificate. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -38,17 +42,25 @@ func (*Split) kind() Kind       { return KindSplit }
 func (r *Route) kind() Kind     { return r.Of }
 func (*Grant) kind() Kind       { return KindGrant }
 func (*Node) kind() Kind        { return KindNode }
+func (*Gateway) kind() Kind     { return KindGateway }
+func (*Class) kind() Kind       { return KindClass }
+func (*Namespace) kind() Kind   { return KindNamespace }
+func (*Certificate) kind() Kind { return KindCertificate }
 
-func (*Config) id() Name      { return Name{} }
-func (*TrustBundle) id() Name { return Name{} }
-func (s *Service) id() Name   { return s.Name }
-func (s *Slice) id() Name     { return s.Name }
-func (w *Workload) id() Name  { return w.Name }
-func (p *Policy) id() Name    { return p.Meta.Name }
-func (s *Split) id() Name     { return s.Meta.Name }
-func (r *Route) id() Name     { return r.Meta.Name }
-func (g *Grant) id() Name     { return g.Name }
-func (n *Node) id() Name      { return Name{Name: n.Name} }
+func (*Config) id() Name        { return Name{} }
+func (*TrustBundle) id() Name   { return Name{} }
+func (s *Service) id() Name     { return s.Name }
+func (s *Slice) id() Name       { return s.Name }
+func (w *Workload) id() Name    { return w.Name }
+func (p *Policy) id() Name      { return p.Meta.Name }
+func (s *Split) id() Name       { return s.Meta.Name }
+func (r *Route) id() Name       { return r.Meta.Name }
+func (g *Grant) id() Name       { return g.Name }
+func (n *Node) id() Name        { return Name{Name: n.Name} }
+func (g *Gateway) id() Name     { return g.Meta.Name }
+func (c *Class) id() Name       { return Name{Name: c.Name} }
+func (n *Namespace) id() Name   { return Name{Name: n.Name} }
+func (c *Certificate) id() Name { return c.Name }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {
@@ -88,11 +100,14 @@ type Finding struct {
 	Object Name
 	// Generation is the object's, as it was when this was found.
 	Generation int64
-	Parent     int    // of a route: which of its parentRefs it is about
-	Type       string // condition type: Accepted, ResolvedRefs
-	OK         bool
-	Reason     string // CamelCase
-	Message    string // a sentence that says what to do
+	// Parent is of a route which of its parentRefs it is about, and of a Gateway which
+	// listener; -1 is the Gateway itself.
+	Parent  int
+	Count   int    // of the type AttachedRoutes
+	Type    string // condition type: Accepted, ResolvedRefs
+	OK      bool
+	Reason  string // CamelCase
+	Message string // a sentence that says what to do
 }
 
 // Revision counts the snapshots that were made: each has a higher one than the

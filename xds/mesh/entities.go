@@ -165,6 +165,7 @@ type Workload struct {
 	Node           string // where it runs; empty until that is known
 	Meshed         bool   // it runs our sidecar
 	Started        bool   // that sidecar is up: traffic goes through it
+	Gateway        string // of what Gateway of its namespace it is the proxy; empty: none
 	Terminating    bool   // it has a deletion timestamp
 	// Grace is how long a workload that is Terminating has from then on.
 	Grace    time.Duration

@@ -31,9 +31,13 @@ const (
 	FactSplit                         // namespace/name
 	FactSplits                        // namespace/service: the splits whose root it is
 	FactRoute                         // kind/namespace/name
-	FactRoutes                        // namespace/service: the routes that have it as a parent
+	FactRoutes                        // namespace/service, or gateway|namespace/name: the routes that have it as a parent
 	FactGrants                        // namespace: its grants
 	FactNode                          // name of a node
+	FactGateway                       // namespace/name
+	FactClass                         // name of a class
+	FactNamespace                     // name: its labels
+	FactCertificate                   // namespace/name
 )
 
 // facts collects what a change made different.

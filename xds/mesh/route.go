@@ -7,8 +7,10 @@ import "time"
 type Route struct {
 	Meta
 	Of Kind // KindHTTPRoute or KindGRPCRoute
-	// Parents are those of the object's parentRefs that are Services.
+	// Parents are those of the object's parentRefs that are Services or Gateways.
 	Parents []Parent
+	// Hostnames are those of requests that the route is about, at gateways; none: all.
+	Hostnames []string
 	// Rules hold for the requests that match, the most specific match first,
 	// whatever their order.
 	Rules []RouteRule
@@ -20,11 +22,24 @@ type Route struct {
 // Ref names the route's object.
 func (r *Route) Ref() Ref { return Ref{r.Of, r.Meta.Name} }
 
-// Parent is a Service whose callers' requests a route is about.
+// Parent is a Service whose callers' requests a route is about, or a Gateway whose
+// requests.
 type Parent struct {
-	Index   int // in the object's parentRefs
-	Service Name
+	Index int  // in the object's parentRefs
+	Kind  Kind // KindService or KindGateway
+	Name
 	Port    uint16 // 0: all ports
+	Section string // the name of a Gateway's listener; empty: all
+}
+
+// key is under what routes are found.
+func (p Parent) key() string { return parentKey(p.Kind, p.Name) }
+
+func parentKey(k Kind, n Name) string {
+	if k == KindGateway {
+		return "gateway|" + n.String()
+	}
+	return n.String()
 }
 
 // RouteRule says what becomes of requests that match.

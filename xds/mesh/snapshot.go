@@ -31,7 +31,11 @@ type Snapshot struct {
 	routes    tree[*Route]    // kind/namespace/name
 	byParent  tree[*Route]    // namespace/service/kind/namespace/name
 	grants    tree[*Grant]    // namespace/name
-	nodes     tree[*Node]     // name
+	gateways  tree[*Gateway]  // namespace/name
+	classes   tree[*Class]
+	spaces    tree[*Namespace]
+	certs     tree[*Certificate] // namespace/name
+	nodes     tree[*Node]        // name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -68,7 +72,8 @@ func New(c *Config) *Snapshot {
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
-		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](), standing: newTree[Standing](),
+		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
+		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), standing: newTree[Standing](),
 	}
 }
 
@@ -143,7 +148,15 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 		case KindGrant:
 			next.setGrant(f, c)
 		case KindNode:
-			next.setNode(f, c)
+			set(&next.nodes, f, FactNode, c)
+		case KindGateway:
+			next.setGateway(f, c)
+		case KindClass:
+			set(&next.classes, f, FactClass, c)
+		case KindNamespace:
+			set(&next.spaces, f, FactNamespace, c)
+		case KindCertificate:
+			set(&next.certs, f, FactCertificate, c)
 		}
 	}
 	if len(f) == 0 {
@@ -348,16 +361,16 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 	f.add(FactRoute, key)
 	if had {
 		for _, p := range old.Parents {
-			f.add(FactRoutes, p.Service.String())
-			s.byParent.delete(p.Service.String() + "/" + key)
+			f.add(FactRoutes, p.key())
+			s.byParent.delete(p.key() + "/" + key)
 		}
 		s.routes.delete(key)
 		s.fall(ref)
 	}
 	if has {
 		for _, p := range now.Parents {
-			f.add(FactRoutes, p.Service.String())
-			s.byParent.put(p.Service.String()+"/"+key, now)
+			f.add(FactRoutes, p.key())
+			s.byParent.put(p.key()+"/"+key, now)
 		}
 		s.routes.put(key, now)
 		s.stand(ref, now.Generation)
@@ -379,18 +392,39 @@ func (s *Snapshot) setGrant(f facts, c Change) {
 	}
 }
 
-func (s *Snapshot) setNode(f facts, c Change) {
-	key := c.name.Name
-	old, had := s.nodes.get(key)
+// set is for entities that are in no index: the fact has the key of the tree.
+func set[T any](t *tree[T], f facts, k FactKind, c Change) {
+	key := c.name.key()
+	old, had := t.get(key)
 	now, has, equal := same(old, had, c)
 	if equal {
 		return
 	}
-	f.add(FactNode, key)
+	f.add(k, key)
 	if has {
-		s.nodes.put(key, now)
+		t.put(key, now)
 	} else {
-		s.nodes.delete(key)
+		t.delete(key)
+	}
+}
+
+// key is the name alone where there is no namespace.
+func (n Name) key() string {
+	if n.Namespace == "" {
+		return n.Name
+	}
+	return n.String()
+}
+
+func (s *Snapshot) setGateway(f facts, c Change) {
+	before := s.gateways
+	set(&s.gateways, f, FactGateway, c)
+	switch now, has := s.gateways.get(c.name.key()); {
+	case s.gateways == before:
+	case has:
+		s.stand(Ref{KindGateway, c.name}, now.Generation)
+	default:
+		s.fall(Ref{KindGateway, c.name})
 	}
 }
 
@@ -429,6 +463,9 @@ func (s *Snapshot) Policies() iter.Seq[*Policy] { return s.policies.all() }
 
 // Splits are all splits, sorted by namespace and name.
 func (s *Snapshot) Splits() iter.Seq[*Split] { return s.splits.all() }
+
+// Gateways are all gateways, sorted by namespace and name.
+func (s *Snapshot) Gateways() iter.Seq[*Gateway] { return s.gateways.all() }
 
 // Routes are all routes, sorted by kind, namespace and name.
 func (s *Snapshot) Routes() iter.Seq[*Route] { return s.routes.all() }

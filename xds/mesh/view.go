@@ -197,12 +197,13 @@ func (v *View) Route(r Ref) (*Route, bool) {
 	return v.s.routes.get(r.key())
 }
 
-// Routes are the routes that have the service as a parent and that apply, the oldest
-// first and then by namespace and name: the order in which equals win.
-func (v *View) Routes(service Name, applies func(*Route) bool) []*Route {
-	v.read(FactRoutes, service.String())
+// Routes are the routes that have the Service or Gateway as a parent and that apply,
+// the oldest first and then by namespace and name: the order in which equals win.
+func (v *View) Routes(of Kind, parent Name, applies func(*Route) bool) []*Route {
+	key := parentKey(of, parent)
+	v.read(FactRoutes, key)
 	var out []*Route
-	for _, r := range v.s.byParent.prefix(service.String() + "/") {
+	for _, r := range v.s.byParent.prefix(key + "/") {
 		if applies(r) {
 			v.use(r.Of, r.Meta.Name)
 			out = append(out, r)
@@ -227,4 +228,37 @@ func (v *View) Granted(from GrantFrom, to GrantTo, namespace string) bool {
 		}
 	}
 	return false
+}
+
+// Gateway returns the gateway with the name.
+func (v *View) Gateway(n Name) (*Gateway, bool) {
+	v.read(FactGateway, n.key())
+	g, ok := v.s.gateways.get(n.key())
+	if ok {
+		v.use(KindGateway, n)
+	}
+	return g, ok
+}
+
+// Class reports whether the class of gateways is Tulle's.
+func (v *View) Class(name string) bool {
+	v.read(FactClass, name)
+	_, ok := v.s.classes.get(name)
+	return ok
+}
+
+// NamespaceLabels are the labels of a namespace.
+func (v *View) NamespaceLabels(name string) map[string]string {
+	v.read(FactNamespace, name)
+	n, ok := v.s.spaces.get(name)
+	if !ok {
+		return nil
+	}
+	return n.Labels
+}
+
+// Certificate returns the certificate with the name.
+func (v *View) Certificate(n Name) (*Certificate, bool) {
+	v.read(FactCertificate, n.key())
+	return v.s.certs.get(n.key())
 }

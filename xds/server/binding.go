@@ -10,6 +10,14 @@ import (
 
 // binding says which targets the names on the proxy's stream mean.
 func (p proxy) binding() delta.Binding {
+	if p.gateway != "" {
+		return delta.Binding{
+			Bind:      p.bind,
+			Listeners: []string{translate.ListenerGateway, translate.ListenerStats},
+			Ready:     translate.ListenerReady,
+			Clusters:  []string{translate.ClusterAdmin},
+		}
+	}
 	return delta.Binding{
 		Bind: p.bind,
 		Listeners: []string{
@@ -35,6 +43,10 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 			k.For = p.identity
 			return k, true
 		}
+		if strings.HasPrefix(name, translate.PrefixCertificate) {
+			k.For = p.gateway // which may have it, or gets nothing
+			return k, p.gateway != ""
+		}
 		return k, name == translate.SecretRoots || strings.HasPrefix(name, translate.PrefixSAN)
 	case translate.Listener:
 		switch name {
@@ -44,14 +56,20 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		case translate.ListenerProbes:
 			k.For = p.profile
 			return k, true
+		case translate.ListenerGateway:
+			k.For = p.gateway
+			return k, p.gateway != ""
 		case translate.ListenerOutbound, translate.ListenerEgress, translate.ListenerStats, translate.ListenerReady:
 			return k, true
 		}
 		return k, false
 	case translate.Route:
 		k.For = p.namespace
-		if inboundRoute(name) {
+		switch {
+		case inboundRoute(name):
 			k.For = p.profile
+		case strings.HasPrefix(name, translate.PrefixGateway):
+			k.For = p.gateway
 		}
 		return k, true
 	case translate.Cluster, translate.Endpoints:

@@ -58,6 +58,15 @@ type proxy struct {
 	pod, namespace, profile, identity string
 	drains                            bool // its callers are to go elsewhere
 	locality                          mesh.Locality
+	gateway                           string // namespace/name of the Gateway whose proxy it is; empty: a sidecar
+}
+
+// gatewayOf names the Gateway whose proxy the pod is; empty for all others.
+func gatewayOf(w *mesh.Workload) string {
+	if w.Gateway == "" {
+		return ""
+	}
+	return mesh.Name{Namespace: w.Namespace, Name: w.Gateway}.String()
 }
 
 // pendingRequests is how many requests may wait while a response is being sent.
@@ -74,6 +83,7 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 		proxy: proxy{
 			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
 			profile: snapshot.Profile(w), drains: w.Drains(), locality: snapshot.Locality(w),
+			gateway: gatewayOf(w),
 		},
 	}
 	st.workload.Store(w)

@@ -393,15 +393,17 @@ func (t *tally) counted(refs []mesh.Ref) []*counted {
 // how others are called.
 func Concerning(s *mesh.Snapshot, w *mesh.Workload) []mesh.Ref {
 	p := proxy{
-		pod: w.Name.String(), namespace: w.Namespace, profile: s.Profile(w), drains: w.Drains(),
+		pod: w.Name.String(), namespace: w.Namespace, profile: s.Profile(w), drains: w.Drains(), gateway: gatewayOf(w),
 	}
 	refs := map[mesh.Ref]struct{}{}
 	for _, name := range p.binding().Listeners {
 		k, _ := p.bind(translate.Listener, name)
 		add(refs, s, k)
 	}
-	k, _ := p.bind(translate.Route, translate.RouteInbound)
-	add(refs, s, k)
+	if p.gateway == "" {
+		k, _ := p.bind(translate.Route, translate.RouteInbound)
+		add(refs, s, k)
+	}
 	for policy := range s.Policies() {
 		if policy.Traffic != nil {
 			refs[mesh.Ref{Kind: mesh.KindPolicy, Name: policy.Meta.Name}] = struct{}{}

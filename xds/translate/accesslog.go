@@ -17,6 +17,7 @@ type logSide int
 const (
 	outboundLog logSide = iota // the client's sidecar
 	inboundLog                 // the server's
+	gatewayLog                 // a gateway, whose clients are outside
 )
 
 // fields are the default access log, one JSON object a line. Operators are
@@ -48,6 +49,11 @@ var sideFields = [...]map[string]string{
 	outboundLog: {
 		"direction":       "outbound",
 		"client_identity": "%UPSTREAM_LOCAL_URI_SAN%",
+		"server_identity": "%UPSTREAM_PEER_URI_SAN%",
+	},
+	gatewayLog: {
+		"direction":       "gateway",
+		"forwarded_for":   "%REQ(X-FORWARDED-FOR)%",
 		"server_identity": "%UPSTREAM_PEER_URI_SAN%",
 	},
 	inboundLog: {

@@ -18,6 +18,7 @@ const (
 
 	KindHTTPRoute = "HTTPRoute"
 	KindGRPCRoute = "GRPCRoute"
+	KindGateway   = "Gateway"
 )
 
 // The types and reasons of conditions, which are the API's (config/v1alpha1).
@@ -53,6 +54,8 @@ func findings(name string, v *mesh.View) []mesh.Finding {
 		if s, ok := v.Split(n); ok {
 			return splitFindings(s, v)
 		}
+	case KindGateway:
+		return gatewayFindings(n, v)
 	case KindHTTPRoute:
 		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindHTTPRoute, Name: n}); ok {
 			return routeFindings(r, v)

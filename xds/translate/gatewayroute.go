@@ -24,7 +24,7 @@ const gatewayGroup = "gateway.networking.k8s.io"
 // service's, which hold for all, and a GRPCRoute instead of HTTPRoutes (GEP-1294).
 func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []*mesh.Route {
 	attached := func(namespace string) []*mesh.Route {
-		rs := v.Routes(svc.Name, func(r *mesh.Route) bool {
+		rs := v.Routes(mesh.KindService, svc.Name, func(r *mesh.Route) bool {
 			return r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port.Port)
 		})
 		if of := mostSpecific(rs); of != 0 {
@@ -42,7 +42,7 @@ func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.
 
 func attaches(r *mesh.Route, service mesh.Name, port uint16) bool {
 	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool {
-		return p.Service == service && (p.Port == 0 || p.Port == port)
+		return p.Kind == mesh.KindService && p.Name == service && (p.Port == 0 || p.Port == port)
 	})
 }
 
@@ -58,6 +58,12 @@ func mostSpecific(rs []*mesh.Route) mesh.Kind {
 // routeRules are the rules of routes, the most specific match first. Between equals
 // the older route wins, then the one that is first by name, then the first rule.
 func routeRules(routes []*mesh.Route, v *mesh.View) []rule {
+	out := rulesOf(routes, v)
+	slices.SortStableFunc(out, func(a, b rule) int { return bySpecificity(a.match, b.match) })
+	return out
+}
+
+func rulesOf(routes []*mesh.Route, v *mesh.View) []rule {
 	var out []rule
 	for _, r := range routes {
 		for i := range r.Rules {
@@ -72,7 +78,6 @@ func routeRules(routes []*mesh.Route, v *mesh.View) []rule {
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b rule) int { return bySpecificity(a.match, b.match) })
 	return out
 }
 
@@ -169,7 +174,7 @@ func grantFault(from mesh.GrantFrom, to mesh.Name, v *mesh.View) *fault {
 // isParent reports whether the route is for calls to the very service, which its
 // clients make without it as well: nobody has to grant it.
 func isParent(r *mesh.Route, service mesh.Name) bool {
-	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool { return p.Service == service })
+	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool { return p.Kind == mesh.KindService && p.Name == service })
 }
 
 func kindName(k mesh.Kind) string {
@@ -198,9 +203,20 @@ func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
 	if r.Invalid != "" {
 		unsupported = &fault{conditionAccepted, reasonUnsupportedValue, r.Invalid}
 	}
-	var out []mesh.Finding
+	// Whatever the parents are, it was looked at in this generation.
+	out := []mesh.Finding{{Kind: r.Of, Object: r.Meta.Name, Generation: r.Generation, Parent: -1}}
 	for _, p := range r.Parents {
-		fs := append(slices.Clone(refs), parentFault(r, p, v), unsupported)
+		var f *fault
+		if p.Kind == mesh.KindGateway {
+			g, ok := gatewayOf(p.Name, v)
+			if !ok {
+				continue // not ours to speak of
+			}
+			f = attachmentFault(g, r, p, v)
+		} else {
+			f = parentFault(r, p, v)
+		}
+		fs := append(slices.Clone(refs), f, unsupported)
 		for _, f := range report(r.Of, r.Meta, true, fs...) {
 			f.Parent = p.Index
 			out = append(out, f)
@@ -214,12 +230,12 @@ func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
 	none := func(format string, args ...any) *fault {
 		return &fault{conditionAccepted, reasonNoMatchingParent, fmt.Sprintf(format, args...)}
 	}
-	svc, ok := v.Service(p.Service)
+	svc, ok := v.Service(p.Name)
 	switch {
 	case !ok:
-		return none("there is no Service %s; create it, or correct parentRefs", p.Service)
+		return none("there is no Service %s; create it, or correct parentRefs", p.Name)
 	case svc.Headless():
-		return none("Service %s is headless: its clients call pods by their own addresses; name a Service with a cluster IP", p.Service)
+		return none("Service %s is headless: its clients call pods by their own addresses; name a Service with a cluster IP", p.Name)
 	}
 	held := false
 	for _, port := range svc.Ports {
@@ -227,15 +243,15 @@ func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
 			continue
 		}
 		held = true
-		rivals := v.Routes(svc.Name, func(o *mesh.Route) bool {
+		rivals := v.Routes(mesh.KindService, svc.Name, func(o *mesh.Route) bool {
 			return o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port.Port)
 		})
 		if len(rivals) > 0 {
-			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s too, and of the more specific kind, which wins; give them different ports", kindName(rivals[0].Of), rivals[0].Meta.Name, port.Port, p.Service)}
+			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s too, and of the more specific kind, which wins; give them different ports", kindName(rivals[0].Of), rivals[0].Meta.Name, port.Port, p.Name)}
 		}
 	}
 	if !held {
-		return none("Service %s has no HTTP port%s; a port that is declared TCP or TLS has no requests to route", p.Service, ofNumber(p.Port))
+		return none("Service %s has no HTTP port%s; a port that is declared TCP or TLS has no requests to route", p.Name, ofNumber(p.Port))
 	}
 	return nil
 }

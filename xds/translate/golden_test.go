@@ -2,14 +2,22 @@ package translate_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"flag"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -120,6 +128,11 @@ func objects(t *testing.T, text []byte) []runtime.Object {
 			t.Fatal(err)
 		}
 	}
+	if bytes.Contains(text, []byte("$certificate")) {
+		certificate, key := selfSigned(t)
+		text = bytes.ReplaceAll(text, []byte("$certificate"), certificate)
+		text = bytes.ReplaceAll(text, []byte("$key"), key)
+	}
 	decode := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out []runtime.Object
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
@@ -133,6 +146,28 @@ func objects(t *testing.T, text []byte) []runtime.Object {
 		out = append(out, o)
 	}
 	return out
+}
+
+// selfSigned is a certificate of example.org and its key, as a Secret has them.
+func selfSigned(t *testing.T) (certificate, key []byte) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"example.org"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(block string, der []byte) []byte {
+		return []byte(base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: block, Bytes: der})))
+	}
+	return in("CERTIFICATE", der), in("PRIVATE KEY", pkcs8)
 }
 
 // keys are all targets that the snapshot's objects give rise to.
@@ -228,6 +263,22 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	for x := range s.Splits() {
 		out = append(out, translate.FindingsKey(translate.KindSplit, x.Meta.Name))
 	}
+	for g := range s.Gateways() {
+		gateway := g.Meta.Name.String()
+		add(translate.Listener, "gateway", gateway)
+		for _, l := range g.Listeners {
+			for _, name := range []string{fmt.Sprintf("gateway|%d", l.Port), fmt.Sprintf("gateway|%d|%s", l.Port, l.Name)} {
+				add(translate.Route, name, gateway)
+				for _, c := range translate.Build(translate.Key{Type: translate.Route, Name: name, For: gateway}, mesh.NewView(s)).Clusters {
+					cluster(c, []string{g.Meta.Namespace})
+				}
+			}
+			for _, c := range l.Certificates {
+				add(translate.Secret, "tls|"+c.Name.String(), gateway)
+			}
+		}
+		out = append(out, translate.FindingsKey(translate.KindGateway, g.Meta.Name))
+	}
 	for r := range s.Routes() {
 		kind := translate.KindHTTPRoute
 		if r.Of == mesh.KindGRPCRoute {
@@ -243,10 +294,20 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 	t.Helper()
 	out := shown{Type: k.Type.String(), Name: k.Name, For: k.For, Clusters: r.Clusters}
 	for _, f := range r.Findings {
+		if f.Type == "" { // that it was looked at
+			continue
+		}
 		checkWords(t, f)
 		parent := ""
-		if strings.HasSuffix(k.Name[:strings.IndexByte(k.Name, '/')], "Route") {
+		switch kind := k.Name[:strings.IndexByte(k.Name, '/')]; {
+		case strings.HasSuffix(kind, "Route"):
 			parent = fmt.Sprintf("parentRefs[%d]: ", f.Parent)
+		case kind == translate.KindGateway && f.Parent >= 0:
+			parent = fmt.Sprintf("listeners[%d]: ", f.Parent)
+		}
+		if f.Type == "AttachedRoutes" {
+			out.Findings = append(out.Findings, fmt.Sprintf("%s%d routes", parent, f.Count))
+			continue
 		}
 		out.Findings = append(out.Findings, fmt.Sprintf("%s%s=%t %s: %s", parent, f.Type, f.OK, f.Reason, f.Message))
 	}
@@ -276,11 +337,24 @@ func checkWords(t *testing.T, f mesh.Finding) {
 			string(gatewayv1.RouteConditionAccepted): {
 				string(gatewayv1.RouteReasonAccepted), string(gatewayv1.RouteReasonNoMatchingParent),
 				string(gatewayv1.RouteReasonUnsupportedValue), v1alpha1.ReasonConflicted, // GEP-1294
+				string(gatewayv1.RouteReasonNotAllowedByListeners), string(gatewayv1.RouteReasonNoMatchingListenerHostname),
 			},
 			string(gatewayv1.RouteConditionResolvedRefs): {
 				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
 				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
 			},
+		}
+	}
+	if f.Kind == mesh.KindGateway {
+		words = map[string][]string{
+			"Accepted": {
+				string(gatewayv1.GatewayReasonAccepted), string(gatewayv1.GatewayReasonListenersNotValid), string(gatewayv1.ListenerReasonUnsupportedProtocol),
+				string(gatewayv1.ListenerReasonPortUnavailable), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict), "UnsupportedValue",
+			},
+			"Programmed":     {string(gatewayv1.ListenerReasonProgrammed), string(gatewayv1.ListenerReasonInvalid)},
+			"Conflicted":     {string(gatewayv1.ListenerReasonNoConflicts), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict)},
+			"ResolvedRefs":   {string(gatewayv1.ListenerReasonResolvedRefs), string(gatewayv1.ListenerReasonInvalidCertificateRef), string(gatewayv1.ListenerReasonRefNotPermitted), string(gatewayv1.ListenerReasonInvalidRouteKinds)},
+			"AttachedRoutes": {""},
 		}
 	}
 	if !slices.Contains(words[f.Type], f.Reason) {

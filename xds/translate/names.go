@@ -18,6 +18,7 @@ const (
 	ListenerProbes   = "probes"
 	ListenerStats    = "stats"
 	ListenerReady    = "ready"
+	ListenerGateway  = "gateway" // of a gateway's proxy, which has no other for traffic
 
 	ClusterInbound     = "inbound"
 	ClusterPassthrough = "passthrough"
@@ -67,6 +68,14 @@ const (
 // PrefixSAN begins the names of validation contexts, "san|namespace/name|port":
 // who may answer for a service. They hold no secret.
 const PrefixSAN = "san|"
+
+// PrefixGateway begins the names of a gateway's routes: gateway|port, or for HTTPS
+// gateway|port|listener.
+const PrefixGateway = "gateway|"
+
+// PrefixCertificate begins the names of a gateway's certificates: tls|namespace/name of
+// a Secret. They have keys: a proxy is given those of its own Gateway alone.
+const PrefixCertificate = "tls|"
 
 // PrefixProbe begins the names of the clusters by which an Envoy checks its own
 // application: probe|path. They are a pod's own: their keys are for the pod.

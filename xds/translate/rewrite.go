@@ -92,19 +92,20 @@ func defaultPort(scheme string) uint16 {
 	return 80
 }
 
-// redirect answers with the address where the client is to go. Its port is the one
+// redirect answers with the address where the client is to go, who called a port with
+// the scheme. Its port is the one
 // that is named, else that of the scheme that is, else the one that was called; one
 // that is its scheme's is left out of the address where Envoy would have it so.
-func redirect(r *mesh.Redirect, m *mesh.StringMatch, called uint16) *route.RedirectAction {
+func redirect(r *mesh.Redirect, m *mesh.StringMatch, scheme string, called uint16) *route.RedirectAction {
 	out := &route.RedirectAction{HostRedirect: r.Host}
-	scheme := "http"
+	standard := called == defaultPort(scheme)
 	port := cmp.Or(r.Port, called)
 	if r.Scheme != "" {
 		scheme = r.Scheme
 		port = cmp.Or(r.Port, defaultPort(scheme))
 		out.SchemeRewriteSpecifier = &route.RedirectAction_SchemeRedirect{SchemeRedirect: scheme}
 	}
-	if port != defaultPort(scheme) || r.Host == "" && called != defaultPort("http") {
+	if port != defaultPort(scheme) || r.Host == "" && !standard {
 		out.PortRedirect = uint32(port)
 	}
 	switch r.Status {

@@ -21,6 +21,9 @@ func routeFor(k Key, v *mesh.View) Result {
 	if k.Name == RouteInbound {
 		return Result{Message: inboundRoutes(k.For, v), Clusters: []string{ClusterInbound}}
 	}
+	if strings.HasPrefix(k.Name, PrefixGateway) {
+		return gatewayRoutes(k.Name, k.For, v)
+	}
 	return outboundRoutes(k.Name, k.For, v)
 }
 
@@ -35,7 +38,8 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: routesOf(name)}
 	}
-	o := outbound{client: namespace, view: v, service: svc.Name, port: port.Port, traffic: trafficFor(namespace, svc.Name, port.Port, v)}
+	t := trafficFor(namespace, svc.Name, port.Port, v)
+	o := outbound{client: namespace, view: v, scheme: "http", port: port.Port, service: svc.Name, traffic: t}
 	for _, r := range rulesFor(svc, port, namespace, v) {
 		o.add(r)
 	}
@@ -43,7 +47,7 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 	c.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", svc.Name, port.Port)
 	c.VirtualHosts[0].RequestHeadersToRemove = []string{dstHeader}
 	c.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
-	c.VirtualHosts[0].TypedPerFilterConfig = o.traffic.faults()
+	c.VirtualHosts[0].TypedPerFilterConfig = t.faults()
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
 }
@@ -97,13 +101,14 @@ func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.V
 	return []rule{{name: svc.Name.String(), backends: []share{{to: endpointsOf{service: svc.Name, port: port.Port}, weight: 1}}}}
 }
 
-// outbound collects the routes to one service's port.
+// outbound collects the routes of what was called at a port.
 type outbound struct {
 	client   string // namespace
 	view     *mesh.View
-	service  mesh.Name
+	scheme   string // http or https
 	port     uint16
-	traffic  traffic
+	service  mesh.Name // that was called; none at a gateway
+	traffic  traffic   // what policies say of calls to it
 	routes   []*route.Route
 	clusters []string
 }
@@ -115,7 +120,7 @@ func (o *outbound) add(r rule) {
 		ResponseHeadersToAdd: r.response.add, ResponseHeadersToRemove: r.response.remove,
 	}
 	if r.redirect != nil {
-		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.port)}
+		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.scheme, o.port)}
 		o.routes = append(o.routes, out)
 		return
 	}
@@ -149,7 +154,8 @@ func fraction(part, whole uint64) *typev3.FractionalPercent {
 }
 
 func (o *outbound) action(r rule) *route.RouteAction {
-	retries := o.traffic.retries
+	called := o.called(r)
+	retries := called.retries
 	if r.retries != nil {
 		retries = *r.retries
 	}
@@ -157,9 +163,9 @@ func (o *outbound) action(r rule) *route.RouteAction {
 		retries.PerTryTimeout = *r.tryTimeout
 	}
 	a := &route.RouteAction{
-		Timeout:     durationpb.New(o.traffic.timeout),
-		IdleTimeout: durationpb.New(o.traffic.idle), // 0 lifts the bound on the wait for this very route
-		RetryPolicy: retryPolicy(retries, o.traffic.locality.Prefer),
+		Timeout:     durationpb.New(called.timeout),
+		IdleTimeout: durationpb.New(called.idle), // 0 lifts the bound on the wait for this very route
+		RetryPolicy: retryPolicy(retries, called.locality.Prefer),
 	}
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)
@@ -171,7 +177,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 			continue
 		}
 		// Whose pod is chosen by a hash says by which.
-		t := o.traffic
+		t := called
 		if b.to.service != o.service || b.to.port != o.port {
 			t = trafficFor(o.client, b.to.service, b.to.port, o.view)
 		}
@@ -202,6 +208,20 @@ func (o *outbound) action(r rule) *route.RouteAction {
 		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: w}
 	}
 	return a
+}
+
+// called is what policies say of requests that the rule is about: of those to the
+// service that was called, or at a gateway to the first backend.
+func (o *outbound) called(r rule) traffic {
+	if o.service != (mesh.Name{}) {
+		return o.traffic
+	}
+	for _, b := range r.backends {
+		if b.to != (endpointsOf{}) {
+			return trafficFor(o.client, b.to.service, b.to.port, o.view)
+		}
+	}
+	return traffic{retries: defaultRetries}
 }
 
 func changes(w *route.WeightedCluster_ClusterWeight) bool {

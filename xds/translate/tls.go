@@ -33,6 +33,9 @@ func inline(b []byte) *core.DataSource {
 // secret makes the trust bundle, and for a service the bundle together with
 // the identities that may answer for it.
 func secret(k Key, v *mesh.View) Result {
+	if strings.HasPrefix(k.Name, PrefixCertificate) {
+		return Result{Message: gatewaySecret(k, v)}
+	}
 	vc := &tls.CertificateValidationContext{TrustedCa: inline(v.Trust().PEM)}
 	if rest, ok := strings.CutPrefix(k.Name, PrefixSAN); ok {
 		var ids []string

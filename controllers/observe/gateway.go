@@ -1,0 +1,117 @@
+package observe
+
+import (
+	"cmp"
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// class converts a GatewayClass; ok is false for one of another controller.
+func class(c *gatewayv1.GatewayClass) (*mesh.Class, bool) {
+	return &mesh.Class{Name: c.Name}, c.Spec.ControllerName == v1alpha1.ControllerName
+}
+
+// gateway converts a Gateway.
+func gateway(g *gatewayv1.Gateway) *mesh.Gateway {
+	out := &mesh.Gateway{Meta: meta(g.ObjectMeta), Class: string(g.Spec.GatewayClassName)}
+	for i := range g.Spec.Listeners {
+		out.Listeners = append(out.Listeners, listener(g.Namespace, &g.Spec.Listeners[i]))
+	}
+	return out
+}
+
+func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
+	out := mesh.Listener{
+		Name: string(in.Name), Port: uint16(in.Port), Protocol: mesh.ListenerProtocol(in.Protocol),
+		Hostname: strings.ToLower(string(deref(in.Hostname))),
+	}
+	if t := in.TLS; t != nil && in.Protocol == gatewayv1.HTTPSProtocolType {
+		if deref(t.Mode) == gatewayv1.TLSModePassthrough {
+			out.Unsupported = "tls.mode: Passthrough is not for the protocol HTTPS: write Terminate"
+		}
+		if len(t.Options) > 0 {
+			out.Unsupported = "tls.options are not supported: take them out"
+		}
+		for _, r := range t.CertificateRefs {
+			kind := cmp.Or(string(deref(r.Kind)), "Secret")
+			if group := string(deref(r.Group)); group != "" {
+				kind = group + "/" + kind
+			}
+			out.Certificates = append(out.Certificates, mesh.Backend{
+				Kind: kind, Name: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
+			})
+		}
+	}
+	a := in.AllowedRoutes
+	if a == nil {
+		return out
+	}
+	if n := a.Namespaces; n != nil {
+		switch deref(n.From) {
+		case gatewayv1.NamespacesFromAll:
+			out.Namespaces.All = true
+		case gatewayv1.NamespacesFromSelector:
+			out.Namespaces.Requirements = requirements(n.Selector)
+		case "", gatewayv1.NamespacesFromSame:
+		default: // None, and what is not known
+			out.Namespaces.Requirements = nobody()
+		}
+	}
+	for _, k := range a.Kinds {
+		switch kind := map[string]mesh.Kind{"HTTPRoute": mesh.KindHTTPRoute, "GRPCRoute": mesh.KindGRPCRoute}[string(k.Kind)]; {
+		case kind == 0, k.Group != nil && *k.Group != gatewayv1.GroupName:
+			out.InvalidKinds = true
+			out.Kinds = append(out.Kinds, 0) // a kind that no route is of
+		default:
+			out.Kinds = append(out.Kinds, kind)
+		}
+	}
+	return out
+}
+
+// requirements are those of a label selector. An empty one is met by everything, which
+// one that asks that a label which every namespace has exists says as well.
+func requirements(s *metav1.LabelSelector) []mesh.Requirement {
+	if s == nil {
+		return nobody()
+	}
+	var out []mesh.Requirement
+	for _, k := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		out = append(out, mesh.Requirement{Key: k, Operator: "In", Values: []string{s.MatchLabels[k]}})
+	}
+	for _, e := range s.MatchExpressions {
+		out = append(out, mesh.Requirement{Key: e.Key, Operator: string(e.Operator), Values: e.Values})
+	}
+	if len(out) == 0 {
+		out = append(out, mesh.Requirement{Key: corev1.LabelMetadataName, Operator: "Exists"})
+	}
+	return out
+}
+
+// nobody is a requirement that no namespace meets.
+func nobody() []mesh.Requirement {
+	return []mesh.Requirement{{Key: corev1.LabelMetadataName, Operator: "DoesNotExist"}}
+}
+
+// certificate converts a Secret of the type kubernetes.io/tls.
+func certificate(s *corev1.Secret) *mesh.Certificate {
+	out := &mesh.Certificate{
+		Name:  mesh.Name{Namespace: s.Namespace, Name: s.Name},
+		Chain: s.Data[corev1.TLSCertKey], Key: s.Data[corev1.TLSPrivateKeyKey],
+	}
+	if _, err := tls.X509KeyPair(out.Chain, out.Key); err != nil {
+		// Envoy would refuse it. The message has nothing of the key in it.
+		out.Chain, out.Key, out.Invalid = nil, nil, fmt.Sprintf("Secret %s has no certificate with its key: %v", out.Name, err)
+	}
+	return out
+}

@@ -1,0 +1,88 @@
+package mesh
+
+import "slices"
+
+// Gateway is a Gateway of the Gateway API, of any class.
+type Gateway struct {
+	Meta
+	Class     string
+	Listeners []Listener
+}
+
+// ListenerProtocol is what a listener of a gateway speaks.
+type ListenerProtocol string
+
+// The protocols, in the API's words.
+const (
+	ListenerHTTP  ListenerProtocol = "HTTP"
+	ListenerHTTPS ListenerProtocol = "HTTPS"
+)
+
+// Listener is where a gateway listens.
+type Listener struct {
+	Name     string
+	Port     uint16
+	Protocol ListenerProtocol
+	// Hostname is which requests it takes: a name, one that begins with "*.", or
+	// empty for all.
+	Hostname string
+	// Certificates are Secrets with the certificates of HTTPS. Kind is "Secret", or
+	// what else is named.
+	Certificates []Backend
+	// Namespaces says whose routes may attach.
+	Namespaces RouteNamespaces
+	// Kinds are the kinds of routes that may attach; nil: all that the protocol can.
+	Kinds []Kind
+	// InvalidKinds says that others were named, too.
+	InvalidKinds bool
+	// Unsupported is set when the listener asks for what Tulle does not do.
+	Unsupported string
+}
+
+// RouteNamespaces says from which namespaces routes may attach to a listener: all,
+// those whose labels meet all requirements, or where neither is said the gateway's own.
+type RouteNamespaces struct {
+	All          bool
+	Requirements []Requirement
+}
+
+// Requirement is one of a label selector's: that a label is in a set of values, or not
+// in it, exists, or does not.
+type Requirement struct {
+	Key      string
+	Operator string // In, NotIn, Exists or DoesNotExist
+	Values   []string
+}
+
+// Matches reports whether labels meet the requirement.
+func (r Requirement) Matches(labels map[string]string) bool {
+	value, has := labels[r.Key]
+	switch r.Operator {
+	case "In":
+		return has && slices.Contains(r.Values, value)
+	case "NotIn":
+		return !has || !slices.Contains(r.Values, value)
+	case "Exists":
+		return has
+	case "DoesNotExist":
+		return !has
+	}
+	return false
+}
+
+// Class is a GatewayClass that is Tulle's to implement. Its Name has no namespace.
+type Class struct{ Name string }
+
+// Namespace is a namespace, for its labels.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Certificate is a Secret of the type kubernetes.io/tls, in PEM.
+type Certificate struct {
+	Name
+	Chain, Key []byte
+	// Invalid says why it is of no use.
+	Invalid string
+}

@@ -1,0 +1,217 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Conditions and reasons of Gateways and their listeners, which are the Gateway API's.
+const (
+	conditionConflicted = "Conflicted"
+	conditionProgrammed = "Programmed"
+	attachedCount       = "AttachedRoutes" // a number, not a condition
+
+	reasonProgrammed          = "Programmed"
+	reasonListenersNotValid   = "ListenersNotValid"
+	reasonUnsupportedProtocol = "UnsupportedProtocol"
+	reasonPortUnavailable     = "PortUnavailable"
+	reasonNoConflicts         = "NoConflicts"
+	reasonProtocolConflict    = "ProtocolConflict"
+	reasonHostnameConflict    = "HostnameConflict"
+	reasonInvalidCertificate  = "InvalidCertificateRef"
+	reasonInvalidRouteKinds   = "InvalidRouteKinds"
+	reasonNotAllowed          = "NotAllowedByListeners"
+	reasonNoMatchingHostname  = "NoMatchingListenerHostname"
+)
+
+// listenerState is what keeps a listener from being served; nil is nothing.
+type listenerState struct {
+	accepted, conflicted, refs *fault
+	served                     bool
+}
+
+// listenerStates judges a gateway's listeners, in their order. Of those that are in one
+// another's way the first is served.
+func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
+	out := make([]listenerState, len(g.Listeners))
+	for i, l := range g.Listeners {
+		s := &out[i]
+		switch {
+		case l.Protocol != mesh.ListenerHTTP && l.Protocol != mesh.ListenerHTTPS:
+			s.accepted = &fault{conditionAccepted, reasonUnsupportedProtocol, fmt.Sprintf("the protocol %s is not supported: write HTTP or HTTPS", l.Protocol)}
+		case l.Port >= PortAdmin && l.Port <= PortReady || l.Port == PortStats:
+			s.accepted = &fault{conditionAccepted, reasonPortUnavailable, fmt.Sprintf("port %d is the proxy's own: choose another", l.Port)}
+		case l.Unsupported != "":
+			s.accepted = &fault{conditionAccepted, reasonUnsupportedValue, l.Unsupported}
+		}
+		s.refs = listenerRefs(g, l, v)
+		if s.accepted == nil {
+			s.conflicted = conflict(l, g.Listeners[:i], out[:i])
+		}
+		s.served = s.accepted == nil && s.conflicted == nil && !(l.Protocol == mesh.ListenerHTTPS && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
+	}
+	return out
+}
+
+// conflict finds an earlier listener that has the port for something else.
+func conflict(l mesh.Listener, before []mesh.Listener, states []listenerState) *fault {
+	for i, o := range before {
+		if o.Port != l.Port || states[i].accepted != nil {
+			continue
+		}
+		if o.Protocol != l.Protocol {
+			return &fault{conditionConflicted, reasonProtocolConflict, fmt.Sprintf("listener %s has port %d for %s; choose another port", o.Name, o.Port, o.Protocol)}
+		}
+		if o.Hostname == l.Hostname {
+			return &fault{conditionConflicted, reasonHostnameConflict, fmt.Sprintf("listener %s has the same hostname at port %d; choose another, or merge the two", o.Name, o.Port)}
+		}
+	}
+	return nil
+}
+
+// listenerRefs looks for what keeps a listener from what it refers to.
+func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
+	bad := func(reason, format string, args ...any) *fault {
+		return &fault{conditionResolvedRefs, reason, fmt.Sprintf(format, args...)}
+	}
+	if l.Protocol == mesh.ListenerHTTPS && len(l.Certificates) == 0 {
+		return bad(reasonInvalidCertificate, "HTTPS needs a certificate: name a Secret of the type kubernetes.io/tls in tls.certificateRefs")
+	}
+	for _, c := range l.Certificates {
+		if c.Kind != "Secret" {
+			return bad(reasonInvalidCertificate, "%s %s is no Secret: name one of the type kubernetes.io/tls", c.Kind, c.Name)
+		}
+		from := mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}
+		if c.Namespace != g.Meta.Namespace && !v.Granted(from, mesh.GrantTo{Kind: "Secret", Name: c.Name.Name}, c.Namespace) {
+			return bad(reasonRefNotPermitted, "no ReferenceGrant in namespace %s lets a Gateway of namespace %s refer to Secret %s; ask for one there", c.Namespace, g.Meta.Namespace, c.Name)
+		}
+		cert, ok := v.Certificate(c.Name)
+		switch {
+		case !ok:
+			return bad(reasonInvalidCertificate, "there is no Secret %s of the type kubernetes.io/tls; create it, or correct tls.certificateRefs", c.Name)
+		case cert.Invalid != "":
+			return bad(reasonInvalidCertificate, "%s", cert.Invalid)
+		}
+	}
+	if l.InvalidKinds {
+		return bad(reasonInvalidRouteKinds, "allowedRoutes.kinds names a kind that a listener of %s cannot have: write HTTPRoute or GRPCRoute", l.Protocol)
+	}
+	return nil
+}
+
+// servedListeners are those that can be.
+func servedListeners(g *mesh.Gateway, v *mesh.View) []mesh.Listener {
+	var out []mesh.Listener
+	for i, s := range listenerStates(g, v) {
+		if s.served {
+			out = append(out, g.Listeners[i])
+		}
+	}
+	return out
+}
+
+// attachedRoutes are the routes that hold for a listener, the oldest first.
+func attachedRoutes(g *mesh.Gateway, l mesh.Listener, v *mesh.View) []*mesh.Route {
+	return v.Routes(mesh.KindGateway, g.Meta.Name, func(r *mesh.Route) bool {
+		return r.Invalid == "" && slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool {
+			return p.Kind == mesh.KindGateway && p.Name == g.Meta.Name && meets(p, l) && allows(g, l, r, v)
+		}) && len(hostsOf(l, r)) > 0
+	})
+}
+
+// meets reports whether a parentRef is to the listener.
+func meets(p mesh.Parent, l mesh.Listener) bool {
+	return (p.Section == "" || p.Section == l.Name) && (p.Port == 0 || p.Port == l.Port)
+}
+
+// allows reports whether a route may attach to the listener, by its namespace and kind.
+func allows(g *mesh.Gateway, l mesh.Listener, r *mesh.Route, v *mesh.View) bool {
+	if l.Kinds != nil && !slices.Contains(l.Kinds, r.Of) {
+		return false
+	}
+	switch n := l.Namespaces; {
+	case n.All:
+		return true
+	case len(n.Requirements) == 0:
+		return r.Meta.Namespace == g.Meta.Namespace
+	default:
+		labels := v.NamespaceLabels(r.Meta.Namespace)
+		return !slices.ContainsFunc(n.Requirements, func(q mesh.Requirement) bool { return !q.Matches(labels) })
+	}
+}
+
+// attachmentFault looks for what keeps a route from a gateway.
+func attachmentFault(g *mesh.Gateway, r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
+	worst := &fault{conditionAccepted, reasonNoMatchingParent, fmt.Sprintf("Gateway %s has no listener that parentRefs means; correct sectionName or port", g.Meta.Name)}
+	for _, l := range g.Listeners {
+		switch {
+		case !meets(p, l):
+		case !allows(g, l, r, v):
+			if worst.reason == reasonNoMatchingParent {
+				worst = &fault{conditionAccepted, reasonNotAllowed, fmt.Sprintf("listener %s of Gateway %s does not take routes of this kind or of namespace %s (allowedRoutes)", l.Name, g.Meta.Name, r.Meta.Namespace)}
+			}
+		case len(hostsOf(l, r)) == 0:
+			worst = &fault{conditionAccepted, reasonNoMatchingHostname, fmt.Sprintf("no hostname of the route is one of listener %s of Gateway %s, which is for %s", l.Name, g.Meta.Name, l.Hostname)}
+		default:
+			return nil
+		}
+	}
+	return worst
+}
+
+// gatewayFindings are the conditions of a gateway (Parent -1) and of each of its
+// listeners, with the number of routes that are attached to it.
+func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
+	g, ok := gatewayOf(n, v)
+	if !ok {
+		return nil
+	}
+	base := mesh.Finding{Kind: mesh.KindGateway, Object: n, Generation: g.Generation}
+	var out []mesh.Finding
+	say := func(at int, condition string, ok bool, reason, message string) {
+		f := base
+		f.Parent, f.Type, f.OK, f.Reason, f.Message = at, condition, ok, reason, message
+		out = append(out, f)
+	}
+	sound := true
+	for i, s := range listenerStates(g, v) {
+		l := g.Listeners[i]
+		if s.accepted != nil || s.conflicted != nil {
+			sound = false
+		}
+		switch {
+		case s.accepted != nil:
+			say(i, conditionAccepted, false, s.accepted.reason, s.accepted.message)
+		case s.conflicted != nil:
+			say(i, conditionAccepted, false, s.conflicted.reason, s.conflicted.message)
+		default:
+			say(i, conditionAccepted, true, reasonAccepted, "the listener holds")
+		}
+		if s.conflicted != nil {
+			say(i, conditionConflicted, true, s.conflicted.reason, s.conflicted.message)
+		} else {
+			say(i, conditionConflicted, false, reasonNoConflicts, "no other listener is in its way")
+		}
+		if s.refs != nil {
+			say(i, conditionResolvedRefs, false, s.refs.reason, s.refs.message)
+		} else {
+			say(i, conditionResolvedRefs, true, reasonResolvedRefs, "everything it refers to exists")
+		}
+		if s.served {
+			say(i, conditionProgrammed, true, reasonProgrammed, "the gateway's proxies are told of it")
+		} else {
+			say(i, conditionProgrammed, false, reasonInvalid, "it is not served: see the other conditions")
+		}
+		count := base
+		count.Parent, count.Type, count.Count = i, attachedCount, len(attachedRoutes(g, l, v))
+		out = append(out, count)
+	}
+	if sound {
+		say(-1, conditionAccepted, true, reasonAccepted, "the gateway holds")
+	} else {
+		say(-1, conditionAccepted, true, reasonListenersNotValid, "some listeners are not served: see their conditions")
+	}
+	return out
+}

@@ -1,0 +1,298 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// gatewayOf returns the gateway with the name, if its class is ours.
+func gatewayOf(n mesh.Name, v *mesh.View) (*mesh.Gateway, bool) {
+	g, ok := v.Gateway(n)
+	return g, ok && v.Class(g.Class)
+}
+
+// gatewayIdle is where a gateway without a port listens: nobody can connect.
+const gatewayIdle = 15003
+
+const (
+	// gatewayIdleTimeout ends a request on which nothing moves, as Envoy's own does;
+	// policies may say otherwise.
+	gatewayIdleTimeout = 5 * time.Minute
+	// gatewayHeadersTimeout is how long a client may take to say what it wants.
+	gatewayHeadersTimeout = 10 * time.Second
+)
+
+// gatewayListener is one listener on all ports of a gateway. For HTTP there is a chain
+// for each port, for HTTPS one for each of the Gateway's listeners, chosen by the name
+// that the client asks for.
+func gatewayListener(name string, v *mesh.View) *listener.Listener {
+	c := v.Config()
+	l := baseListener(ListenerGateway, gatewayIdle, c)
+	n, _ := objectName(name)
+	g, ok := gatewayOf(n, v)
+	if !ok {
+		return idle(l)
+	}
+	var ports []uint16
+	encrypted := false
+	for _, at := range servedListeners(g, v) {
+		first := !slices.Contains(ports, at.Port)
+		if first {
+			ports = append(ports, at.Port)
+		}
+		if at.Protocol == mesh.ListenerHTTPS {
+			encrypted = true
+			l.FilterChains = append(l.FilterChains, httpsChain(at, c))
+		} else if first {
+			l.FilterChains = append(l.FilterChains, httpChain(at, c))
+		}
+	}
+	if len(ports) == 0 {
+		return idle(l)
+	}
+	if encrypted {
+		l.ListenerFilters = []*listener.ListenerFilter{tlsInspector()}
+	}
+	// What matches no chain is closed.
+	addresses := make([]*core.Address, 0, 2*len(ports))
+	for _, p := range ports {
+		addresses = append(addresses, socketAddress("0.0.0.0", uint32(p)))
+		if hasIPv6(c) {
+			addresses = append(addresses, socketAddress("::", uint32(p)))
+		}
+	}
+	l.Address, l.AdditionalAddresses = addresses[0], nil
+	for _, a := range addresses[1:] {
+		l.AdditionalAddresses = append(l.AdditionalAddresses, &listener.AdditionalAddress{Address: a})
+	}
+	return l
+}
+
+func idle(l *listener.Listener) *listener.Listener {
+	l.Address, l.AdditionalAddresses = socketAddress("127.0.0.1", gatewayIdle), nil
+	l.FilterChains = []*listener.FilterChain{checkingChain(ListenerGateway, nil)}
+	return l
+}
+
+func httpChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
+	return &listener.FilterChain{
+		Name:             fmt.Sprint(at.Port),
+		FilterChainMatch: &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port))},
+		Filters:          []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))},
+	}
+}
+
+func httpsChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
+	match := &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port)), TransportProtocol: "tls"}
+	if at.Hostname != "" {
+		match.ServerNames = []string{at.Hostname}
+	}
+	context := &tls.CommonTlsContext{
+		TlsParams:     &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2},
+		AlpnProtocols: []string{"h2", "http/1.1"},
+	}
+	for _, secret := range at.Certificates {
+		context.TlsCertificateSdsSecretConfigs = append(context.TlsCertificateSdsSecretConfigs, sds(PrefixCertificate+secret.Name.String()))
+	}
+	return &listener.FilterChain{
+		Name:             fmt.Sprintf("%d|%s", at.Port, at.Name),
+		FilterChainMatch: match,
+		Filters:          []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))},
+		TransportSocket: &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
+			TypedConfig: typed(&tls.DownstreamTlsContext{CommonTlsContext: context}),
+		}},
+	}
+}
+
+// gatewayRouteName is the name of a listener's routes: one for all HTTP listeners of a
+// port, which are told apart by host.
+func gatewayRouteName(l mesh.Listener) string {
+	if l.Protocol == mesh.ListenerHTTPS {
+		return fmt.Sprintf("%s%d|%s", PrefixGateway, l.Port, l.Name)
+	}
+	return fmt.Sprintf("%s%d", PrefixGateway, l.Port)
+}
+
+// gatewayManager is at the mesh's edge: clients are whoever connects, and what only the
+// mesh may say they cannot.
+func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
+	m := connectionManager("gateway", gatewayIdleTimeout)
+	m.AccessLog = accessLog(c, gatewayLog)
+	m.HttpFilters = httpFilters()
+	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
+	m.UseRemoteAddress = wrapperspb.Bool(true)
+	m.SkipXffAppend = false
+	m.PreserveExternalRequestId = false
+	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
+	m.NormalizePath = wrapperspb.Bool(true)
+	m.RequestHeadersTimeout = seconds(gatewayHeadersTimeout)
+	return m
+}
+
+// gatewayRoutes are the virtual hosts of a gateway's port, or of one HTTPS listener.
+func gatewayRoutes(name, gateway string, v *mesh.View) Result {
+	n, _ := objectName(gateway)
+	g, ok := gatewayOf(n, v)
+	if !ok {
+		return Result{Message: routesOf(name)}
+	}
+	var ls []mesh.Listener
+	for _, l := range servedListeners(g, v) {
+		if gatewayRouteName(l) == name {
+			ls = append(ls, l)
+		}
+	}
+	c := &route.RouteConfiguration{Name: name, IgnorePortInHostMatching: true}
+	if len(ls) == 0 {
+		return Result{Message: c}
+	}
+	o := outbound{client: g.Meta.Namespace, view: v, scheme: "http", port: ls[0].Port}
+	if ls[0].Protocol == mesh.ListenerHTTPS {
+		o.scheme = "https"
+	}
+	for _, domain := range domains(g, ls, v) {
+		o.routes = nil
+		for _, r := range hostRules(g, ls, domain, v) {
+			o.add(r)
+		}
+		c.VirtualHosts = append(c.VirtualHosts, &route.VirtualHost{
+			Name: domain, Domains: []string{domain}, Routes: o.routes, ResponseHeadersToRemove: []string{unreachedHeader},
+		})
+	}
+	slices.Sort(o.clusters)
+	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
+}
+
+// domains are all hosts that routes of the listeners are about, and those that a
+// listener has, which are no other's though it has no route; sorted.
+func domains(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) []string {
+	var out []string
+	for _, l := range ls {
+		out = append(out, cmp.Or(l.Hostname, "*"))
+		for _, r := range attachedRoutes(g, l, v) {
+			out = append(out, hostsOf(l, r)...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// hostRules are the rules for a host: of routes that are attached to the listener
+// whose hostname says most about it, by how much their own says, and then by what they
+// match.
+func hostRules(g *mesh.Gateway, ls []mesh.Listener, domain string, v *mesh.View) []rule {
+	at := ls[0]
+	best := -1
+	for _, l := range ls {
+		if covers(l.Hostname, domain) && specificity(l.Hostname) > best {
+			at, best = l, specificity(l.Hostname)
+		}
+	}
+	type ranked struct {
+		rule
+		host int
+	}
+	var all []ranked
+	for _, r := range attachedRoutes(g, at, v) {
+		host := -1
+		for _, h := range hostsOf(at, r) {
+			if covers(h, domain) {
+				host = max(host, specificity(h))
+			}
+		}
+		if host < 0 {
+			continue
+		}
+		for _, one := range rulesOf([]*mesh.Route{r}, v) {
+			all = append(all, ranked{one, host})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ranked) int { return cmp.Or(cmp.Compare(b.host, a.host), bySpecificity(a.match, b.match)) })
+	out := make([]rule, 0, len(all))
+	for _, r := range all {
+		out = append(out, r.rule)
+	}
+	return out
+}
+
+// hostsOf are the hosts of a route at a listener: where both have hostnames, what both
+// mean.
+func hostsOf(l mesh.Listener, r *mesh.Route) []string {
+	whole := l.Hostname
+	if whole == "" {
+		whole = "*"
+	}
+	if len(r.Hostnames) == 0 {
+		return []string{whole}
+	}
+	var out []string
+	for _, h := range r.Hostnames {
+		switch {
+		case covers(l.Hostname, h):
+			out = append(out, h)
+		case covers(h, l.Hostname):
+			out = append(out, whole)
+		}
+	}
+	return out
+}
+
+// covers reports whether a hostname, which may begin with "*.", or be empty or "*" for
+// all, means all that another one means.
+func covers(wide, narrow string) bool {
+	switch {
+	case wide == "" || wide == "*" || wide == narrow:
+		return true
+	case narrow == "" || narrow == "*":
+		return false
+	}
+	suffix, wild := strings.CutPrefix(wide, "*")
+	return wild && strings.HasSuffix(strings.TrimPrefix(narrow, "*"), suffix) && len(narrow) > len(suffix)
+}
+
+// specificity is higher the more a hostname says: a name says more than any wildcard.
+func specificity(hostname string) int {
+	if hostname == "" || hostname == "*" {
+		return 0
+	}
+	if strings.HasPrefix(hostname, "*.") {
+		return len(hostname)
+	}
+	return 1000 + len(hostname)
+}
+
+// gatewaySecret is a certificate, for the proxies of a gateway that may have it.
+func gatewaySecret(k Key, v *mesh.View) proto.Message {
+	out := &tls.Secret{Name: k.Name, Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{}}}
+	n, _ := objectName(k.For)
+	g, ok := gatewayOf(n, v)
+	if !ok {
+		return out
+	}
+	for _, l := range servedListeners(g, v) {
+		for _, s := range l.Certificates {
+			if PrefixCertificate+s.Name.String() != k.Name {
+				continue
+			}
+			if c, ok := v.Certificate(s.Name); ok && c.Invalid == "" {
+				out.Type = &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
+					CertificateChain: inline(c.Chain), PrivateKey: inline(c.Key),
+				}}
+			}
+		}
+	}
+	return out
+}
