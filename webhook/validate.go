@@ -3,12 +3,12 @@ package webhook
 import (
 	"fmt"
 	"net/netip"
-	"regexp/syntax"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
 // Validate reports what is wrong with a mesh object that the CRDs' own rules
@@ -59,26 +59,9 @@ func (c *checks) prefix(at *field.Path, text, example string) (netip.Prefix, boo
 	return p.Masked(), true
 }
 
-// maxProgram is how many instructions a regular expression may compile to.
-// Proxies refuse what has more than 1,000 (xds/bootstrap); the difference is
-// for what RE2 counts otherwise than Go does.
-const maxProgram = 500
-
-// expression compiles a regular expression as RE2 would: Go's has the same
-// syntax (https://github.com/google/re2/wiki/Syntax). A proxy that is sent one
-// that does not compile rejects everything that came with it.
+// expression refuses a regular expression that proxies would.
 func (c *checks) expression(at *field.Path, text string) {
-	parsed, err := syntax.Parse(text, syntax.Perl)
-	if err != nil {
-		c.refuse(at, text, "this is not a regular expression in RE2 syntax: %v", err)
-		return
-	}
-	program, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		c.refuse(at, text, "this regular expression does not compile: %v", err)
-		return
-	}
-	if n := len(program.Inst); n > maxProgram {
-		c.refuse(at, text, "this regular expression compiles to %d instructions, and proxies take %d: write a shorter one, with smaller repetitions", n, maxProgram)
+	if problem := mesh.ExpressionProblem(text); problem != "" {
+		c.refuse(at, text, "%s", problem)
 	}
 }

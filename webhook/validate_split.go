@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"cmp"
 	"maps"
 	"strings"
 
@@ -12,11 +13,11 @@ import (
 func (c *checks) split(s *v1alpha1.TrafficSplit) {
 	spec := field.NewPath("spec")
 	c.serviceName(spec.Child("service"), s.Spec.Service)
-	c.backends(spec.Child("backends"), s.Spec.Backends)
+	c.backends(spec.Child("backends"), s, s.Spec.Backends)
 	c.mirrors(spec.Child("mirrors"), s.Spec.Mirrors)
 	for i, rule := range s.Spec.Rules {
 		at := spec.Child("rules").Index(i)
-		c.backends(at.Child("backends"), rule.Backends)
+		c.backends(at.Child("backends"), s, rule.Backends)
 		c.mirrors(at.Child("mirrors"), rule.Mirrors)
 		for j, m := range rule.Matches {
 			c.match(at.Child("matches").Index(j), m)
@@ -24,7 +25,7 @@ func (c *checks) split(s *v1alpha1.TrafficSplit) {
 	}
 }
 
-func (c *checks) backends(at *field.Path, backends []v1alpha1.SplitBackend) {
+func (c *checks) backends(at *field.Path, s *v1alpha1.TrafficSplit, backends []v1alpha1.SplitBackend) {
 	for i, b := range backends {
 		at := at.Index(i)
 		if b.Service != "" {
@@ -32,7 +33,9 @@ func (c *checks) backends(at *field.Path, backends []v1alpha1.SplitBackend) {
 		}
 		c.labels(at.Child("matchLabels"), b.MatchLabels)
 		for _, before := range backends[:i] {
-			if b.Service == before.Service && b.Namespace == before.Namespace && maps.Equal(b.MatchLabels, before.MatchLabels) {
+			same := cmp.Or(b.Service, s.Spec.Service) == cmp.Or(before.Service, s.Spec.Service) &&
+				cmp.Or(b.Namespace, s.Namespace) == cmp.Or(before.Namespace, s.Namespace)
+			if same && maps.Equal(b.MatchLabels, before.MatchLabels) {
 				c.refuse(at, b.Service, "the list has this backend twice: add up the weights, and name it once")
 			}
 		}

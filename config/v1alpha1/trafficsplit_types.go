@@ -52,9 +52,9 @@ type TrafficSplitSpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	Rules []SplitRule `json:"rules,omitempty"`
 
-	// sessionAffinity keeps a caller with the backend that was first chosen, as long
-	// as the weights' sum stays the same and the backend's own share does not shrink
-	// past it. It is about HTTP.
+	// sessionAffinity keeps a caller with one backend, as long as the weights' sum
+	// stays the same and the backend's own share does not shrink past it. It is about
+	// HTTP. Where a backend's pod is chosen by a hash, it is by the same.
 	// +optional
 	SessionAffinity *SessionAffinity `json:"sessionAffinity,omitempty"`
 
@@ -131,15 +131,24 @@ type SessionAffinity struct {
 	// +kubebuilder:validation:Pattern="^[A-Za-z0-9!#$%&'*+.^_|~-]+$"
 	Header string `json:"header,omitempty"`
 
-	// cookie of the request. With a ttl the client's proxy makes one where there is
-	// none.
+	// cookie of the request, which the application sets.
 	// +optional
-	Cookie *HashCookie `json:"cookie,omitempty"`
+	Cookie *AffinityCookie `json:"cookie,omitempty"`
 
 	// sourceIP is the client's address: in a mesh the calling pod's.
 	// +optional
 	// +kubebuilder:validation:Enum=true
 	SourceIP bool `json:"sourceIP,omitempty"`
+}
+
+// AffinityCookie is a cookie by which a caller is known again.
+type AffinityCookie struct {
+	// name of the cookie.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern="^[A-Za-z0-9!#$%&'*+.^_|~-]+$"
+	Name string `json:"name"`
 }
 
 // SplitBackend is a Service, or the pods of one that have some labels, whose endpoints

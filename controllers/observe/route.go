@@ -63,6 +63,9 @@ func grpcRoute(r *gatewayv1.GRPCRoute) *mesh.Route {
 		}
 		out.Rules = append(out.Rules, rule)
 	}
+	if len(out.Rules) == 0 {
+		bad.add("spec.rules: there are none, and every call would fail: write one, with backendRefs")
+	}
 	out.Invalid = bad.sentence()
 	return out
 }
@@ -178,8 +181,10 @@ func (c routing) valueMatch(field, kind, name, value string) mesh.HeaderMatch {
 
 func (c routing) grpcMatch(field string, m gatewayv1.GRPCRouteMatch) mesh.RequestMatch {
 	var out mesh.RequestMatch
+	out.GRPC = &mesh.MethodMatch{}
 	if p := m.Method; p != nil {
 		service, method := deref(p.Service), deref(p.Method)
+		out.GRPC.Service, out.GRPC.Method = len(service), len(method)
 		const something = "[^/]+"
 		switch t := deref(p.Type); t {
 		case "", gatewayv1.GRPCMethodMatchExact:
@@ -225,10 +230,10 @@ func (c routing) filters(field string, in []gatewayv1.HTTPRouteFilter, rule *mes
 			r := f.RequestRedirect
 			out.Redirect = &mesh.Redirect{
 				Scheme: deref(r.Scheme), Host: string(deref(r.Hostname)), Port: uint16(deref(r.Port)),
-				Path: pathChange(r.Path), Status: uint32(cmp.Or(deref(r.StatusCode), 302)), // one of five, says the API
+				Path: c.pathChange(at, r.Path), Status: uint32(cmp.Or(deref(r.StatusCode), 302)), // one of five, says the API
 			}
 		case f.Type == gatewayv1.HTTPRouteFilterURLRewrite && f.URLRewrite != nil:
-			out.Rewrite = &mesh.Rewrite{Host: string(deref(f.URLRewrite.Hostname)), Path: pathChange(f.URLRewrite.Path)}
+			out.Rewrite = &mesh.Rewrite{Host: string(deref(f.URLRewrite.Hostname)), Path: c.pathChange(at, f.URLRewrite.Path)}
 		case f.Type == gatewayv1.HTTPRouteFilterRequestMirror && f.RequestMirror != nil:
 			out.Mirrors = append(out.Mirrors, c.mirror(f.RequestMirror))
 		default:
@@ -237,21 +242,34 @@ func (c routing) filters(field string, in []gatewayv1.HTTPRouteFilter, rule *mes
 	}
 }
 
+// token is the name of a header (RFC 9110, section 5.6.2). Envoy refuses all that comes
+// with another, and with a value that is more than a line.
+var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_|~`-]+$")
+
+func (c routing) line(field, value string) string {
+	if strings.ContainsAny(value, "\x00\r\n") {
+		c.bad.add("%s: %q is more than a line: take the line break out", field, value)
+	}
+	return value
+}
+
 func (c routing) headerChanges(field string, in *gatewayv1.HTTPHeaderFilter) *mesh.HeaderChanges {
 	out := &mesh.HeaderChanges{}
 	name := func(n string) string {
 		n = strings.ToLower(n)
-		// Envoy refuses all that comes with such a one.
+		if !token.MatchString(n) {
+			c.bad.add("%s: %q is no name of a header", field, n)
+		}
 		if strings.HasPrefix(n, ":") || n == "host" {
 			c.bad.add("%s: the header %q cannot be changed; a host is changed by a filter of type URLRewrite", field, n)
 		}
 		return n
 	}
 	for _, h := range in.Set {
-		out.Set = append(out.Set, mesh.Header{Name: name(string(h.Name)), Value: h.Value})
+		out.Set = append(out.Set, mesh.Header{Name: name(string(h.Name)), Value: c.line(field, h.Value)})
 	}
 	for _, h := range in.Add {
-		out.Add = append(out.Add, mesh.Header{Name: name(string(h.Name)), Value: h.Value})
+		out.Add = append(out.Add, mesh.Header{Name: name(string(h.Name)), Value: c.line(field, h.Value)})
 	}
 	for _, h := range in.Remove {
 		out.Remove = append(out.Remove, name(h))
@@ -259,15 +277,20 @@ func (c routing) headerChanges(field string, in *gatewayv1.HTTPHeaderFilter) *me
 	return out
 }
 
-func pathChange(p *gatewayv1.HTTPPathModifier) *mesh.PathChange {
-	switch {
-	case p == nil:
+func (c routing) pathChange(field string, p *gatewayv1.HTTPPathModifier) *mesh.PathChange {
+	if p == nil {
 		return nil
-	case p.Type == gatewayv1.PrefixMatchHTTPPathModifier:
-		return &mesh.PathChange{Prefix: true, Value: deref(p.ReplacePrefixMatch)}
-	default:
-		return &mesh.PathChange{Value: deref(p.ReplaceFullPath)}
 	}
+	out := &mesh.PathChange{Value: deref(p.ReplaceFullPath)}
+	if p.Type == gatewayv1.PrefixMatchHTTPPathModifier {
+		out.Prefix, out.Value = true, deref(p.ReplacePrefixMatch)
+	}
+	// A prefix may become nothing, and leaves the slash that follows it.
+	if !strings.HasPrefix(out.Value, "/") && (!out.Prefix || out.Value != "") {
+		c.bad.add("%s: the path %q does not begin with a slash: write one", field, out.Value)
+	}
+	c.line(field, out.Value)
+	return out
 }
 
 func (c routing) mirror(m *gatewayv1.HTTPRequestMirrorFilter) mesh.RouteMirror {
@@ -324,13 +347,16 @@ func (c routing) duration(field string, d *gatewayv1.Duration) *time.Duration {
 	return &out
 }
 
+// maxAttempts is more than anybody tries.
+const maxAttempts = 100
+
 // retries converts a rule's retries: of what no server has seen, and of responses
 // with the codes.
 func (c routing) retries(field string, in *gatewayv1.HTTPRouteRetry) *mesh.Retries {
 	if in == nil {
 		return nil
 	}
-	out := &mesh.Retries{Attempts: uint32(max(0, deref(in.Attempts)))}
+	out := &mesh.Retries{Attempts: uint32(min(max(0, deref(in.Attempts)), maxAttempts))}
 	if in.Attempts == nil {
 		out.Attempts = 1
 	}

@@ -3,7 +3,8 @@ package observe
 import (
 	"cmp"
 	"fmt"
-	"regexp"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
@@ -31,7 +32,11 @@ func split(s *v1alpha1.TrafficSplit) *mesh.Split {
 		out.Rules = append(out.Rules, rule)
 	}
 	if a := s.Spec.SessionAffinity; a != nil {
-		out.Affinity = bad.hash("spec.sessionAffinity", a.Header, a.Cookie, a.SourceIP)
+		var cookie *v1alpha1.HashCookie
+		if a.Cookie != nil {
+			cookie = &v1alpha1.HashCookie{Name: a.Cookie.Name}
+		}
+		out.Affinity = bad.hash("spec.sessionAffinity", a.Header, cookie, a.SourceIP)
 	}
 	out.Invalid = bad.sentence()
 	return out
@@ -57,6 +62,12 @@ func backends(field string, s *v1alpha1.TrafficSplit, in []v1alpha1.SplitBackend
 		if len(b.MatchLabels) > 0 {
 			at := fmt.Sprintf("%s[%d].matchLabels", field, i)
 			to.Labels = bad.labels(at, (&v1alpha1.WorkloadSelector{MatchLabels: b.MatchLabels}).Labels())
+		}
+		if k := slices.IndexFunc(out, func(o mesh.SplitBackend) bool {
+			return o.Service == to.Service && maps.Equal(o.Labels, to.Labels)
+		}); k >= 0 {
+			out[k].Weight += to.Weight
+			continue
 		}
 		out = append(out, to)
 	}
@@ -123,10 +134,9 @@ func valueMatchType(field string, t v1alpha1.HeaderMatchType, value string, bad 
 	}
 }
 
-// expression checks a regular expression, which CEL cannot: a proxy would
-// reject all that comes with a bad one. Go's syntax is RE2's, as Envoy's is.
+// expression checks a regular expression, which CEL cannot.
 func expression(field, value string, bad *problems) {
-	if _, err := regexp.Compile(value); err != nil {
-		bad.add("%s.value: %q is no regular expression of RE2: %v", field, value, err)
+	if problem := mesh.ExpressionProblem(value); problem != "" {
+		bad.add("%s.value: %q: %s", field, value, problem)
 	}
 }

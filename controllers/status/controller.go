@@ -131,8 +131,8 @@ type record struct {
 	wrote   []state
 	written time.Time // by the clock of Options.Now
 	// lags is since when an object that is programmed, as its status says, is
-	// not; zero when it is.
-	lags time.Time
+	// not.
+	lags map[int]time.Time // of each of a route's parents, or of 0
 }
 
 // New makes a Controller.
@@ -357,7 +357,7 @@ func (c *Controller) assess(o object, obj client.Object, have []state, found []m
 			here = about(found, parentsOf(found)[i])
 		}
 		wanted := state{conditions: desired(here)}
-		a.again = max(a.again, c.addProgrammed(o, obj.GetGeneration(), has, &wanted))
+		a.again = max(a.again, c.addProgrammed(o, i, obj.GetGeneration(), has, &wanted))
 		if route {
 			wanted.proxies = nil // there is no place for numbers
 		}
@@ -388,7 +388,7 @@ func (c *Controller) tell(obj runtime.Object, is metav1.Condition, was *metav1.C
 
 // addProgrammed adds what proxies run, and returns when to look again; 0: when
 // something has changed.
-func (c *Controller) addProgrammed(o object, generation int64, have state, want *state) time.Duration {
+func (c *Controller) addProgrammed(o object, part int, generation int64, have state, want *state) time.Duration {
 	if c.acks == nil {
 		return 0
 	}
@@ -407,16 +407,16 @@ func (c *Controller) addProgrammed(o object, generation int64, have state, want 
 	var again time.Duration
 	behind := is.Reason == v1alpha1.ReasonPending || is.Reason == v1alpha1.ReasonUnknown
 	lags := behind && held != nil && held.Status == metav1.ConditionTrue && held.ObservedGeneration == generation
-	if since := c.lagging(o, lags); lags && since < steady {
+	if since := c.lagging(o, part, lags); lags && since < steady {
 		is, want.proxies, again = *held, have.proxies, steady-since
 	}
 	want.conditions = append(want.conditions, is)
 	return again
 }
 
-// lagging notes whether the object lags behind its status, and returns for how
-// long it has.
-func (c *Controller) lagging(o object, lags bool) time.Duration {
+// lagging notes whether a part of the object lags behind its status, and returns for
+// how long it has.
+func (c *Controller) lagging(o object, part int, lags bool) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.known[o]
@@ -424,12 +424,15 @@ func (c *Controller) lagging(o object, lags bool) time.Duration {
 	case r == nil:
 		return 0
 	case !lags:
-		r.lags = time.Time{}
+		delete(r.lags, part)
 		return 0
-	case r.lags.IsZero():
-		r.lags = c.now()
+	case r.lags == nil:
+		r.lags = map[int]time.Time{}
 	}
-	return c.now().Sub(r.lags)
+	if _, ok := r.lags[part]; !ok {
+		r.lags[part] = c.now()
+	}
+	return c.now().Sub(r.lags[part])
 }
 
 // rest is how long mere numbers wait to be written.

@@ -358,7 +358,12 @@ type RequestMatch struct {
 	Headers []HeaderMatch
 	Method  string // any, where empty
 	Query   []HeaderMatch
+	// GRPC is of a GRPCRoute, whose method is in Path: what decides between two.
+	GRPC *MethodMatch
 }
+
+// MethodMatch is how many characters a match of a gRPC method names.
+type MethodMatch struct{ Service, Method int }
 
 // MatchType says how a string is compared.
 type MatchType uint8

@@ -216,7 +216,7 @@ func hostRules(g *mesh.Gateway, ls []mesh.Listener, domain string, v *mesh.View)
 		if host < 0 {
 			continue
 		}
-		for _, one := range rulesOf([]*mesh.Route{r}, v) {
+		for _, one := range rulesOf(mesh.Name{}, []*mesh.Route{r}, v) {
 			all = append(all, ranked{one, host})
 		}
 	}

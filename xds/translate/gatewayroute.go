@@ -57,13 +57,14 @@ func mostSpecific(rs []*mesh.Route) mesh.Kind {
 
 // routeRules are the rules of routes, the most specific match first. Between equals
 // the older route wins, then the one that is first by name, then the first rule.
-func routeRules(routes []*mesh.Route, v *mesh.View) []rule {
-	out := rulesOf(routes, v)
+func routeRules(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
+	out := rulesOf(called, routes, v)
 	slices.SortStableFunc(out, func(a, b rule) int { return bySpecificity(a.match, b.match) })
 	return out
 }
 
-func rulesOf(routes []*mesh.Route, v *mesh.View) []rule {
+// rulesOf are the rules of routes for calls to a service, or to a gateway (no name).
+func rulesOf(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 	var out []rule
 	for _, r := range routes {
 		for i := range r.Rules {
@@ -71,7 +72,7 @@ func rulesOf(routes []*mesh.Route, v *mesh.View) []rule {
 			if len(matches) == 0 {
 				matches = []mesh.RequestMatch{{}}
 			}
-			one := routeRule(r, &r.Rules[i], v)
+			one := routeRule(called, r, &r.Rules[i], v)
 			for j, m := range matches {
 				one.name, one.match = fmt.Sprintf("%s#%d.%d", cmp.Or(r.Rules[i].Name, r.Meta.Name.String()), i, j), m
 				out = append(out, one)
@@ -83,7 +84,7 @@ func rulesOf(routes []*mesh.Route, v *mesh.View) []rule {
 
 // bySpecificity orders matches as the Gateway API does: by path (an exact one, then
 // expressions, then the longest prefix), method, number of headers, and of query
-// parameters.
+// parameters; those of GRPCRoutes by service, method and number of headers.
 func bySpecificity(a, b mesh.RequestMatch) int {
 	rank := func(m mesh.RequestMatch) (kind, length int) {
 		switch {
@@ -100,13 +101,19 @@ func bySpecificity(a, b mesh.RequestMatch) int {
 	ak, al := rank(a)
 	bk, bl := rank(b)
 	method := func(m mesh.RequestMatch) int { return min(len(m.Method), 1) }
+	if a.GRPC != nil && b.GRPC != nil {
+		return cmp.Or(
+			cmp.Compare(b.GRPC.Service, a.GRPC.Service), cmp.Compare(b.GRPC.Method, a.GRPC.Method),
+			cmp.Compare(len(b.Headers), len(a.Headers)),
+		)
+	}
 	return cmp.Or(
 		cmp.Compare(bk, ak), cmp.Compare(bl, al), cmp.Compare(method(b), method(a)),
 		cmp.Compare(len(b.Headers), len(a.Headers)), cmp.Compare(len(b.Query), len(a.Query)),
 	)
 }
 
-func routeRule(r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
+func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
 	out := rule{
 		request: headersOf(in.Filters.Request), response: headersOf(in.Filters.Response),
 		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite,
@@ -117,13 +124,13 @@ func routeRule(r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
 	}
 	for _, b := range in.Backends {
 		s := share{weight: b.Weight, request: headersOf(b.Request), response: headersOf(b.Response)}
-		if backendFault(r, b.Backend, v) == nil {
+		if backendFault(called, r, b.Backend, v) == nil {
 			s.to = endpointsOf{service: b.Name, port: b.Port}
 		}
 		out.backends = append(out.backends, s)
 	}
 	for _, m := range in.Filters.Mirrors {
-		if backendFault(r, m.Backend, v) == nil {
+		if backendFault(called, r, m.Backend, v) == nil {
 			out.mirrors = append(out.mirrors, mirror{endpointsOf{service: m.Name, port: m.Port}, m.Numerator, m.Denominator})
 		}
 	}
@@ -140,12 +147,13 @@ func routeRetries(r *mesh.Retries) *mesh.Retries {
 	return &out
 }
 
-// backendFault looks for what keeps a route from sending requests to a backend.
-func backendFault(r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
+// backendFault looks for what keeps a route from sending requests to a backend. The
+// service that was called needs no grant: its clients call it without the route as well.
+func backendFault(called mesh.Name, r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
 	if b.Kind != mesh.BackendService {
 		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend", b.Kind, b.Name)}
 	}
-	if b.Namespace != r.Meta.Namespace && !isParent(r, b.Name) {
+	if b.Namespace != r.Meta.Namespace && b.Name != called {
 		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}, b.Name, v); f != nil {
 			return f
 		}
@@ -171,12 +179,6 @@ func grantFault(from mesh.GrantFrom, to mesh.Name, v *mesh.View) *fault {
 	)}
 }
 
-// isParent reports whether the route is for calls to the very service, which its
-// clients make without it as well: nobody has to grant it.
-func isParent(r *mesh.Route, service mesh.Name) bool {
-	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool { return p.Kind == mesh.KindService && p.Name == service })
-}
-
 func kindName(k mesh.Kind) string {
 	if k == mesh.KindGRPCRoute {
 		return KindGRPCRoute
@@ -186,18 +188,10 @@ func kindName(k mesh.Kind) string {
 
 // routeFindings are two conditions for each parent.
 func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
-	var refs []*fault
 	var unsupported *fault
 	for i := range r.Rules {
-		rule := &r.Rules[i]
-		if rule.Unsupported != "" && unsupported == nil {
-			unsupported = &fault{conditionAccepted, reasonUnsupportedValue, rule.Unsupported}
-		}
-		for _, b := range rule.Backends {
-			refs = append(refs, backendFault(r, b.Backend, v))
-		}
-		for _, m := range rule.Filters.Mirrors {
-			refs = append(refs, backendFault(r, m.Backend, v))
+		if u := r.Rules[i].Unsupported; u != "" && unsupported == nil {
+			unsupported = &fault{conditionAccepted, reasonUnsupportedValue, u}
 		}
 	}
 	if r.Invalid != "" {
@@ -207,6 +201,7 @@ func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
 	out := []mesh.Finding{{Kind: r.Of, Object: r.Meta.Name, Generation: r.Generation, Parent: -1}}
 	for _, p := range r.Parents {
 		var f *fault
+		var called mesh.Name
 		if p.Kind == mesh.KindGateway {
 			g, ok := gatewayOf(p.Name, v)
 			if !ok {
@@ -214,12 +209,26 @@ func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
 			}
 			f = attachmentFault(g, r, p, v)
 		} else {
-			f = parentFault(r, p, v)
+			f, called = parentFault(r, p, v), p.Name
 		}
-		fs := append(slices.Clone(refs), f, unsupported)
+		fs := append(refFaults(called, r, v), f, unsupported)
 		for _, f := range report(r.Of, r.Meta, true, fs...) {
 			f.Parent = p.Index
 			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// refFaults are what keeps a route from its backends.
+func refFaults(called mesh.Name, r *mesh.Route, v *mesh.View) []*fault {
+	var out []*fault
+	for i := range r.Rules {
+		for _, b := range r.Rules[i].Backends {
+			out = append(out, backendFault(called, r, b.Backend, v))
+		}
+		for _, m := range r.Rules[i].Filters.Mirrors {
+			out = append(out, backendFault(called, r, m.Backend, v))
 		}
 	}
 	return out

@@ -93,7 +93,7 @@ type mirror struct {
 // are tried: those of routes, else those of a split, else the service's own endpoints.
 func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []rule {
 	if routes := routesFor(svc, port, client, v); len(routes) > 0 {
-		return routeRules(routes, v)
+		return routeRules(svc.Name, routes, v)
 	}
 	if s := splitFor(svc, port, v); s != nil {
 		return splitRules(s, port.Port)
@@ -114,6 +114,23 @@ type outbound struct {
 }
 
 func (o *outbound) add(r rule) {
+	for _, out := range o.routesFor(r) {
+		// What Envoy would refuse, it would refuse all of.
+		if out.Validate() != nil {
+			out = &route.Route{Name: r.name, Match: out.Match, Action: failing()}
+			if out.Validate() != nil {
+				continue
+			}
+		}
+		o.routes = append(o.routes, out)
+	}
+}
+
+func failing() *route.Route_DirectResponse {
+	return &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 500}}
+}
+
+func (o *outbound) routesFor(r rule) []*route.Route {
 	out := &route.Route{
 		Name: r.name, Match: requestMatch(r.match),
 		RequestHeadersToAdd: r.request.add, RequestHeadersToRemove: r.request.remove,
@@ -121,8 +138,7 @@ func (o *outbound) add(r rule) {
 	}
 	if r.redirect != nil {
 		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.scheme, o.port)}
-		o.routes = append(o.routes, out)
-		return
+		return []*route.Route{out}
 	}
 	var broken, sum uint64
 	for _, b := range r.backends {
@@ -131,20 +147,40 @@ func (o *outbound) add(r rule) {
 			broken += uint64(b.weight)
 		}
 	}
-	failing := &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 500}}
 	if broken == sum { // or nothing is there at all
-		out.Action = failing
-		o.routes = append(o.routes, out)
-		return
+		out.Action = failing()
+		return []*route.Route{out}
 	}
-	if broken > 0 {
-		// The share of what does not exist fails, and the others' does not grow.
-		some := requestMatch(r.match)
-		some.RuntimeFraction = &core.RuntimeFractionalPercent{DefaultValue: fraction(broken, sum)}
-		o.routes = append(o.routes, &route.Route{Name: r.name + "#broken", Match: some, Action: failing})
+	if broken == 0 {
+		out.Action = &route.Route_Route{Route: o.action(r)}
+		return []*route.Route{out}
 	}
+	// The share of what does not exist fails, and the others' does not grow.
+	some := &route.Route{Name: r.name + "#broken", Match: requestMatch(r.match), Action: failing()}
+	some.Match.RuntimeFraction = &core.RuntimeFractionalPercent{DefaultValue: fraction(broken, sum)}
+	r.backends = independent(r.backends)
 	out.Action = &route.Route_Route{Route: o.action(r)}
-	o.routes = append(o.routes, out)
+	return []*route.Route{some, out}
+}
+
+// independent has the choice between backends not depend on whether a request was one of
+// a fraction in millionths. Envoy takes both from one random number, which is so where
+// the weights' sum has no divisor in common with a million. That costs a weight less
+// than a thousandth of the sum.
+func independent(backends []share) []share {
+	out := slices.DeleteFunc(slices.Clone(backends), func(b share) bool { return b.weight == 0 || b.to == (endpointsOf{}) })
+	const finer = 100 // a sum is 16,000,000 at most
+	var sum uint32
+	most := 0
+	for i := range out {
+		out[i].weight *= finer
+		sum += out[i].weight
+		if out[i].weight > out[most].weight {
+			most = i
+		}
+	}
+	out[most].weight++ // and a multiple of 100, and one, is a multiple of neither 2 nor 5
+	return out
 }
 
 // fraction is a part of a whole, in millionths.
@@ -158,6 +194,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	retries := called.retries
 	if r.retries != nil {
 		retries = *r.retries
+		retries.PerTryTimeout = called.retries.PerTryTimeout
 	}
 	if r.tryTimeout != nil {
 		retries.PerTryTimeout = *r.tryTimeout
@@ -165,12 +202,15 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(called.timeout),
 		IdleTimeout: durationpb.New(called.idle), // 0 lifts the bound on the wait for this very route
-		RetryPolicy: retryPolicy(retries, called.locality.Prefer),
 	}
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)
 	}
 	rewrite(a, r.rewrite, r.match.Path)
+	if r.affinity != nil { // and nothing else decides
+		a.HashPolicy = []*route.RouteAction_HashPolicy{hashPolicy(*r.affinity)}
+	}
+	near := mesh.SameNode // as all backends are preferred to be
 	var weighted []*route.WeightedCluster_ClusterWeight
 	for _, b := range r.backends {
 		if b.weight == 0 || b.to == (endpointsOf{}) {
@@ -181,13 +221,17 @@ func (o *outbound) action(r rule) *route.RouteAction {
 		if b.to.service != o.service || b.to.port != o.port {
 			t = trafficFor(o.client, b.to.service, b.to.port, o.view)
 		}
-		a.HashPolicy = append(a.HashPolicy, t.hash()...)
+		if r.affinity == nil {
+			a.HashPolicy = append(a.HashPolicy, t.hash()...)
+		}
+		near = min(near, t.locality.Prefer)
 		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{
 			Name: o.cluster(b.to), Weight: wrapperspb.UInt32(b.weight),
 			RequestHeadersToAdd: b.request.add, RequestHeadersToRemove: b.request.remove,
 			ResponseHeadersToAdd: b.response.add, ResponseHeadersToRemove: b.response.remove,
 		})
 	}
+	a.RetryPolicy = retryPolicy(retries, near)
 	for _, m := range r.mirrors {
 		if m.to == (endpointsOf{}) {
 			continue
@@ -202,7 +246,6 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	} else {
 		w := &route.WeightedCluster{Clusters: weighted}
 		if r.affinity != nil {
-			a.HashPolicy = append(a.HashPolicy, hashPolicy(*r.affinity))
 			w.RandomValueSpecifier = &route.WeightedCluster_UseHashPolicy{UseHashPolicy: wrapperspb.Bool(true)}
 		}
 		a.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: w}

@@ -50,8 +50,8 @@ const splitTotal = 1_000_000_000
 func splitEndpoints(name string, d destination, v *mesh.View) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
 	s := connectionSplit(d, v)
-	if s == nil {
-		return out
+	if s == nil { // any more: a cluster that is being replaced goes on with the root's
+		s = &mesh.Split{Backends: []mesh.SplitBackend{{Service: d.service.Name, Weight: 1}}}
 	}
 	type set struct {
 		endpoints []found
