@@ -276,6 +276,11 @@ func (s *Stream) nacked(t translate.Type, r response, message string) {
 		}
 		sub.sent, sub.sentAt = sub.acked, sub.ackedAt
 		if len(r.parts) == 1 {
+			if sub.rejected != nil {
+				// The value may be again what was refused before, which kept it from
+				// being sent. That refusal is forgotten now, so it is to be seen anew.
+				subs.enqueue(sub)
+			}
 			s.refuse(sub, &Rejection{Version: p.version, Message: message})
 			continue
 		}

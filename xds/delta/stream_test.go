@@ -95,6 +95,45 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 	}
 }
 
+// A value that went back to what was refused, while another was under way that is
+// refused too, is not left with the refusal of the other.
+func TestARefusalIsOfTheValueThatThereIs(t *testing.T) {
+	route := build.Key{Type: translate.Route, Name: "r", For: "here"}
+	one, two := at(translate.Route, 1, "", time.Time{}), at(translate.Route, 2, "", time.Time{})
+	src := fixed{route: one}
+	s := delta.New(bindingOf("here"), delta.Limits{})
+	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"r"}})
+	next := func() *delta.Push {
+		p, _ := s.Next(src)
+		return p
+	}
+	refuse := func(p *delta.Push) {
+		s.Request(&discovery.DeltaDiscoveryRequest{
+			TypeUrl: translate.Route.URL(), ResponseNonce: p.Response.GetNonce(),
+			ErrorDetail: &status.Status{Code: 3, Message: p.Response.GetResources()[0].GetVersion()},
+		})
+	}
+	refuse(next())
+	src[route] = two
+	s.Dirty([]build.Key{route})
+	second := next()
+	src[route] = one
+	s.Dirty([]build.Key{route})
+	if p := next(); p != nil {
+		t.Fatalf("what was refused was sent again: %v", p.Response)
+	}
+	refuse(second)
+	if p := next(); p != nil { // it may be sent once more
+		refuse(p)
+	}
+	if p := next(); p != nil {
+		t.Errorf("there is no end to what is sent: %v", p.Response)
+	}
+	if h, _ := s.Holding(route); h.Rejected == nil || h.Rejected.Version != one.Version || h.Rejected.Message != one.Version {
+		t.Errorf("the value is %s, and what is known to be refused %+v", one.Version, h.Rejected)
+	}
+}
+
 func TestWordsOfARefusalAreKeptShort(t *testing.T) {
 	route := build.Key{Type: translate.Route, Name: "r", For: "here"}
 	src := fixed{route: at(translate.Route, 1, "", time.Time{})}
