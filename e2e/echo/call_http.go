@@ -84,7 +84,7 @@ func newRequest(ctx context.Context, o callOptions) (*http.Request, error) {
 func callTLS(ctx context.Context, o callOptions, r *Result) error {
 	transport := newTransport(false, true)
 	// The application's certificate is its own: what counts is whose it is.
-	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: o.host}
 	defer transport.CloseIdleConnections()
 	o.target = "https://" + o.target + "/"
 	return doHTTP(ctx, &http.Client{Transport: transport, CheckRedirect: noRedirect}, o, r)
