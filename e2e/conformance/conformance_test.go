@@ -23,7 +23,7 @@ import (
 )
 
 // controllerName is the spec.controllerName of GatewayClasses that are Tulle's.
-const controllerName = "mesh.tulle.dev/gateway"
+const controllerName = "mesh.tulle.dev/tulle"
 
 func TestConformance(t *testing.T) {
 	kube.Quiet()
