@@ -3,6 +3,10 @@ package v1alpha1
 // ControllerName is who writes the status of an object of the Gateway API.
 const ControllerName = "mesh.tulle.dev/tulle"
 
+// GatewayControllerName is what a GatewayClass says in spec.controllerName whose
+// Gateways are Tulle's.
+const GatewayControllerName = "mesh.tulle.dev/gateway"
+
 // The types of conditions in the status of every kind. Each carries the
 // generation of the object that it speaks of.
 const (

@@ -88,11 +88,14 @@ type Finding struct {
 	Object Name
 	// Generation is the object's, as it was when this was found.
 	Generation int64
-	Parent     int    // of a route: which of its parentRefs it is about
-	Type       string // condition type: Accepted, ResolvedRefs
-	OK         bool
-	Reason     string // CamelCase
-	Message    string // a sentence that says what to do
+	// Parent says what part of the object it is about: of a route, which of its
+	// parentRefs; of a Gateway, which of its listeners, and -1 for the Gateway itself.
+	Parent  int
+	Type    string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
+	OK      bool   // the condition's status is True
+	Reason  string // CamelCase
+	Message string // a sentence that says what to do
+	Count   int    // of Type AttachedRoutes: how many routes the listener has
 }
 
 // Revision counts the snapshots that were made: each has a higher one than the
