@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"errors"
 	"strconv"
 	"time"
 
@@ -20,10 +21,40 @@ const (
 	// because a new start helps nothing while the control plane is away.
 	startupPatience = 600
 	probeTimeout    = 3
+	// readyPeriod is how often, in seconds, a gateway is asked whether it is ready.
+	readyPeriod = 2
 )
 
-// proxyContainer is stock Envoy as a native sidecar: it starts before the
-// application and ends after it.
+// Proxy returns stock Envoy as the only container of a pod, that of a gateway,
+// with the volumes that it mounts. The pod's annotations about the proxy, and about
+// its sleep before its end, count as they do for an injected pod; nothing else of
+// the pod is read but its grace period, and the pod is not changed.
+//
+// An error is a refusal: the sentence says what to write instead.
+func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, error) {
+	if s.ProxyImage == "" {
+		return corev1.Container{}, nil, errors.New("the control plane was started without an image for tulle-proxy")
+	}
+	o, err := overridesOf(pod, s)
+	if err != nil {
+		return corev1.Container{}, nil, err
+	}
+	proxy, err := proxyContainer(s, o)
+	if err != nil {
+		return corev1.Container{}, nil, err
+	}
+	proxy.ReadinessProbe = &corev1.Probe{
+		ProbeHandler:   proxy.StartupProbe.ProbeHandler,
+		PeriodSeconds:  readyPeriod,
+		TimeoutSeconds: probeTimeout,
+	}
+	if n := o.preStopSleep; n > 0 {
+		proxy.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: n}}}
+	}
+	return proxy, volumes(), nil
+}
+
+// proxyContainer is stock Envoy, in any kind of pod.
 func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
 	config, err := proxyBootstrap(s.Revision)
 	if err != nil {
@@ -33,7 +64,6 @@ func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
 		Name:            ContainerProxy,
 		Image:           s.ProxyImage,
 		ImagePullPolicy: corev1.PullIfNotPresent,
-		RestartPolicy:   new(corev1.ContainerRestartPolicyAlways),
 		Command:         []string{"/usr/local/bin/envoy"},
 		Args: []string{
 			"--log-level", o.logLevel,

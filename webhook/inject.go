@@ -59,6 +59,8 @@ func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mes
 	if err != nil {
 		return err
 	}
+	// A native sidecar: it starts before the application and ends after it.
+	proxy.RestartPolicy = new(corev1.ContainerRestartPolicyAlways)
 	proxy.Lifecycle = outlive(&pod.Spec)
 	pod.Spec.InitContainers = slices.Concat(
 		[]corev1.Container{redirecting(pod, s, o, how), proxy},

@@ -50,9 +50,11 @@ const (
 	// has the last word, then the namespace's, then the settings'.
 	LabelRedirection = prefix + "redirection"
 
-	// LabelProxy marks pods that were injected.
+	// LabelProxy marks pods that were injected, and those of gateways.
 	LabelProxy   = prefix + "proxy"
 	proxySidecar = "sidecar"
+	// ProxyGateway is the label's value on a gateway's pods.
+	ProxyGateway = "gateway"
 
 	// AnnotationStatus says what was injected, as JSON.
 	AnnotationStatus = prefix + "status"

@@ -28,6 +28,7 @@ import (
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/ca/secret"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/controllers/gateway"
 	"github.com/tulle-mesh/tulle/controllers/observe"
 	"github.com/tulle-mesh/tulle/controllers/status"
 	"github.com/tulle-mesh/tulle/controllers/trust"
@@ -56,6 +57,7 @@ type controlPlane struct {
 	tokens       *server.Tokens
 	server       *server.Server
 	status       *status.Controller
+	gateways     *gateway.Controller
 	serving      atomic.Bool // proxies, on the xDS address
 }
 
@@ -63,7 +65,7 @@ type controlPlane struct {
 func run(ctx context.Context, o options, log logr.Logger) error {
 	p := &controlPlane{options: o, log: log}
 	for _, step := range []func(context.Context) error{
-		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wireStatus, p.wireHealth,
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wireStatus, p.wireGateways, p.wireHealth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -178,7 +180,9 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 func (p *controlPlane) wireObserver(ctx context.Context) error {
 	p.observer = observe.New(observe.Options{
 		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
-		OnKind: func(o client.Object) error { return p.status.WatchKind(o) }, // called when all is wired
+		OnKind: func(o client.Object) error { // called when all is wired
+			return errors.Join(p.status.WatchKind(o), p.gateways.WatchKind(o))
+		},
 	})
 	if err := p.observer.SetupWithManager(p.manager); err != nil {
 		return err
@@ -215,8 +219,7 @@ func (p *controlPlane) wireTrust(context.Context) error {
 
 func (p *controlPlane) wireWebhooks(context.Context) error {
 	s := p.manager.GetWebhookServer()
-	in := injection{options: p.options, reader: p.manager.GetClient(), builder: p.builder, log: p.log.WithName("inject")}
-	injector := &webhook.Injector{Settings: in.settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
+	injector := &webhook.Injector{Settings: p.injection().settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
 	counted, err := webhook.Counted(metrics.Registry, map[string]admission.Handler{
 		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{},
 	})
@@ -227,6 +230,11 @@ func (p *controlPlane) wireWebhooks(context.Context) error {
 		s.Register(path, &admission.Webhook{Handler: handler})
 	}
 	return nil
+}
+
+// injection is where settings of proxies come from, those of gateways too.
+func (p *controlPlane) injection() injection {
+	return injection{options: p.options, reader: p.manager.GetClient(), builder: p.builder, log: p.log.WithName("inject")}
 }
 
 // whenComplete has requests wait for the cluster's initial state. The API server

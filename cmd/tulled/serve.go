@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/tulle-mesh/tulle/ca"
+	"github.com/tulle-mesh/tulle/controllers/gateway"
 	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
 	"github.com/tulle-mesh/tulle/webhook"
@@ -117,6 +118,12 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	}
 	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry})
 	return p.status.SetupWithManager(p.manager)
+}
+
+// wireGateways has the leader keep what Gateways are given.
+func (p *controlPlane) wireGateways(context.Context) error {
+	p.gateways = gateway.New(gateway.Options{Findings: p.builder, Settings: p.injection().settings})
+	return p.gateways.SetupWithManager(p.manager)
 }
 
 // ours reports, as an error, whose token is not that of one of our replicas.

@@ -104,8 +104,8 @@ type Finding struct {
 	// listener; -1 is the Gateway itself.
 	Parent  int
 	Count   int    // of the type AttachedRoutes
-	Type    string // condition type: Accepted, ResolvedRefs
-	OK      bool
+	Type    string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
+	OK      bool   // the condition's status is True
 	Reason  string // CamelCase
 	Message string // a sentence that says what to do
 }

@@ -144,7 +144,11 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	check := validation(servers)
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
 	if d.http {
-		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(connectionAge(v)))
+		common := t.protocols(connectionAge(v))
+		c.TypedExtensionProtocolOptions = protocolOptions(common)
+		if d.prefix != prefixService {
+			c.TypedExtensionProtocolOptions = explicitProtocol(common, d.prefix == prefixEdgeH2)
+		}
 	}
 	return Result{Message: c, EDS: assignment}
 }
@@ -232,6 +236,20 @@ func protocolOptions(common *core.HttpProtocolOptions) map[string]*anypb.Any {
 				Http2ProtocolOptions: &core.Http2ProtocolOptions{},
 			},
 		},
+	})}
+}
+
+// explicitProtocol is HTTP/1.1 or HTTP/2, whatever the client speaks.
+func explicitProtocol(common *core.HttpProtocolOptions, http2 bool) map[string]*anypb.Any {
+	explicit := &upstreams.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: http1()},
+	}
+	if http2 {
+		explicit.ProtocolConfig = &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}}
+	}
+	return map[string]*anypb.Any{httpOptions: typed(&upstreams.HttpProtocolOptions{
+		CommonHttpProtocolOptions: common,
+		UpstreamProtocolOptions:   &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit},
 	})}
 }
 

@@ -71,6 +71,9 @@ func rulesOf(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 			matches := r.Rules[i].Matches
 			if len(matches) == 0 {
 				matches = []mesh.RequestMatch{{}}
+				if r.Of == mesh.KindGRPCRoute {
+					matches[0].GRPC = &mesh.MethodMatch{}
+				}
 			}
 			one := routeRule(called, r, &r.Rules[i], v)
 			for j, m := range matches {

@@ -61,6 +61,8 @@ const unreachedHeader = "x-tulle-unreached"
 // prefixes of on-demand clusters' names.
 const (
 	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
+	prefixEdge    = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
+	prefixEdgeH2  = "h2|"   // and in HTTP/2
 	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
 	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
 )
@@ -83,22 +85,26 @@ const PrefixProbe = "probe|"
 
 // ClusterName is the name of the cluster for HTTP to a service's port.
 func ClusterName(service mesh.Name, port uint16) string {
-	return fmt.Sprintf("%s%s|%d", prefixService, service, port)
+	return endpointsOf{service: service, port: port}.name(prefixService)
 }
 
 // OfService reports whether a cluster's name may be that of a service's cluster,
 // which differs between namespaces of clients.
 func OfService(name string) bool {
-	return strings.HasPrefix(name, prefixService) || strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP)
+	return slices.ContainsFunc(servicePrefixes(), func(p string) bool { return strings.HasPrefix(name, p) }) ||
+		strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP)
 }
 
-// subsetName is the name of the cluster for HTTP to those pods of a service that have
-// the labels.
-func subsetName(service mesh.Name, port uint16, labels string) string {
-	if labels == "" {
-		return ClusterName(service, port)
+// servicePrefixes are those of clusters for HTTP that are named by a service.
+func servicePrefixes() []string { return []string{prefixService, prefixEdge, prefixEdgeH2} }
+
+// name is that of the cluster for HTTP to the endpoints.
+func (e endpointsOf) name(prefix string) string {
+	name := fmt.Sprintf("%s%s|%d", prefix, e.service, e.port)
+	if e.labels != "" {
+		name += "|" + e.labels
 	}
-	return ClusterName(service, port) + "|" + labels
+	return name
 }
 
 // labelsText is a set of labels as part of a name; neither has "|", "," or "=" in it.
@@ -153,6 +159,7 @@ type destination struct {
 	port    mesh.ServicePort
 	address netip.AddrPort
 	http    bool
+	prefix  string            // of a cluster that is named by a service
 	labels  map[string]string // of the service's pods that are meant; nil: all
 }
 
@@ -160,7 +167,11 @@ type destination struct {
 // service it returns false; an address that is no service's is returned as it
 // is.
 func resolve(name string, v *mesh.View) (destination, bool) {
-	if rest, ok := strings.CutPrefix(name, prefixService); ok {
+	for _, prefix := range servicePrefixes() {
+		rest, ok := strings.CutPrefix(name, prefix)
+		if !ok {
+			continue
+		}
 		var labels map[string]string
 		if parts := strings.SplitN(rest, "|", 3); len(parts) == 3 {
 			rest, labels = parts[0]+"|"+parts[1], labelsFrom(parts[2])
@@ -174,7 +185,7 @@ func resolve(name string, v *mesh.View) (destination, bool) {
 			return destination{}, false
 		}
 		p, ok := svc.Port(number)
-		return destination{service: svc, port: p, http: true, labels: labels}, ok
+		return destination{service: svc, port: p, http: true, prefix: prefix, labels: labels}, ok
 	}
 	rest, http := strings.CutPrefix(name, prefixHTTP)
 	if !http {

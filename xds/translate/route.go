@@ -226,7 +226,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 		}
 		near = min(near, t.locality.Prefer)
 		weighted = append(weighted, &route.WeightedCluster_ClusterWeight{
-			Name: o.cluster(b.to), Weight: wrapperspb.UInt32(b.weight),
+			Name: o.cluster(b.to, r.match.GRPC != nil), Weight: wrapperspb.UInt32(b.weight),
 			RequestHeadersToAdd: b.request.add, RequestHeadersToRemove: b.request.remove,
 			ResponseHeadersToAdd: b.response.add, ResponseHeadersToRemove: b.response.remove,
 		})
@@ -237,7 +237,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 			continue
 		}
 		a.RequestMirrorPolicies = append(a.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
-			Cluster: o.cluster(m.to), DisableShadowHostSuffixAppend: true,
+			Cluster: o.cluster(m.to, r.match.GRPC != nil), DisableShadowHostSuffixAppend: true,
 			RuntimeFraction: &core.RuntimeFractionalPercent{DefaultValue: mirrored(m)},
 		})
 	}
@@ -278,9 +278,20 @@ func mirrored(m mirror) *typev3.FractionalPercent {
 	return fraction(uint64(m.numerator), uint64(m.denominator))
 }
 
-// cluster is the name of the cluster of the endpoints, of which it takes note.
-func (o *outbound) cluster(to endpointsOf) string {
-	c := subsetName(to.service, to.port, to.labels)
+// cluster is the name of the cluster of the endpoints, of which it takes note. A sidecar
+// leaves HTTP's version as its application chose it. A gateway's clients know nothing of
+// the application: it is spoken to as its port says, and for GRPCRoutes in HTTP/2.
+func (o *outbound) cluster(to endpointsOf, grpc bool) string {
+	prefix := prefixService
+	if o.service == (mesh.Name{}) {
+		prefix = prefixEdge
+		if svc, ok := o.view.Service(to.service); ok {
+			if p, _ := svc.Port(to.port); grpc || p.Protocol == mesh.HTTP2 || p.Protocol == mesh.GRPC {
+				prefix = prefixEdgeH2
+			}
+		}
+	}
+	c := to.name(prefix)
 	o.clusters = append(o.clusters, c)
 	return c
 }

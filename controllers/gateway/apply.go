@@ -1,0 +1,245 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/tulle-mesh/tulle/webhook"
+)
+
+// replicasOwner is under whose name the number of replicas is applied. It is another
+// than fieldOwner, because a number that its only owner does not apply any more
+// becomes 1.
+const replicasOwner = "tulle-gateway-replicas"
+
+// provide gives a Gateway what it is to have, where that is not so already. A mistake
+// is the Gateway's author's to mend.
+func (c *Controller) provide(ctx context.Context, gw *gatewayv1.Gateway) error {
+	s := c.settings()
+	var err error
+	if s.Revision, err = c.revision(ctx, gw); err != nil {
+		return err
+	}
+	want, err := Objects(gw, s)
+	if err != nil {
+		return err
+	}
+	replicas, asked, err := replicasOf(gw)
+	if err != nil {
+		return err
+	}
+	have, complete, err := c.have(ctx, gw, want)
+	if err != nil {
+		return err
+	}
+	mark, err := fingerprint(want, have, replicas, asked)
+	if err != nil {
+		return err
+	}
+	if !complete || c.applied(gw) != mark {
+		for _, o := range want {
+			if err := c.apply(ctx, o, replicas, asked); err != nil {
+				return err
+			}
+		}
+		log.FromContext(ctx).V(1).Info("gateway applied", "gateway", client.ObjectKeyFromObject(gw))
+		c.note(gw, func(r *record) { r.applied = mark })
+	}
+	return c.release(ctx, gw, nameOf(gw))
+}
+
+// revision is that of the control plane that is to serve the Gateway: what its label
+// says, or its namespace's; "" is the default one.
+func (c *Controller) revision(ctx context.Context, gw *gatewayv1.Gateway) (string, error) {
+	revision := gw.Labels[webhook.LabelRevision]
+	if revision == "" {
+		namespace := namespaceMeta()
+		if err := c.own.Get(ctx, client.ObjectKey{Name: gw.Namespace}, namespace); client.IgnoreNotFound(err) != nil {
+			return "", fmt.Errorf("reading the labels of namespace %s: %w", gw.Namespace, err)
+		}
+		revision = namespace.Labels[webhook.LabelRevision]
+	}
+	if revision == "" {
+		return "", nil
+	}
+	if err := webhook.ValidRevision(revision); err != nil {
+		return "", mistakef("the label %s: %v", webhook.LabelRevision, err)
+	}
+	return revision, nil
+}
+
+// have is what there is of what is wanted, in the same order, and whether it is all
+// there. An object of one of the names that is not the Gateway's is a mistake: it is
+// never taken over.
+func (c *Controller) have(ctx context.Context, gw *gatewayv1.Gateway, want []client.Object) (have []client.Object, complete bool, err error) {
+	complete = true
+	for _, o := range want {
+		kind := o.GetObjectKind().GroupVersionKind()
+		is := o.DeepCopyObject().(client.Object)
+		err := c.own.Get(ctx, client.ObjectKeyFromObject(o), is)
+		if apierrors.IsNotFound(err) {
+			complete = false
+			anybodys := &metav1.PartialObjectMetadata{}
+			anybodys.SetGroupVersionKind(kind)
+			err = c.direct.Get(ctx, client.ObjectKeyFromObject(o), anybodys)
+			is = anybodys
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("reading %s %s: %w", kind.Kind, client.ObjectKeyFromObject(o), err)
+		}
+		if !metav1.IsControlledBy(is, gw) {
+			return nil, false, mistakef("there is a %s %s already, which is not this Gateway's: delete it, or give the Gateway another name", kind.Kind, o.GetName())
+		}
+		have = append(have, is)
+	}
+	return have, complete, nil
+}
+
+// fingerprint tells whether there is something to apply: it is another when something
+// else is wanted, and when somebody has changed what there is.
+func fingerprint(want, have []client.Object, replicas int32, asked bool) (string, error) {
+	parts := []any{want, replicas, asked}
+	for _, h := range have {
+		parts = append(parts, h.GetUID(), h.GetGeneration(), h.GetLabels(), h.GetAnnotations(), h.GetOwnerReferences())
+		if s, ok := h.(*corev1.Service); ok { // has no generation
+			parts = append(parts, s.Spec)
+		}
+	}
+	raw, err := json.Marshal(parts)
+	if err != nil {
+		return "", fmt.Errorf("writing down what a Gateway is to have: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+func (c *Controller) applied(gw *gatewayv1.Gateway) string {
+	var out string
+	c.note(gw, func(r *record) { out = r.applied })
+	return out
+}
+
+// note reads or writes the Gateway's record.
+func (c *Controller) note(gw *gatewayv1.Gateway, f func(*record)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, ok := c.known[client.ObjectKeyFromObject(gw)]; ok && r.uid == gw.UID {
+		f(r)
+	}
+}
+
+func (c *Controller) apply(ctx context.Context, o client.Object, replicas int32, asked bool) error {
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		return err
+	}
+	delete(raw, "status")
+	u := &unstructured.Unstructured{Object: raw}
+	err = c.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldOwner), client.ForceOwnership)
+	if err == nil && u.GetKind() == "Deployment" {
+		err = c.scale(ctx, u, replicas, asked)
+	}
+	switch {
+	case apierrors.IsInvalid(err), apierrors.IsForbidden(err):
+		return mistakef("the API server refuses the %s: %v", u.GetKind(), err)
+	case err != nil:
+		return fmt.Errorf("applying %s %s: %w", u.GetKind(), client.ObjectKeyFromObject(o), err)
+	}
+	return nil
+}
+
+// scale says how many pods a Deployment has: as many as the Gateway's author asks
+// for; and where nobody does, firstReplicas, unless somebody has said a number
+// before, who may be this very function, a person, or an autoscaler. So the
+// Deployment is scaled once, and whoever scales it later is not contradicted.
+func (c *Controller) scale(ctx context.Context, is *unstructured.Unstructured, replicas int32, asked bool) error {
+	said := replicasAreOwned(is.GetManagedFields())
+	n, _, _ := unstructured.NestedInt64(is.Object, "spec", "replicas")
+	if said && (!asked || n == int64(replicas)) {
+		return nil
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"replicas": int64(replicas)}}}
+	u.SetGroupVersionKind(is.GroupVersionKind())
+	u.SetNamespace(is.GetNamespace())
+	u.SetName(is.GetName())
+	u.SetUID(is.GetUID())
+	return c.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(replicasOwner), client.ForceOwnership)
+}
+
+// replicasAreOwned reports whether somebody has said spec.replicas. The API server's
+// default is nobody's.
+func replicasAreOwned(fields []metav1.ManagedFieldsEntry) bool {
+	for _, f := range fields {
+		var is struct {
+			Spec map[string]any `json:"f:spec"`
+		}
+		if f.FieldsV1 == nil || json.Unmarshal(f.FieldsV1.Raw, &is) != nil {
+			continue
+		}
+		if _, ok := is.Spec["f:replicas"]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// release deletes what the Gateway was given under other names than this one, which
+// is what remains when it comes to be of another class.
+func (c *Controller) release(ctx context.Context, gw *gatewayv1.Gateway, except string) error {
+	for _, list := range []client.ObjectList{
+		&corev1.ServiceList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &corev1.ServiceAccountList{},
+	} {
+		if err := c.own.List(ctx, list, client.InNamespace(gw.Namespace)); err != nil {
+			return fmt.Errorf("listing what Gateways of %s have: %w", gw.Namespace, err)
+		}
+		err := apimeta.EachListItem(list, func(item runtime.Object) error {
+			o, ok := item.(client.Object)
+			if !ok || o.GetName() == except || o.GetDeletionTimestamp() != nil || !metav1.IsControlledBy(o, gw) {
+				return nil
+			}
+			return client.IgnoreNotFound(c.client.Delete(ctx, o, client.Preconditions{UID: new(o.GetUID())}))
+		})
+		if err != nil {
+			return fmt.Errorf("deleting what Gateway %s had: %w", client.ObjectKeyFromObject(gw), err)
+		}
+	}
+	return nil
+}
+
+// applyStatus applies a status to an object of the Gateway API. The uid makes sure
+// that it goes to the object that it is about, and to no other of its name.
+func applyStatus(ctx context.Context, w client.SubResourceWriter, kind schema.GroupVersionKind, to client.Object, status any) error {
+	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(status)
+	if err != nil {
+		return err
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"status": raw}}
+	u.SetGroupVersionKind(kind)
+	u.SetNamespace(to.GetNamespace())
+	u.SetName(to.GetName())
+	u.SetUID(to.GetUID())
+	err = w.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldOwner), client.ForceOwnership)
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // it is gone, or another of its name is there: the cache will say so
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
+)
+
+// supported are the features of the Gateway API that Tulle's gateways have: what
+// translation does of routes on a Gateway. The names are those of the conformance
+// suite.
+var supported = []features.FeatureName{
+	features.SupportGateway,
+	features.SupportReferenceGrant,
+	features.SupportHTTPRoute,
+	features.SupportGRPCRoute,
+
+	features.SupportHTTPRouteParentRefPort,
+	features.SupportHTTPRouteQueryParamMatching,
+	features.SupportHTTPRouteMethodMatching,
+	features.SupportHTTPRouteResponseHeaderModification,
+	features.SupportHTTPRouteBackendRequestHeaderModification,
+	features.SupportHTTPRoutePortRedirect,
+	features.SupportHTTPRouteSchemeRedirect,
+	features.SupportHTTPRoutePathRedirect,
+	features.SupportHTTPRouteHostRewrite,
+	features.SupportHTTPRoutePathRewrite,
+	features.SupportHTTPRouteRequestTimeout,
+	features.SupportHTTPRouteBackendTimeout,
+	features.SupportHTTPRouteRequestMirror,
+	features.SupportHTTPRouteRequestMultipleMirrors,
+	features.SupportHTTPRouteRequestPercentageMirror,
+	features.SupportHTTPRoute303RedirectStatusCode,
+	features.SupportHTTPRoute307RedirectStatusCode,
+	features.SupportHTTPRoute308RedirectStatusCode,
+	features.SupportHTTPRouteNamedRouteRule,
+	features.SupportGRPCRouteNamedRouteRule,
+}
+
+// supportedFeatures are sorted, as the API wants them.
+func supportedFeatures() []gatewayv1.SupportedFeature {
+	var out []gatewayv1.SupportedFeature
+	for _, f := range supported {
+		out = append(out, gatewayv1.SupportedFeature{Name: gatewayv1.FeatureName(f)})
+	}
+	slices.SortFunc(out, func(a, b gatewayv1.SupportedFeature) int { return strings.Compare(string(a.Name), string(b.Name)) })
+	return out
+}
+
+// ours reports whether the class's Gateways are Tulle's.
+func ours(class *gatewayv1.GatewayClass) bool {
+	return class.Spec.ControllerName == v1alpha1.ControllerName
+}
+
+// refusal says why Gateways of a class of ours are not cared for; "" is that they
+// are.
+func refusal(class *gatewayv1.GatewayClass) string {
+	if p := class.Spec.ParametersRef; p != nil {
+		return fmt.Sprintf("Tulle has no parameters for a GatewayClass, and spec.parametersRef names %s %s: take it out; "+
+			"annotations of each Gateway say what its proxy is like", p.Kind, p.Name)
+	}
+	return ""
+}
+
+// classReconciler writes the status of GatewayClasses.
+type classReconciler struct {
+	reader client.Reader
+	writer client.SubResourceWriter
+	now    func() time.Time
+}
+
+// Reconcile writes a class's status where it is not what it should be.
+func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.Result, error) {
+	var class gatewayv1.GatewayClass
+	switch err := c.reader.Get(ctx, r.NamespacedName, &class); {
+	case apierrors.IsNotFound(err):
+		return reconcile.Result{}, nil
+	case err != nil:
+		return reconcile.Result{}, fmt.Errorf("reading GatewayClass %s: %w", r.Name, err)
+	}
+	if !ours(&class) {
+		return reconcile.Result{}, nil
+	}
+	is := metav1.Condition{
+		Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted,
+		Message: "Tulle makes a proxy of each Gateway of the class",
+	}
+	if why := refusal(&class); why != "" {
+		is.Status, is.Reason, is.Message = metav1.ConditionFalse, string(gatewayv1.GatewayClassReasonInvalidParameters), why
+	}
+	is.ObservedGeneration = class.Generation
+	want := gatewayv1.GatewayClassStatus{
+		Conditions:        since([]metav1.Condition{is}, class.Status.Conditions, c.now()),
+		SupportedFeatures: supportedFeatures(),
+	}
+	have := gatewayv1.GatewayClassStatus{Conditions: owned(class.Status.Conditions), SupportedFeatures: class.Status.SupportedFeatures}
+	if equality.Semantic.DeepEqual(have, want) {
+		return reconcile.Result{}, nil
+	}
+	kind := gatewayv1.SchemeGroupVersion.WithKind("GatewayClass")
+	err := applyStatus(ctx, c.writer, kind, &class, &want)
+	if err != nil {
+		// The CRD of a Gateway API older than 1.4 has no features, and refuses them.
+		want.SupportedFeatures = nil
+		if applyStatus(ctx, c.writer, kind, &class, &want) == nil {
+			return reconcile.Result{}, nil
+		}
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("writing the status of GatewayClass %s: %w", class.Name, err)
+	}
+	return reconcile.Result{}, nil
+}
