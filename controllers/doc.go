@@ -2,6 +2,7 @@
 //
 //   - observe turns informer events into changes of the mesh;
 //   - status turns findings and acknowledgements into conditions;
+//   - gateway gives Gateways their Deployments and Services, and writes their status;
 //   - trust spreads the roots of trust through the cluster.
 //
 // Nothing imports them but cmd/tulled.

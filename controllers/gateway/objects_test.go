@@ -3,10 +3,12 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -188,6 +190,33 @@ func TestThePodIsRestricted(t *testing.T) {
 	}
 	if *pod.AutomountServiceAccountToken {
 		t.Error("the pod has a token of the API server")
+	}
+}
+
+// Everything but what the kind of pod decides is the same, the command line with its
+// bootstrap first of all.
+func TestTheProxyIsTheOneThatIsInjected(t *testing.T) {
+	s := settings()
+	s.InitImage, s.Services = "example.org/init", []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app", Labels: map[string]string{webhook.LabelInject: "enabled"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
+	}
+	injected, _, err := webhook.Inject(pod, nil, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sidecar := injected.Spec.InitContainers[1]
+	gateway := give(t, edge(listener("web", 80, gatewayv1.HTTPProtocolType))).deployment.Spec.Template.Spec
+	proxy := gateway.Containers[0]
+	for _, c := range []*corev1.Container{&sidecar, &proxy} {
+		c.RestartPolicy, c.ReadinessProbe, c.Lifecycle, c.Ports = nil, nil, nil, nil
+	}
+	if d := cmp.Diff(sidecar, proxy); d != "" {
+		t.Errorf("sidecar (-) and gateway (+):\n%s", d)
+	}
+	if d := cmp.Diff(injected.Spec.Volumes, gateway.Volumes); d != "" {
+		t.Errorf("sidecar (-) and gateway (+):\n%s", d)
 	}
 }
 
