@@ -48,17 +48,6 @@ func needed() []permission {
 		}
 		all = append(all, permission{verb: "update", group: "admissionregistration.k8s.io", resource: resource, name: "tulle"})
 	}
-	for _, verb := range []string{"get", "list", "watch", "create", "patch", "delete"} {
-		for resource, group := range map[string]string{"serviceaccounts": "", "services": "", "deployments": "apps", "poddisruptionbudgets": "policy"} {
-			all = append(all, permission{verb: verb, group: group, resource: resource, namespace: "shop", name: "edge-tulle"})
-		}
-	}
-	for _, resource := range []string{"gateways", "gatewayclasses"} {
-		for _, verb := range []string{"list", "watch"} {
-			all = append(all, permission{verb: verb, group: "gateway.networking.k8s.io", resource: resource})
-		}
-		all = append(all, permission{verb: "patch", group: "gateway.networking.k8s.io", resource: resource, subresource: "status"})
-	}
 	return append(
 		all,
 		permission{verb: "create", group: "events.k8s.io", resource: "events", namespace: "shop"},
@@ -98,8 +87,6 @@ func forbidden() []permission {
 		{verb: "create", resource: "serviceaccounts", subresource: "token", namespace: "shop"},
 		{verb: "impersonate", resource: "serviceaccounts", namespace: "shop"},
 		{verb: "update", resource: "namespaces", name: "shop"},
-		{verb: "patch", group: "gateway.networking.k8s.io", resource: "gateways", namespace: "shop"},
-		{verb: "update", group: "apps", resource: "deployments", subresource: "scale", namespace: "shop"},
 		{verb: "update", group: "mesh.tulle.dev", resource: "meshpolicies", namespace: "shop"},
 		{verb: "delete", group: "mesh.tulle.dev", resource: "meshpolicies", namespace: "shop"},
 		{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "kube-system", name: "kube-scheduler"},

@@ -25,7 +25,7 @@ import (
 func (s *space) gateway(name, listeners string) {
 	s.t.Helper()
 	must(s.t, s.c.GatewayAPI(s.t.Context()))
-	must(s.t, s.c.Apply(s.t.Context(), "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: tulle}\nspec: {controllerName: mesh.tulle.dev/tulle}\n"))
+	must(s.t, s.c.ApplyKustomization(s.t.Context(), "../deploy/gateways"))
 	must(s.t, s.c.Apply(s.t.Context(), fmt.Sprintf(`
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway

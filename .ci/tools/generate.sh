@@ -6,7 +6,8 @@
 #   deploy/crds/*.yaml                        from the types and their markers
 #   deploy/base/rbac/role.yaml                from +kubebuilder:rbac markers, which
 #                                             stand beside the code that needs them
-#   deploy/cni/role.yaml                      the same of the CNI plugin's agent
+#   deploy/gateways/role.yaml                 the same of what only gateways need
+#   deploy/cni/role.yaml                      and of the CNI plugin's agent
 #   docs/reference/api.md                     from the CRDs
 #
 # The tools are pinned in go.mod beside this script.
@@ -18,7 +19,7 @@ cd "$root"
 
 controller_gen() { go tool -modfile="$root/.ci/tools/go.mod" controller-gen "$@"; }
 
-mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/deploy/cni" "$out/docs/reference"
+mkdir -p "$out/config/v1alpha1" "$out/deploy/crds" "$out/deploy/base/rbac" "$out/deploy/cni" "$out/deploy/gateways" "$out/docs/reference"
 # A kind that is no longer there must not leave its CRD behind.
 rm -f "$out"/deploy/crds/mesh.tulle.dev_*.yaml
 
@@ -40,7 +41,8 @@ role() {
 	} >"$markers/markers.go"
 	(cd "$markers" && controller_gen "rbac:roleName=$1,fileName=role.yaml" paths=. output:rbac:dir="$2")
 }
-find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' ! -path 'cmd/tulle-cni/*' | role tulled "$out/deploy/base/rbac"
+find ca cmd controllers webhook xds -name '*.go' ! -name '*_test.go' ! -path 'cmd/tulle-cni/*' ! -path 'controllers/gateway/*' | role tulled "$out/deploy/base/rbac"
+find controllers/gateway -name '*.go' ! -name '*_test.go' | role tulle-gateways "$out/deploy/gateways"
 find cmd/tulle-cni -name '*.go' ! -name '*_test.go' | role tulle-cni "$out/deploy/cni"
 
 go -C .ci/tools run ./apiref "$out/deploy/crds" >"$out/docs/reference/api.md"

@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -180,6 +183,7 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 func (p *controlPlane) wireObserver(ctx context.Context) error {
 	p.observer = observe.New(observe.Options{
 		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
+		Gateways: p.mayServeGateways,
 		OnKind: func(o client.Object) error { // called when all is wired
 			return errors.Join(p.status.WatchKind(o), p.gateways.WatchKind(o))
 		},
@@ -209,6 +213,21 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 		return fmt.Errorf("watching the MeshConfig: %w", err)
 	}
 	return nil
+}
+
+// mayServeGateways asks for one of the permissions of deploy/gateways, which has all.
+func (p *controlPlane) mayServeGateways(ctx context.Context) (bool, error) {
+	clientset, err := kubernetes.NewForConfig(p.manager.GetConfig())
+	if err != nil {
+		return false, err
+	}
+	review, err := clientset.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "watch", Resource: "secrets"}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return false, err
+	}
+	return review.Status.Allowed, nil
 }
 
 func (p *controlPlane) wireTrust(context.Context) error {

@@ -33,6 +33,12 @@ import (
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
+// These are of a ClusterRole of their own, deploy/gateways, which an installation without
+// gateways does not have. Certificates are in Secrets of the type kubernetes.io/tls, of any
+// namespace; the observer watches those and no others.
+//
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
+//
 // get is for finding out whether an object that is to be made is somebody else's
 // already, and delete for a Gateway that is given another class.
 //

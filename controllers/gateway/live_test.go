@@ -243,9 +243,13 @@ func permitted(t *testing.T, config *rest.Config, admin client.Client) *rest.Con
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "base", "rbac", "role.yaml"))
-	if err != nil {
-		t.Fatal(err)
+	var manifest []byte
+	for _, of := range []string{"base/rbac", "gateways"} {
+		text, err := os.ReadFile(filepath.Join(root, "deploy", of, "role.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifest = append(append(manifest, text...), "\n---\n"...)
 	}
 	for document := range strings.SplitSeq(string(manifest), "\n---\n") {
 		var role rbacv1.ClusterRole
@@ -259,12 +263,14 @@ func permitted(t *testing.T, config *rest.Config, admin client.Client) *rest.Con
 			t.Fatal(err)
 		}
 	}
-	if err := admin.Create(t.Context(), &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "tulled"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "tulled"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: "tulled"}},
-	}); err != nil {
-		t.Fatal(err)
+	for _, role := range []string{"tulled", "tulle-gateways"} {
+		if err := admin.Create(t.Context(), &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: role},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: "tulled"}},
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	config = rest.CopyConfig(config)
 	config.Impersonate = rest.ImpersonationConfig{UserName: "tulled", Groups: []string{"system:authenticated"}}
@@ -288,7 +294,7 @@ func (l *live) testClasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "gateway-class.yaml"))
+	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "gateways", "class.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,11 +33,6 @@ import (
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
-//
-// Certificates of gateways are in Secrets of the type kubernetes.io/tls, of any namespace;
-// no others are asked for.
-//
-// +kubebuilder:rbac:groups="",resources=secrets;namespaces,verbs=list;watch
 
 // lookEvery is how often kinds that are missing are looked for.
 const lookEvery = 10 * time.Second
@@ -49,6 +44,9 @@ type Options struct {
 	// RootNamespace is where policies for the whole mesh live;
 	// DefaultRootNamespace when empty.
 	RootNamespace string
+	// Gateways reports whether this control plane may do what gateways need, read
+	// certificates among it: before that, kinds of gateways are as if missing. nil: it may.
+	Gateways func(context.Context) (bool, error)
 	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
 	// API server has it; may be nil.
 	OnKind func(client.Object) error
@@ -57,11 +55,12 @@ type Options struct {
 
 // Observer watches the cluster and tells an Applier what changes in the mesh.
 type Observer struct {
-	applier mesh.Applier
-	root    string
-	onKind  func(client.Object) error
-	log     logr.Logger
-	watches []watch
+	applier  mesh.Applier
+	root     string
+	gateways func(context.Context) (bool, error)
+	onKind   func(client.Object) error
+	log      logr.Logger
+	watches  []watch
 
 	informers cache.Informers
 	// missing are kinds whose CRDs the cluster does not have yet, and arrived those
@@ -93,7 +92,11 @@ func New(o Options) *Observer {
 	if onKind == nil {
 		onKind = func(client.Object) error { return nil }
 	}
-	return &Observer{applier: o.Applier, root: root, onKind: onKind, log: o.Log, synced: make(chan struct{})}
+	gateways := o.Gateways
+	if gateways == nil {
+		gateways = func(context.Context) (bool, error) { return true, nil }
+	}
+	return &Observer{applier: o.Applier, root: root, gateways: gateways, onKind: onKind, log: o.Log, synced: make(chan struct{})}
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
@@ -145,6 +148,14 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 // watchMissing attaches to the kinds that are there by now.
 func (o *Observer) watchMissing(ctx context.Context) error {
 	for kind, obj := range o.missing {
+		if kind == mesh.KindGateway || kind == mesh.KindClass {
+			switch may, err := o.gateways(ctx); {
+			case err != nil:
+				return fmt.Errorf("asking whether gateways may be served: %w", err)
+			case !may:
+				continue
+			}
+		}
 		switch err := o.watch(ctx, o.informers, obj, entityHandler{o, kind}); {
 		case apimeta.IsNoMatchError(err):
 			continue
@@ -192,7 +203,7 @@ func (o *Observer) await(ctx context.Context) error {
 	if err := o.announce(); err != nil || len(o.missing) == 0 {
 		return err
 	}
-	o.log.Info("the cluster lacks kinds of the Gateway API: routes are obeyed as soon as its CRDs are there")
+	o.log.Info("not all kinds of the Gateway API are there, or deploy/gateways is not applied: they are looked for")
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for len(o.missing) > 0 {

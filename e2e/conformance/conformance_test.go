@@ -13,7 +13,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/gateway-api/conformance"
 	"sigs.k8s.io/gateway-api/conformance/tests"
 	"sigs.k8s.io/gateway-api/conformance/utils/suite"
@@ -21,9 +20,6 @@ import (
 
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
-
-// controllerName is the spec.controllerName of GatewayClasses that are Tulle's.
-const controllerName = "mesh.tulle.dev/tulle"
 
 func TestConformance(t *testing.T) {
 	kube.Quiet()
@@ -65,13 +61,7 @@ func prepare(ctx context.Context, c *kube.Cluster, options suite.ConformanceOpti
 		return err
 	}
 	if slices.ContainsFunc(options.ConformanceProfiles, ofGateways) {
-		class := &unstructured.Unstructured{Object: map[string]any{
-			"apiVersion": "gateway.networking.k8s.io/v1",
-			"kind":       "GatewayClass",
-			"metadata":   map[string]any{"name": options.GatewayClassName},
-			"spec":       map[string]any{"controllerName": controllerName},
-		}}
-		if err := c.ApplyObject(ctx, class); err != nil {
+		if err := c.ApplyKustomization(ctx, "../../deploy/gateways"); err != nil {
 			return err
 		}
 	}
