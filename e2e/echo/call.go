@@ -27,6 +27,7 @@ type callOptions struct {
 	chunked    bool
 	h2c        bool
 	messages   int
+	every      time.Duration
 	timeout    time.Duration
 	times      int
 	resetAfter time.Duration
@@ -48,12 +49,13 @@ func (h headerFlag) Set(text string) error {
 func (o *callOptions) register(f *flag.FlagSet) {
 	o.headers = headerFlag{}
 	f.StringVar(&o.method, "method", "", "HTTP method; GET, or POST where there is a body")
-	f.StringVar(&o.host, "host", "", "Host header, where it is not the URL's")
+	f.StringVar(&o.host, "host", "", "Host header, where it is not the URL's; http10: \"-\" sends none")
 	f.Var(o.headers, "header", `a header, "Name: value"; may be repeated`)
 	f.Int64Var(&o.bodyBytes, "body", 0, "bytes of request body")
 	f.BoolVar(&o.chunked, "chunked", false, "send the body in chunks, without its length")
 	f.BoolVar(&o.h2c, "h2c", false, "HTTP/2 with prior knowledge")
-	f.IntVar(&o.messages, "messages", 3, "exchanges in a stream (grpc-bidi, ws, tcp, greet)")
+	f.IntVar(&o.messages, "messages", 3, "exchanges in a stream (grpc-bidi, ws, tcp, greet, http10)")
+	f.DurationVar(&o.every, "every", 0, "wait so long between two exchanges of a stream")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "of each call")
 	f.IntVar(&o.times, "times", 1, "make so many calls, each on a connection of its own, and report a list")
 	f.DurationVar(&o.resetAfter, "after", 0, "reset: wait so long between the request's head and the RST")
@@ -61,6 +63,7 @@ func (o *callOptions) register(f *flag.FlagSet) {
 
 const callUsage = `call KIND TARGET [flags]
   http URL            one request
+  http10 URL          requests of HTTP/1.0 on one connection, which the last one ends
   plain ADDRESS       a request in the clear on a raw connection, and how it ended
   grpc ADDRESS        one unary call
   grpc-bidi ADDRESS   a bidirectional stream
@@ -143,18 +146,7 @@ func complaint(r *Result) error {
 // call makes one call and measures it. An error means that the options make
 // no sense; whatever the network did is in the Result.
 func call(ctx context.Context, o callOptions) (*Result, error) {
-	kinds := map[string]func(context.Context, callOptions, *Result) error{
-		"http":      callHTTP,
-		"plain":     callPlain,
-		"grpc":      callGRPC,
-		"grpc-bidi": callBidi,
-		"ws":        callWebSocket,
-		"tcp":       callTCP,
-		"greet":     callGreet,
-		"tls":       callTLS,
-		"reset":     callReset,
-	}
-	f, ok := kinds[o.kind]
+	f, ok := kinds()[o.kind]
 	if !ok {
 		return nil, fmt.Errorf("no kind of call %q; %s", o.kind, callUsage)
 	}
@@ -165,6 +157,34 @@ func call(ctx context.Context, o callOptions) (*Result, error) {
 	r.Failure = failureOf(f(ctx, o, &r))
 	r.MS = ms(time.Since(start))
 	return &r, nil
+}
+
+func kinds() map[string]func(context.Context, callOptions, *Result) error {
+	return map[string]func(context.Context, callOptions, *Result) error{
+		"http":      callHTTP,
+		"http10":    callHTTP10,
+		"plain":     callPlain,
+		"grpc":      callGRPC,
+		"grpc-bidi": callBidi,
+		"ws":        callWebSocket,
+		"tcp":       callTCP,
+		"greet":     callGreet,
+		"tls":       callTLS,
+		"reset":     callReset,
+	}
+}
+
+// pause waits before all exchanges of a stream but the first.
+func (o callOptions) pause(ctx context.Context, exchange int) error {
+	if exchange == 0 || o.every <= 0 {
+		return nil
+	}
+	select {
+	case <-time.After(o.every):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // ms is a duration in milliseconds, to the microsecond.

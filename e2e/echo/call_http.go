@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 
@@ -55,6 +59,70 @@ func doHTTP(ctx context.Context, client *http.Client, o callOptions, r *Result) 
 	return nil
 }
 
+// callHTTP10 makes requests of HTTP/1.0 on one connection: all but the last ask
+// that it be kept, and the answer to that one is over when the server ends it.
+func callHTTP10(ctx context.Context, o callOptions, r *Result) error {
+	request, err := newRequest(ctx, o)
+	if err != nil {
+		return err
+	}
+	address := request.URL.Host
+	if request.URL.Port() == "" {
+		address = net.JoinHostPort(request.URL.Hostname(), "80")
+	}
+	c, err := dial(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	head := fmt.Sprintf("%s %s HTTP/1.0\r\n", request.Method, request.URL.RequestURI())
+	if o.host != "-" {
+		head += "Host: " + cmp.Or(o.host, request.URL.Host) + "\r\n"
+	}
+	reader := bufio.NewReader(c)
+	for i := range o.messages {
+		if err := o.pause(ctx, i); err != nil {
+			return err
+		}
+		last := i == o.messages-1
+		if err := r.step(func() error { return r.exchangeHTTP10(c, reader, request, head, last) }); err != nil {
+			return fmt.Errorf("request %d: %w", i, err)
+		}
+		if r.Status >= http.StatusBadRequest {
+			return nil // it is the answer
+		}
+	}
+	if _, err := reader.ReadByte(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("the end of the connection: %w", err)
+	}
+	return nil
+}
+
+func (r *Result) exchangeHTTP10(c net.Conn, reader *bufio.Reader, request *http.Request, head string, last bool) error {
+	if !last {
+		head += "Connection: keep-alive\r\n"
+	}
+	if _, err := io.WriteString(c, head+"\r\n"); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(reader, request)
+	if err != nil {
+		return err
+	}
+	body, err := io.ReadAll(response.Body)
+	r.Status, r.Headers = response.StatusCode, response.Header
+	r.keep(body)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading the answer: %w", err)
+	case response.Proto != "HTTP/1.0" || len(response.TransferEncoding) > 0:
+		return fmt.Errorf("answered in %s %v", response.Proto, response.TransferEncoding)
+	case !last && response.Close && response.StatusCode < http.StatusBadRequest:
+		return fmt.Errorf("the answer ends the connection: %w", io.EOF)
+	}
+	return nil
+}
+
 func newRequest(ctx context.Context, o callOptions) (*http.Request, error) {
 	method := o.method
 	if method == "" {
@@ -81,10 +149,17 @@ func newRequest(ctx context.Context, o callOptions) (*http.Request, error) {
 	return request, nil
 }
 
+// newTLSTransport is one to an application that speaks TLS. Its certificate is its
+// own: what counts is whose it is. It is asked for the name, or where that is empty for
+// the host that is called.
+func newTLSTransport(closeEach bool, name string) *http.Transport {
+	t := newTransport(false, closeEach)
+	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: name}
+	return t
+}
+
 func callTLS(ctx context.Context, o callOptions, r *Result) error {
-	transport := newTransport(false, true)
-	// The application's certificate is its own: what counts is whose it is.
-	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: o.host}
+	transport := newTLSTransport(true, o.host)
 	defer transport.CloseIdleConnections()
 	o.target = "https://" + o.target + "/"
 	return doHTTP(ctx, &http.Client{Transport: transport, CheckRedirect: noRedirect}, o, r)
@@ -106,6 +181,9 @@ func callWebSocket(ctx context.Context, o callOptions, r *Result) error {
 		}
 	}
 	for i := range o.messages {
+		if err := o.pause(ctx, i); err != nil {
+			return err
+		}
 		sent := fmt.Sprintf("message %d", i)
 		err := r.step(func() error {
 			if err := c.WriteMessage(websocket.TextMessage, []byte(sent)); err != nil {

@@ -32,11 +32,11 @@ func same(sent, got string) error {
 	return nil
 }
 
-func dialGRPC(address string) (*grpc.ClientConn, error) {
+func dialGRPC(address string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	// passthrough: one connection to the address that the resolver gives, as
 	// most clients in a cluster have it.
 	c, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(), grpc.WithNoProxy())
+		append(more, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(), grpc.WithNoProxy())...)
 	if err != nil {
 		return nil, fmt.Errorf("making a gRPC client for %s: %w", address, err)
 	}
@@ -76,6 +76,9 @@ func callBidi(ctx context.Context, o callOptions, r *Result) error {
 		return fmt.Errorf("opening the stream: %w", err)
 	}
 	for i := range o.messages {
+		if err := o.pause(ctx, i); err != nil {
+			return err
+		}
 		sent := wrapperspb.String(fmt.Sprintf("message %d", i))
 		err := r.step(func() error {
 			// After an error, SendMsg says io.EOF and RecvMsg says why.
@@ -140,6 +143,9 @@ func exchangeLines(ctx context.Context, o callOptions, r *Result, greeting bool)
 		}
 	}
 	for i := range o.messages {
+		if err := o.pause(ctx, i); err != nil {
+			return err
+		}
 		sent := fmt.Sprintf("line %d\n", i)
 		err := r.step(func() error {
 			if _, err := io.WriteString(c, sent); err != nil {

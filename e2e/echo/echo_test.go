@@ -64,6 +64,7 @@ func TestEveryKindOfCallIsAnsweredByTheServer(t *testing.T) {
 		steps    int
 	}{
 		"HTTP/1":           {[]string{"http", "http://" + at["http"] + "/a"}, "HTTP/1.1", 0},
+		"HTTP/1.0":         {[]string{"http10", "http://" + at["http"] + "/a"}, "HTTP/1.0", 3},
 		"h2c":              {[]string{"http", "http://" + at["http"] + "/a", "--h2c"}, "HTTP/2.0", 0},
 		"unary gRPC":       {[]string{"grpc", at["grpc"]}, "gRPC", 0},
 		"gRPC stream":      {[]string{"grpc-bidi", at["grpc"]}, "", 3},
@@ -147,7 +148,7 @@ func TestEndingsAreToldApart(t *testing.T) {
 
 func TestLoadKeepsItsRateAndCountsVersions(t *testing.T) {
 	at, _ := serving(t)
-	for kind, target := range map[string]string{"http": "http://" + at["http"], "grpc": at["grpc"], "tcp": at["tcp"]} {
+	for kind, target := range map[string]string{"http": "http://" + at["http"], "grpc": at["grpc"], "tcp": at["tcp"], "tls": at["tls"]} {
 		t.Run(kind, func(t *testing.T) {
 			var out bytes.Buffer
 			err := run(t.Context(), []string{
@@ -164,6 +165,9 @@ func TestLoadKeepsItsRateAndCountsVersions(t *testing.T) {
 			if r.Requests != 200 || r.Failed != 0 || r.Versions["v7"] != 200 {
 				t.Errorf("report %+v, want 200 answers of v7", &r)
 			}
+			if r.Opened != 2 {
+				t.Errorf("two clients that keep their connections opened %d", r.Opened)
+			}
 			if len(r.Timeline) != 1 || r.Timeline[0].Answers != 200 || r.Timeline[0].Last.After(r.End) {
 				t.Errorf("timeline %+v, want one run of 200", r.Timeline)
 			}
@@ -171,6 +175,24 @@ func TestLoadKeepsItsRateAndCountsVersions(t *testing.T) {
 				t.Errorf("took %v: 200 calls at 400 a second take half a second", took)
 			}
 		})
+	}
+}
+
+func TestLoadMakesCallsThatAreStreams(t *testing.T) {
+	at, _ := serving(t)
+	for kind, target := range map[string]string{
+		"ws": "http://" + at["http"] + "/ws", "grpc-bidi": at["grpc"], "greet": at["greet"], "http10": "http://" + at["http"],
+	} {
+		r, err := load(t.Context(), loadOptions{
+			call: callOptions{kind: kind, target: target, timeout: time.Second, messages: 2, every: 10 * time.Millisecond},
+			rate: 1000, requests: 10, connections: 2,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Requests != 10 || r.Failed != 0 || r.Service.P50 < 10 {
+			t.Errorf("%s: report %+v, want 10 answers, each after 10 ms or more", kind, r)
+		}
 	}
 }
 

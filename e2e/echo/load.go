@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,7 +23,7 @@ type loadOptions struct {
 	timeline           bool
 }
 
-const loadUsage = `load http|grpc|tcp TARGET --rate R (--duration D | --requests N) [flags]`
+const loadUsage = `load KIND TARGET --rate R (--duration D | --requests N) [flags]`
 
 // loadCommand makes calls at a steady rate, whether or not earlier ones have
 // been answered (an open loop): a server that stalls is seen in the latencies,
@@ -60,10 +61,11 @@ func load(ctx context.Context, o loadOptions) (*Report, error) {
 	var (
 		due     = make(chan time.Time, total)
 		report  = newReport(o.timeline)
+		opened  atomic.Int64
 		workers sync.WaitGroup
 	)
 	for i := range o.connections {
-		c, err := newCaller(o.call, float64(i) < o.newConnectionShare*float64(o.connections))
+		c, err := newCaller(o.call, float64(i) < o.newConnectionShare*float64(o.connections), &opened)
 		if err != nil {
 			return nil, err
 		}
@@ -78,6 +80,7 @@ func load(ctx context.Context, o loadOptions) (*Report, error) {
 	pace(ctx, report.Start, o.rate, total, due)
 	close(due)
 	workers.Wait()
+	report.Opened = int(opened.Load())
 	report.finish()
 	return report, nil
 }

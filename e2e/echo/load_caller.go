@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 )
@@ -28,18 +29,53 @@ type caller interface {
 	close()
 }
 
-func newCaller(o callOptions, newConnections bool) (caller, error) {
+// newCaller is a client that keeps its connection, and counts in opened how many
+// it had to open, or one that has a new one for each call. A kind of call that is
+// a stream of its own has a new one always.
+func newCaller(o callOptions, newConnections bool, opened *atomic.Int64) (caller, error) {
+	if newConnections {
+		opened = new(atomic.Int64)
+	}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		opened.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	var t *http.Transport
 	switch o.kind {
 	case "http":
-		t := newTransport(o.h2c, newConnections)
-		return &httpCaller{options: o, transport: t, client: &http.Client{Transport: t, CheckRedirect: noRedirect}}, nil
+		t = newTransport(o.h2c, newConnections)
+	case "tls":
+		t = newTLSTransport(newConnections, o.host)
+		o.target = "https://" + o.target + "/"
 	case "grpc":
-		return &grpcCaller{address: o.target, once: newConnections}, nil
+		return &grpcCaller{address: o.target, once: newConnections, dial: dial}, nil
 	case "tcp":
-		return &tcpCaller{address: o.target, once: newConnections}, nil
+		return &tcpCaller{address: o.target, once: newConnections, dial: dial}, nil
 	default:
-		return nil, fmt.Errorf("no load of kind %q: http, grpc or tcp", o.kind)
+		if kinds()[o.kind] == nil {
+			return nil, fmt.Errorf("no kind of call %q; %s", o.kind, callUsage)
+		}
+		return &onceCaller{options: o}, nil
 	}
+	t.DialContext = dial
+	return &httpCaller{options: o, transport: t, client: &http.Client{Transport: t, CheckRedirect: noRedirect}}, nil
+}
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// onceCaller makes each call as the command "call" does.
+type onceCaller struct{ options callOptions }
+
+func (c *onceCaller) close() {}
+
+func (c *onceCaller) call(ctx context.Context) (answer, error) {
+	var r Result
+	err := kinds()[c.options.kind](ctx, c.options, &r)
+	a := answer{status: r.Status}
+	if r.Reply != nil {
+		a.pod, a.version = r.Reply.Pod, r.Reply.Version
+	}
+	return a, err
 }
 
 type httpCaller struct {
@@ -77,6 +113,7 @@ func (c *httpCaller) call(ctx context.Context) (answer, error) {
 type grpcCaller struct {
 	address string
 	once    bool
+	dial    dialer
 	conn    *grpc.ClientConn
 }
 
@@ -89,7 +126,9 @@ func (c *grpcCaller) close() {
 
 func (c *grpcCaller) call(ctx context.Context) (answer, error) {
 	if c.conn == nil {
-		conn, err := dialGRPC(c.address)
+		conn, err := dialGRPC(c.address, grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return c.dial(ctx, "tcp", address)
+		}))
 		if err != nil {
 			return answer{}, err
 		}
@@ -112,6 +151,7 @@ func (c *grpcCaller) call(ctx context.Context) (answer, error) {
 type tcpCaller struct {
 	address string
 	once    bool
+	dial    dialer
 	conn    net.Conn
 	reader  *bufio.Reader
 }
@@ -132,7 +172,7 @@ func (c *tcpCaller) call(ctx context.Context) (a answer, err error) {
 		}
 	}()
 	if c.conn == nil {
-		conn, err := dial(ctx, c.address)
+		conn, err := c.dial(ctx, "tcp", c.address)
 		if err != nil {
 			return a, err
 		}

@@ -73,6 +73,9 @@ type Load struct {
 	Status   map[string]int `json:"status"`
 	Versions map[string]int `json:"versions"`
 	Pods     map[string]int `json:"pods"`
+	// Opened counts the connections of the clients that keep theirs: where none
+	// was ended, there is one for each such client.
+	Opened int `json:"opened,omitempty"`
 	// ClientRetries counts requests that the HTTP client sent again of its own
 	// accord, because its idle connection had been closed.
 	ClientRetries int `json:"client_retries"`
