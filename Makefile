@@ -100,7 +100,7 @@ CONFORMANCE_FLAGS ?=
 
 .PHONY: conformance
 conformance: ## Run the Gateway API's conformance suite and write its report (CONFORMANCE=gateway: of gateways; CONFORMANCE_FLAGS).
-	@e2e/cluster/with.sh bash -c 'e2e/images/build.sh echo-basic echo-advanced && \
+	@e2e/cluster/with.sh bash -c 'e2e/images/build.sh echo-basic echo-advanced coredns && \
 	  go test -C e2e/conformance -count=1 -timeout=2h $${TULLE_NODE:+-exec "$$TULLE_NODE --net"} $(E2E_FLAGS) -args \
 	    -conformance-options-file=$(CONFORMANCE).yaml -version=$(VERSION) $(CONFORMANCE_FLAGS)'
 

@@ -13,9 +13,9 @@
 // in go.mod, the definitions of the API's kinds (standard channel) too. No test
 // is left out but those of features that the options do not name.
 //
-// What is stood for: the embedded cluster cannot pull images, and is given two
+// What is stood for: the embedded cluster cannot pull images, and is given three
 // under the names that the suite's manifests have (e2e/images/build.sh reads
-// them there). echo-basic is compiled from the suite's own source. echo-advanced,
+// them there). coredns is the cluster's own, compiled from CoreDNS' source. echo-basic is compiled from the suite's own source. echo-advanced,
 // which pods of the mesh tests run as server and as client, is a program of
 // this repository with the same command line and output: e2e/images/echo-advanced.
 // On any other cluster nothing is stood for.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # build.sh [IMAGE...] builds images without docker, the product's and the tests' or the named ones
-# (only so: fortio, the load tool of a benchmark; echo-basic and echo-advanced, which the Gateway
-# API's conformance suite runs), and brings those that changed into the embedded cluster if it is up.
+# (only so: fortio, the load tool of a benchmark; echo-basic, echo-advanced and coredns, the cluster's
+# own, which the Gateway API's conformance suite runs), and brings those that changed into the embedded cluster if it is up.
 # The archives stay in bin/images/ and are what any other cluster can load, too.
 # `Dockerfile` describes the same images for docker.
 set -euo pipefail
@@ -41,16 +41,16 @@ import() {
   say "brought $1 into the cluster $CLUSTER"
 }
 
-# as_the_suite NAME gives an image in the cluster, which can pull none, the names that the manifests
-# of the Gateway API's conformance suite have for it. They are read there.
+# as_the_suite NAME [IMAGE] gives an image in the cluster, which can pull none, the names that the
+# manifests of the Gateway API's conformance suite have for it. They are read there.
 as_the_suite() {
   [ "$import" = yes ] || return 0
   local module=sigs.k8s.io/gateway-api/conformance manifests reference
   go -C .. mod download "$module"
   manifests=$(go -C .. list -m -f '{{.Dir}}' "$module")
   for reference in $(grep -rhoE "image: *[^ ]+/$1:[^ ]+" "$manifests"/{base,mesh,tests} | sed 's/image: *//' | sort -u); do
-    ctr images tag --force "localhost/$1:dev" "$reference" > /dev/null
-    say "localhost/$1:dev stands for ${reference##*/} in the cluster $CLUSTER"
+    ctr images tag --force "${2:-localhost/$1:dev}" "$reference" > /dev/null
+    say "${2:-localhost/$1:dev} stands for ${reference##*/} in the cluster $CLUSTER"
   done
 }
 
@@ -102,7 +102,8 @@ for image; do
       as_the_suite echo-basic
       ;;
     echo-advanced) echo_advanced ;;
+    coredns) as_the_suite coredns localhost/coredns:cluster ;;
     envoy) envoy ;;
-    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy, fortio, echo-basic, echo-advanced" ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy, fortio, echo-basic, echo-advanced, coredns" ;;
   esac
 done

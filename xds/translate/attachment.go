@@ -175,11 +175,11 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 		f.Parent, f.Type, f.OK, f.Reason, f.Message = at, condition, ok, reason, message
 		out = append(out, f)
 	}
-	sound := true
+	bad := 0
 	for i, s := range listenerStates(g, v) {
 		l := g.Listeners[i]
 		if s.accepted != nil || s.conflicted != nil {
-			sound = false
+			bad++
 		}
 		switch {
 		case s.accepted != nil:
@@ -208,9 +208,12 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 		count.Parent, count.Type, count.Count = i, attachedCount, len(attachedRoutes(g, l, v))
 		out = append(out, count)
 	}
-	if sound {
+	switch bad {
+	case 0:
 		say(-1, conditionAccepted, true, reasonAccepted, "the gateway holds")
-	} else {
+	case len(g.Listeners):
+		say(-1, conditionAccepted, false, reasonListenersNotValid, "no listener is served: see their conditions")
+	default:
 		say(-1, conditionAccepted, true, reasonListenersNotValid, "some listeners are not served: see their conditions")
 	}
 	return out
