@@ -116,9 +116,10 @@ const neverSpilled = 10000
 // there is none, nor where some of the service's pods are meant.
 //
 // Envoy has one overprovisioning factor for all priorities. Where endpoints have
-// several, it is what the policy says of them; then the last resort gets what is
-// missing while all of them together are good for less than what is sent: with 140,
-// at fewer than five in seven in the best of cases.
+// several, it is what the policy says of them, and the last resort gets what is missing
+// when all of them together are not good for the whole, each for 1.4 times the part of
+// its endpoints that can be called (with 140): of a zone of two with one left, and
+// nothing else, 30 percent.
 func lastResort(a *endpoint.ClusterLoadAssignment, priority uint32, d destination, all []found) bool {
 	if d.service.Headless() || len(all) == 0 || len(d.labels) > 0 ||
 		slices.ContainsFunc(all, func(f found) bool { return f.mtls != all[0].mtls }) {

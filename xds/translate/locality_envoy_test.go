@@ -253,6 +253,31 @@ func TestWhatIsNearIsCalledFirst(t *testing.T) {
 	z.expect("all are back", map[string]int{"a": 100})
 }
 
+// Envoy has one factor for all priorities, so that where pods are in more than one
+// place the last resort gets what they all together are not good for; where they are in
+// one, it gets nothing, as without a preference.
+func TestTheLastResortFillsUpWhatNoPlaceIsGoodFor(t *testing.T) {
+	t.Parallel()
+	z := startZones(t, mesh.Service{Distribution: mesh.SameZone})
+	eds := "near|zone|shop|" + ClusterName(z.service.Name, z.port)
+	pods := []string{"a1", "a2", "b1", "b2", "b3"}
+	z.open(pods...)
+	z.tell(eds, "a1", "a2")
+	z.expect("all are well", map[string]int{"a": 100})
+	z.close("a1")
+	z.none("all pods are in the zone, and one of two is gone: the first requests")
+	z.expect("it is left out", map[string]int{"a": 100})
+	z.tell(eds, pods...)
+	z.expect("others farther", map[string]int{"a": 70, "b": 30})
+	z.close("b1", "b2")
+	z.expect("two of three of those are gone", map[string]int{"a": 70, "b": 30})
+	z.close("b3")
+	z.expect("all of those are", map[string]int{"a": 70, vip: 30})
+	z.close(vip)
+	z.none("the last resort is gone, too: the first requests")
+	z.expect("a pod is left", map[string]int{"a": 100})
+}
+
 // A policy has clients of the region r1 turn to r3 before r2, and trusts what is near
 // with no more than its share. A pod that answers with 500 is left out like one that
 // cannot be called.
