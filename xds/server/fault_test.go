@@ -2,11 +2,11 @@ package server
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -43,7 +43,7 @@ func TestFaultHoldsOnceThereAreRoutes(t *testing.T) {
 		return h.settled(build.Key{Type: translate.Listener, Name: translate.ListenerReady})
 	})
 	for ip, request := range requests {
-		c, err := net.Dial("tcp", net.JoinHostPort(ip, fmt.Sprint(translate.PortOutbound)))
+		c, err := net.Dial("tcp", net.JoinHostPort(ip, strconv.Itoa(translate.PortOutbound)))
 		if err != nil {
 			t.Fatal(err)
 		}

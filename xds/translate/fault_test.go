@@ -135,3 +135,12 @@ func TestDelayIsAsLongAsItSaysForTheShareThatItSays(t *testing.T) {
 		t.Errorf("%d of %d requests were delayed, want about half", delayed, calls)
 	}
 }
+
+func TestRequestThatIsDelayedAndAbortedWaitsFirst(t *testing.T) {
+	const wait = 150 * time.Millisecond
+	at := startClient(t, startApplication(t), mesh.Traffic{Fault: &mesh.Fault{Delay: wait, DelayPercent: 100, HTTPStatus: 500, AbortPercent: 100}})
+	begin := time.Now()
+	if got, took := ask(t, at, "GET / HTTP/1.1", "host: web"), time.Since(begin); got != 500 || took < wait {
+		t.Errorf("the answer is %d after %v, want 500 after %v", got, took, wait)
+	}
+}
