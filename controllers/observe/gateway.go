@@ -2,6 +2,8 @@ package observe
 
 import (
 	"cmp"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/tls"
 	"fmt"
 	"maps"
@@ -16,9 +18,10 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// class converts a GatewayClass; ok is false for one of another controller.
+// class converts a GatewayClass; ok is false for one of another controller, and for one
+// that is not accepted (controllers/gateway).
 func class(c *gatewayv1.GatewayClass) (*mesh.Class, bool) {
-	return &mesh.Class{Name: c.Name}, c.Spec.ControllerName == v1alpha1.ControllerName
+	return &mesh.Class{Name: c.Name}, c.Spec.ControllerName == v1alpha1.ControllerName && c.Spec.ParametersRef == nil
 }
 
 // gateway converts a Gateway.
@@ -62,9 +65,10 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 			out.Namespaces.All = true
 		case gatewayv1.NamespacesFromSelector:
 			out.Namespaces.Requirements = requirements(n.Selector)
+			out.Namespaces.None = n.Selector == nil
 		case "", gatewayv1.NamespacesFromSame:
 		default: // None, and what is not known
-			out.Namespaces.Requirements = nobody()
+			out.Namespaces.None = true
 		}
 	}
 	for _, k := range a.Kinds {
@@ -83,7 +87,7 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 // one that asks that a label which every namespace has exists says as well.
 func requirements(s *metav1.LabelSelector) []mesh.Requirement {
 	if s == nil {
-		return nobody()
+		return nil
 	}
 	var out []mesh.Requirement
 	for _, k := range slices.Sorted(maps.Keys(s.MatchLabels)) {
@@ -98,20 +102,36 @@ func requirements(s *metav1.LabelSelector) []mesh.Requirement {
 	return out
 }
 
-// nobody is a requirement that no namespace meets.
-func nobody() []mesh.Requirement {
-	return []mesh.Requirement{{Key: corev1.LabelMetadataName, Operator: "DoesNotExist"}}
-}
-
 // certificate converts a Secret of the type kubernetes.io/tls.
 func certificate(s *corev1.Secret) *mesh.Certificate {
 	out := &mesh.Certificate{
 		Name:  mesh.Name{Namespace: s.Namespace, Name: s.Name},
 		Chain: s.Data[corev1.TLSCertKey], Key: s.Data[corev1.TLSPrivateKeyKey],
 	}
-	if _, err := tls.X509KeyPair(out.Chain, out.Key); err != nil {
-		// Envoy would refuse it. The message has nothing of the key in it.
+	if err := usable(out.Chain, out.Key); err != nil {
+		// The message has nothing of the key in it.
 		out.Chain, out.Key, out.Invalid = nil, nil, fmt.Sprintf("Secret %s has no certificate with its key: %v", out.Name, err)
 	}
 	return out
+}
+
+// minRSA is the shortest RSA key that Envoy takes, in bits.
+const minRSA = 2048
+
+// usable reports, as an error, why Envoy would refuse the certificate or its key.
+func usable(chain, key []byte) error {
+	pair, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		return err
+	}
+	switch k := pair.Leaf.PublicKey.(type) {
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < minRSA {
+			return fmt.Errorf("its RSA key has %d bits, and %d are the least", n, minRSA)
+		}
+	case *ecdsa.PublicKey:
+	default:
+		return fmt.Errorf("its key is of the kind %T: use RSA or ECDSA", k)
+	}
+	return nil
 }

@@ -39,10 +39,10 @@ type Listener struct {
 	Unsupported string
 }
 
-// RouteNamespaces says from which namespaces routes may attach to a listener: all,
-// those whose labels meet all requirements, or where neither is said the gateway's own.
+// RouteNamespaces says from which namespaces routes may attach to a listener: all, none,
+// those whose labels meet all requirements, or where nothing is said the gateway's own.
 type RouteNamespaces struct {
-	All          bool
+	All, None    bool
 	Requirements []Requirement
 }
 

@@ -247,14 +247,14 @@ func (v *View) Class(name string) bool {
 	return ok
 }
 
-// NamespaceLabels are the labels of a namespace.
-func (v *View) NamespaceLabels(name string) map[string]string {
+// NamespaceLabels are the labels of a namespace; false where it is not known.
+func (v *View) NamespaceLabels(name string) (map[string]string, bool) {
 	v.read(FactNamespace, name)
 	n, ok := v.s.spaces.get(name)
 	if !ok {
-		return nil
+		return nil, false
 	}
-	return n.Labels
+	return n.Labels, true
 }
 
 // Certificate returns the certificate with the name.

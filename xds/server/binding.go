@@ -15,7 +15,7 @@ func (p proxy) binding() delta.Binding {
 			Bind:      p.bind,
 			Listeners: []string{translate.ListenerGateway, translate.ListenerStats},
 			Ready:     translate.ListenerReady,
-			Clusters:  []string{translate.ClusterAdmin},
+			Clusters:  []string{translate.ClusterAdmin, translate.ClusterBlackhole},
 		}
 	}
 	return delta.Binding{

@@ -148,6 +148,11 @@ func (st *stream) follow() {
 		st.workload.Store(w)
 		defer st.server.acks.note() // whether the pod has started is counted, too
 		now.profile, now.drains = snapshot.Profile(w), w.Drains()
+		if gatewayOf(w) != st.proxy.gateway {
+			// It is another kind of proxy, or none any more, and may have other secrets.
+			st.close(errors.New("the pod is of another Gateway than it was"))
+			return
+		}
 	}
 	if now == st.proxy {
 		return

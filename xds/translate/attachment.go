@@ -32,6 +32,10 @@ type listenerState struct {
 	served                     bool
 }
 
+// holds reports whether the listener has its port and hostname, also while it lacks its
+// certificate.
+func (s listenerState) holds() bool { return s.accepted == nil && s.conflicted == nil }
+
 // listenerStates judges a gateway's listeners, in their order. Of those that are in one
 // another's way the first is served.
 func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
@@ -50,7 +54,7 @@ func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
 		if s.accepted == nil {
 			s.conflicted = conflict(l, g.Listeners[:i], out[:i])
 		}
-		s.served = s.accepted == nil && s.conflicted == nil && !(l.Protocol == mesh.ListenerHTTPS && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
+		s.served = s.holds() && !(l.Protocol == mesh.ListenerHTTPS && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
 	}
 	return out
 }
@@ -101,6 +105,17 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 	return nil
 }
 
+// holdingListeners are those that have their ports and hostnames, and whether each is
+// served.
+func holdingListeners(g *mesh.Gateway, v *mesh.View) (out []mesh.Listener, served []bool) {
+	for i, s := range listenerStates(g, v) {
+		if s.holds() {
+			out, served = append(out, g.Listeners[i]), append(served, s.served)
+		}
+	}
+	return out, served
+}
+
 // servedListeners are those that can be.
 func servedListeners(g *mesh.Gateway, v *mesh.View) []mesh.Listener {
 	var out []mesh.Listener
@@ -134,11 +149,13 @@ func allows(g *mesh.Gateway, l mesh.Listener, r *mesh.Route, v *mesh.View) bool 
 	switch n := l.Namespaces; {
 	case n.All:
 		return true
+	case n.None:
+		return false
 	case len(n.Requirements) == 0:
 		return r.Meta.Namespace == g.Meta.Namespace
 	default:
-		labels := v.NamespaceLabels(r.Meta.Namespace)
-		return !slices.ContainsFunc(n.Requirements, func(q mesh.Requirement) bool { return !q.Matches(labels) })
+		labels, known := v.NamespaceLabels(r.Meta.Namespace)
+		return known && !slices.ContainsFunc(n.Requirements, func(q mesh.Requirement) bool { return !q.Matches(labels) })
 	}
 }
 

@@ -46,17 +46,20 @@ func gatewayListener(name string, v *mesh.View) *listener.Listener {
 	if !ok {
 		return idle(l)
 	}
-	var ports []uint16
+	var ports, clear []uint16
 	encrypted := false
-	for _, at := range servedListeners(g, v) {
+	held, served := holdingListeners(g, v)
+	for i, at := range held {
 		first := !slices.Contains(ports, at.Port)
 		if first {
 			ports = append(ports, at.Port)
 		}
-		if at.Protocol == mesh.ListenerHTTPS {
+		switch {
+		case at.Protocol == mesh.ListenerHTTPS:
 			encrypted = true
-			l.FilterChains = append(l.FilterChains, httpsChain(at, c))
-		} else if first {
+			l.FilterChains = append(l.FilterChains, httpsChain(at, served[i], c))
+		case first:
+			clear = append(clear, at.Port)
 			l.FilterChains = append(l.FilterChains, httpChain(at, c))
 		}
 	}
@@ -64,7 +67,9 @@ func gatewayListener(name string, v *mesh.View) *listener.Listener {
 		return idle(l)
 	}
 	if encrypted {
-		l.ListenerFilters = []*listener.ListenerFilter{tlsInspector()}
+		// A client hello may come late, over bad lines.
+		l.ListenerFilters = []*listener.ListenerFilter{notOn(tlsInspector(), clear)}
+		l.ListenerFiltersTimeout = seconds(gatewayHeadersTimeout)
 	}
 	// What matches no chain is closed.
 	addresses := make([]*core.Address, 0, 2*len(ports))
@@ -95,10 +100,19 @@ func httpChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
 	}
 }
 
-func httpsChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
+// httpsChain closes connections to a listener that lacks its certificate: its host is
+// nobody else's.
+func httpsChain(at mesh.Listener, served bool, c *mesh.Config) *listener.FilterChain {
 	match := &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port)), TransportProtocol: "tls"}
 	if at.Hostname != "" {
 		match.ServerNames = []string{at.Hostname}
+	}
+	name := fmt.Sprintf("%d|%s", at.Port, at.Name)
+	if !served {
+		return &listener.FilterChain{
+			Name: name, FilterChainMatch: match,
+			Filters: []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, c, gatewayLog)},
+		}
 	}
 	context := &tls.CommonTlsContext{
 		TlsParams:     &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2},
@@ -108,7 +122,7 @@ func httpsChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
 		context.TlsCertificateSdsSecretConfigs = append(context.TlsCertificateSdsSecretConfigs, sds(PrefixCertificate+secret.Name.String()))
 	}
 	return &listener.FilterChain{
-		Name:             fmt.Sprintf("%d|%s", at.Port, at.Name),
+		Name:             name,
 		FilterChainMatch: match,
 		Filters:          []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))},
 		TransportSocket: &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
@@ -137,7 +151,11 @@ func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m.SkipXffAppend = false
 	m.PreserveExternalRequestId = false
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
+	// Routes match what applications will see, or else the client is told to say it so.
 	m.NormalizePath = wrapperspb.Bool(true)
+	m.MergeSlashes = true
+	m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_REDIRECT
+	m.StripTrailingHostDot = true
 	m.RequestHeadersTimeout = seconds(gatewayHeadersTimeout)
 	return m
 }
@@ -149,9 +167,10 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: routesOf(name)}
 	}
-	var ls []mesh.Listener
-	for _, l := range servedListeners(g, v) {
-		if gatewayRouteName(l) == name {
+	var ls, rivals []mesh.Listener
+	held, served := holdingListeners(g, v)
+	for i, l := range held {
+		if gatewayRouteName(l) == name && served[i] {
 			ls = append(ls, l)
 		}
 	}
@@ -162,24 +181,53 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	o := outbound{client: g.Meta.Namespace, view: v, scheme: "http", port: ls[0].Port}
 	if ls[0].Protocol == mesh.ListenerHTTPS {
 		o.scheme = "https"
+		rivals = slices.DeleteFunc(held, func(l mesh.Listener) bool { return l.Port != ls[0].Port || l.Name == ls[0].Name })
 	}
-	for _, domain := range domains(g, ls, v) {
+	for _, domain := range domains(g, ls, rivals, v) {
 		o.routes = nil
-		for _, r := range hostRules(g, ls, domain, v) {
-			o.add(r)
+		if misdirected(ls, rivals, domain) {
+			o.routes = []*route.Route{{Match: prefixMatch("/"), Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 421}}}}
+		} else {
+			for _, r := range hostRules(g, ls, domain, v) {
+				o.add(r)
+			}
 		}
 		c.VirtualHosts = append(c.VirtualHosts, &route.VirtualHost{
-			Name: domain, Domains: []string{domain}, Routes: o.routes, ResponseHeadersToRemove: []string{unreachedHeader},
+			Name: domain, Domains: []string{domain}, Routes: o.routes,
+			RequestHeadersToRemove: []string{dstHeader}, ResponseHeadersToRemove: []string{unreachedHeader},
 		})
 	}
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
 }
 
+// misdirected reports whether requests for a host that come over TLS to one listener
+// are another's, or nobody's: a client may send them over a connection whose certificate
+// has the name, and is told to make another (RFC 9110, section 15.5.20).
+func misdirected(ls, rivals []mesh.Listener, domain string) bool {
+	if len(rivals) == 0 && ls[0].Hostname == "" || ls[0].Protocol != mesh.ListenerHTTPS {
+		return false
+	}
+	own := -1
+	if covers(ls[0].Hostname, domain) {
+		own = specificity(ls[0].Hostname)
+	}
+	return own < 0 || slices.ContainsFunc(rivals, func(r mesh.Listener) bool {
+		return covers(r.Hostname, domain) && specificity(r.Hostname) > own
+	})
+}
+
 // domains are all hosts that routes of the listeners are about, and those that a
-// listener has, which are no other's though it has no route; sorted.
-func domains(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) []string {
+// listener has, which are no other's though it has no route; for HTTPS also those of
+// other listeners, and all others; sorted.
+func domains(g *mesh.Gateway, ls, rivals []mesh.Listener, v *mesh.View) []string {
 	var out []string
+	if ls[0].Protocol == mesh.ListenerHTTPS {
+		out = append(out, "*")
+	}
+	for _, l := range rivals {
+		out = append(out, cmp.Or(l.Hostname, "*"))
+	}
 	for _, l := range ls {
 		out = append(out, cmp.Or(l.Hostname, "*"))
 		for _, r := range attachedRoutes(g, l, v) {

@@ -206,6 +206,9 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)
 	}
+	if o.service == (mesh.Name{}) && called.idle == 0 {
+		a.IdleTimeout = nil // a gateway's own bound holds (gatewayManager)
+	}
 	rewrite(a, r.rewrite, r.match.Path)
 	if r.affinity != nil { // and nothing else decides
 		a.HashPolicy = []*route.RouteAction_HashPolicy{hashPolicy(*r.affinity)}
