@@ -14,6 +14,11 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
+// reselections is how often another pod is chosen while the choice falls on one that has
+// failed already. With few pods the choice is as good as a coin's, or worse, since one that
+// fails fast has the fewest requests under way; a choice costs nothing.
+const reselections = 100
+
 // retryPolicy is of clients who prefer endpoints that are near.
 func retryPolicy(r mesh.Retries, prefer mesh.Near) *route.RetryPolicy {
 	if r.Attempts == 0 {
@@ -31,7 +36,7 @@ func retryPolicy(r mesh.Retries, prefer mesh.Near) *route.RetryPolicy {
 			Name:       "envoy.retry_host_predicates.previous_hosts",
 			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})},
 		}},
-		HostSelectionRetryMaxAttempts: 5,
+		HostSelectionRetryMaxAttempts: reselections,
 	}
 	if len(r.Codes) > 0 {
 		p.RetryOn += ",retriable-status-codes"
