@@ -12,10 +12,8 @@ import (
 
 	"github.com/go-logr/logr"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -217,17 +215,11 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 
 // mayServeGateways asks for one of the permissions of deploy/gateways, which has all.
 func (p *controlPlane) mayServeGateways(ctx context.Context) (bool, error) {
-	clientset, err := kubernetes.NewForConfig(p.manager.GetConfig())
-	if err != nil {
-		return false, err
-	}
-	review, err := clientset.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+	review := &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "watch", Resource: "secrets"}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return false, err
 	}
-	return review.Status.Allowed, nil
+	err := p.manager.GetClient().Create(ctx, review)
+	return err == nil && review.Status.Allowed, err
 }
 
 func (p *controlPlane) wireTrust(context.Context) error {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -51,8 +50,6 @@ import (
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshconfigs,verbs=list;watch
 
 const (
-	// kindGateway is the kind in the keys of findings.
-	kindGateway = "Gateway"
 	// fieldOwner is under whose name objects and status are applied, but for the
 	// number of replicas.
 	fieldOwner = "tulle-gateway"
@@ -279,16 +276,14 @@ func (c *Controller) Changed(keys []build.Key) {
 		return
 	}
 	for _, k := range keys {
-		kind, rest, _ := strings.Cut(k.Name, "/")
-		namespace, name, ok := strings.Cut(rest, "/")
-		if k.Type == translate.Findings && kind == kindGateway && ok {
-			q.AddAfter(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}}, c.delay)
+		if kind, n, ok := translate.FindingsOf(k); ok && kind == translate.KindGateway {
+			q.AddAfter(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: n.Namespace, Name: n.Name}}, c.delay)
 		}
 	}
 }
 
 func findingsKey(n types.NamespacedName) build.Key {
-	return translate.FindingsKey(kindGateway, mesh.Name{Namespace: n.Namespace, Name: n.Name})
+	return translate.FindingsKey(translate.KindGateway, mesh.Name{Namespace: n.Namespace, Name: n.Name})
 }
 
 // Reconcile gives a Gateway what it is to have, and writes its status once something

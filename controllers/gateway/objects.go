@@ -20,6 +20,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/tulle-mesh/tulle/webhook"
+	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
 // Annotations of a Gateway, or of its spec.infrastructure.annotations, which have
@@ -146,7 +147,7 @@ func metaOf(gw *gatewayv1.Gateway) metav1.ObjectMeta {
 		Name: nameOf(gw), Namespace: gw.Namespace,
 		Labels: labelsOf(gw), Annotations: carried(gw),
 		OwnerReferences: []metav1.OwnerReference{{
-			APIVersion: gatewayv1.GroupVersion.String(), Kind: kindGateway, Name: gw.Name, UID: gw.UID, Controller: new(true),
+			APIVersion: gatewayv1.GroupVersion.String(), Kind: translate.KindGateway, Name: gw.Name, UID: gw.UID, Controller: new(true),
 		}},
 	}
 }

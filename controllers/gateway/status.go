@@ -18,6 +18,7 @@ import (
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
 const (
@@ -73,7 +74,7 @@ func (c *Controller) report(ctx context.Context, gw *gatewayv1.Gateway, problem 
 	if stamp(&want, &have, c.now()) {
 		return nil
 	}
-	if err := applyStatus(ctx, c.client.Status(), gatewayv1.SchemeGroupVersion.WithKind(kindGateway), gw, &want); err != nil {
+	if err := applyStatus(ctx, c.client.Status(), gatewayv1.SchemeGroupVersion.WithKind(translate.KindGateway), gw, &want); err != nil {
 		return fmt.Errorf("writing the status of Gateway %s: %w", client.ObjectKeyFromObject(gw), err)
 	}
 	c.note(gw, func(r *record) { r.read, r.wrote = gw.ResourceVersion, want })

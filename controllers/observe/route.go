@@ -21,23 +21,11 @@ func httpRoute(r *gatewayv1.HTTPRoute) *mesh.Route {
 	c := routing{namespace: r.Namespace, bad: &bad}
 	for i, in := range r.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
-		rule := mesh.RouteRule{Name: string(deref(in.Name))}
+		var matches []mesh.RequestMatch
 		for j, m := range in.Matches {
-			rule.Matches = append(rule.Matches, c.httpMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
+			matches = append(matches, c.httpMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
 		}
-		c.filters(field+".filters", in.Filters, &rule)
-		for j, b := range in.BackendRefs {
-			rule.Backends = append(rule.Backends, c.backend(fmt.Sprintf("%s.backendRefs[%d]", field, j), b.BackendRef, b.Filters, &rule))
-		}
-		if t := in.Timeouts; t != nil {
-			rule.Timeout = c.duration(field+".timeouts.request", t.Request)
-			rule.TryTimeout = c.duration(field+".timeouts.backendRequest", t.BackendRequest)
-		}
-		rule.Retries = c.retries(field+".retry", in.Retry)
-		if in.SessionPersistence != nil {
-			c.unsupported(field+".sessionPersistence", &rule)
-		}
-		out.Rules = append(out.Rules, rule)
+		out.Rules = append(out.Rules, c.rule(field, matches, in))
 	}
 	out.Invalid = bad.sentence()
 	return out
@@ -50,23 +38,38 @@ func grpcRoute(r *gatewayv1.GRPCRoute) *mesh.Route {
 	c := routing{namespace: r.Namespace, bad: &bad}
 	for i, in := range r.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
-		rule := mesh.RouteRule{Name: string(deref(in.Name))}
+		var matches []mesh.RequestMatch
 		for j, m := range in.Matches {
-			rule.Matches = append(rule.Matches, c.grpcMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
+			matches = append(matches, c.grpcMatch(fmt.Sprintf("%s.matches[%d]", field, j), m))
 		}
-		c.filters(field+".filters", ofHTTP(in.Filters), &rule)
-		for j, b := range in.BackendRefs {
-			rule.Backends = append(rule.Backends, c.backend(fmt.Sprintf("%s.backendRefs[%d]", field, j), b.BackendRef, ofHTTP(b.Filters), &rule))
+		rest := gatewayv1.HTTPRouteRule{Name: in.Name, Filters: ofHTTP(in.Filters), SessionPersistence: in.SessionPersistence}
+		for _, b := range in.BackendRefs {
+			rest.BackendRefs = append(rest.BackendRefs, gatewayv1.HTTPBackendRef{BackendRef: b.BackendRef, Filters: ofHTTP(b.Filters)})
 		}
-		if in.SessionPersistence != nil {
-			c.unsupported(field+".sessionPersistence", &rule)
-		}
-		out.Rules = append(out.Rules, rule)
+		out.Rules = append(out.Rules, c.rule(field, matches, rest))
 	}
 	if len(out.Rules) == 0 {
 		bad.add("spec.rules: there are none, and every call would fail: write one, with backendRefs")
 	}
 	out.Invalid = bad.sentence()
+	return out
+}
+
+// rule converts all of a rule but its matches.
+func (c routing) rule(field string, matches []mesh.RequestMatch, in gatewayv1.HTTPRouteRule) mesh.RouteRule {
+	out := mesh.RouteRule{Name: string(deref(in.Name)), Matches: matches}
+	c.filters(field+".filters", in.Filters, &out)
+	for j, b := range in.BackendRefs {
+		out.Backends = append(out.Backends, c.backend(fmt.Sprintf("%s.backendRefs[%d]", field, j), b.BackendRef, b.Filters, &out))
+	}
+	if t := in.Timeouts; t != nil {
+		out.Timeout = c.duration(field+".timeouts.request", t.Request)
+		out.TryTimeout = c.duration(field+".timeouts.backendRequest", t.BackendRequest)
+	}
+	out.Retries = c.retries(field+".retry", in.Retry)
+	if in.SessionPersistence != nil {
+		c.unsupported(field+".sessionPersistence", &out)
+	}
 	return out
 }
 

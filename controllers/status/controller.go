@@ -226,8 +226,8 @@ func (c *Controller) attach(_ context.Context, q workqueue.TypedRateLimitingInte
 func (c *Controller) Changed(keys []build.Key) {
 	objects := make([]object, 0, len(keys))
 	for _, k := range keys {
-		if o, ok := objectOf(k); ok {
-			objects = append(objects, o)
+		if kind, n, ok := translate.FindingsOf(k); ok {
+			objects = append(objects, object{kind, n})
 		}
 	}
 	c.enqueue(objects)
@@ -279,16 +279,6 @@ func (c *Controller) enqueue(objects []object) {
 	for _, o := range objects {
 		q.AddAfter(o, c.delay)
 	}
-}
-
-// objectOf is the inverse of object.target.
-func objectOf(k build.Key) (object, bool) {
-	kind, rest, _ := strings.Cut(k.Name, "/")
-	namespace, name, ok := strings.Cut(rest, "/")
-	if k.Type != translate.Findings || !ok {
-		return object{}, false
-	}
-	return object{kind, mesh.Name{Namespace: namespace, Name: name}}, true
 }
 
 // Reconcile writes the object's conditions if they differ from what was found

@@ -302,12 +302,12 @@ func TestBurstOfFindingsIsOneTurn(t *testing.T) {
 }
 
 func TestKeysOfFindingsNameTheirObjects(t *testing.T) {
-	if got, ok := objectOf(theKey); !ok || got != thePolicy {
-		t.Errorf("got %v, %v", got, ok)
+	if kind, n, ok := translate.FindingsOf(theKey); !ok || (object{kind, n}) != thePolicy {
+		t.Errorf("got %v %v, %v", kind, n, ok)
 	}
 	for _, k := range []build.Key{{Type: translate.Route, Name: "MeshPolicy/a/b"}, {Type: translate.Findings, Name: "junk"}} {
-		if got, ok := objectOf(k); ok {
-			t.Errorf("%v names %v", k, got)
+		if kind, n, ok := translate.FindingsOf(k); ok {
+			t.Errorf("%v names %v %v", k, kind, n)
 		}
 	}
 	if got := thePolicy.key(); got != (types.NamespacedName{Namespace: "shop", Name: "p"}) {

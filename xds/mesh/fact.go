@@ -44,3 +44,9 @@ const (
 type facts map[Fact]struct{}
 
 func (f facts) add(k FactKind, name string) { f[Fact{k, name}] = struct{}{} }
+
+func (f facts) addIf(changed bool, k FactKind, name string) {
+	if changed {
+		f.add(k, name)
+	}
+}

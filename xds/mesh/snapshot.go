@@ -146,17 +146,17 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 		case KindHTTPRoute, KindGRPCRoute:
 			next.setRoute(f, c)
 		case KindGrant:
-			next.setGrant(f, c)
+			f.addIf(set(&next.grants, c), FactGrants, c.name.Namespace)
 		case KindNode:
-			set(&next.nodes, f, FactNode, c)
+			f.addIf(set(&next.nodes, c), FactNode, c.name.key())
 		case KindGateway:
 			next.setGateway(f, c)
 		case KindClass:
-			set(&next.classes, f, FactClass, c)
+			f.addIf(set(&next.classes, c), FactClass, c.name.key())
 		case KindNamespace:
-			set(&next.spaces, f, FactNamespace, c)
+			f.addIf(set(&next.spaces, c), FactNamespace, c.name.key())
 		case KindCertificate:
-			set(&next.certs, f, FactCertificate, c)
+			f.addIf(set(&next.certs, c), FactCertificate, c.name.key())
 		}
 	}
 	if len(f) == 0 {
@@ -377,35 +377,21 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 	}
 }
 
-func (s *Snapshot) setGrant(f facts, c Change) {
-	key := c.name.String()
-	old, had := s.grants.get(key)
-	now, has, equal := same(old, had, c)
-	if equal {
-		return
-	}
-	f.add(FactGrants, c.name.Namespace)
-	if has {
-		s.grants.put(key, now)
-	} else {
-		s.grants.delete(key)
-	}
-}
-
-// set is for entities that are in no index: the fact has the key of the tree.
-func set[T any](t *tree[T], f facts, k FactKind, c Change) {
+// set is for entities that are in no index. It reports whether there is another than
+// before.
+func set[T any](t *tree[T], c Change) bool {
 	key := c.name.key()
 	old, had := t.get(key)
 	now, has, equal := same(old, had, c)
-	if equal {
-		return
-	}
-	f.add(k, key)
-	if has {
+	switch {
+	case equal:
+		return false
+	case has:
 		t.put(key, now)
-	} else {
+	default:
 		t.delete(key)
 	}
+	return true
 }
 
 // key is the name alone where there is no namespace.
@@ -417,13 +403,13 @@ func (n Name) key() string {
 }
 
 func (s *Snapshot) setGateway(f facts, c Change) {
-	before := s.gateways
-	set(&s.gateways, f, FactGateway, c)
-	switch now, has := s.gateways.get(c.name.key()); {
-	case s.gateways == before:
-	case has:
+	if !set(&s.gateways, c) {
+		return
+	}
+	f.add(FactGateway, c.name.key())
+	if now, has := s.gateways.get(c.name.key()); has {
 		s.stand(Ref{KindGateway, c.name}, now.Generation)
-	default:
+	} else {
 		s.fall(Ref{KindGateway, c.name})
 	}
 }

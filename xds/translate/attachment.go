@@ -87,9 +87,8 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 		if c.Kind != "Secret" {
 			return bad(reasonInvalidCertificate, "%s %s is no Secret: name one of the type kubernetes.io/tls", c.Kind, c.Name)
 		}
-		from := mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}
-		if c.Namespace != g.Meta.Namespace && !v.Granted(from, mesh.GrantTo{Kind: "Secret", Name: c.Name.Name}, c.Namespace) {
-			return bad(reasonRefNotPermitted, "no ReferenceGrant in namespace %s lets a Gateway of namespace %s refer to Secret %s; ask for one there", c.Namespace, g.Meta.Namespace, c.Name)
+		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}, c.Kind, c.Name, v); f != nil {
+			return f
 		}
 		cert, ok := v.Certificate(c.Name)
 		switch {
@@ -114,17 +113,6 @@ func holdingListeners(g *mesh.Gateway, v *mesh.View) (out []mesh.Listener, serve
 		}
 	}
 	return out, served
-}
-
-// servedListeners are those that can be.
-func servedListeners(g *mesh.Gateway, v *mesh.View) []mesh.Listener {
-	var out []mesh.Listener
-	for i, s := range listenerStates(g, v) {
-		if s.served {
-			out = append(out, g.Listeners[i])
-		}
-	}
-	return out
 }
 
 // attachedRoutes are the routes that hold for a listener, the oldest first.
@@ -195,7 +183,7 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 	bad := 0
 	for i, s := range listenerStates(g, v) {
 		l := g.Listeners[i]
-		if s.accepted != nil || s.conflicted != nil {
+		if !s.holds() {
 			bad++
 		}
 		switch {

@@ -39,9 +39,15 @@ func FindingsKey(kind string, n mesh.Name) Key {
 	return Key{Type: Findings, Name: kind + "/" + n.String()}
 }
 
-func findings(name string, v *mesh.View) []mesh.Finding {
-	kind, rest, _ := strings.Cut(name, "/")
-	n, ok := objectName(rest)
+// FindingsOf is the inverse of [FindingsKey]; ok is false for other keys.
+func FindingsOf(k Key) (kind string, n mesh.Name, ok bool) {
+	kind, rest, _ := strings.Cut(k.Name, "/")
+	n, ok = objectName(rest)
+	return kind, n, ok && k.Type == Findings
+}
+
+func findings(k Key, v *mesh.View) []mesh.Finding {
+	kind, n, ok := FindingsOf(k)
 	if !ok {
 		return nil
 	}

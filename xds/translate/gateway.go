@@ -183,12 +183,16 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 		o.scheme = "https"
 		rivals = slices.DeleteFunc(held, func(l mesh.Listener) bool { return l.Port != ls[0].Port || l.Name == ls[0].Name })
 	}
-	for _, domain := range domains(g, ls, rivals, v) {
+	sites := make([]site, 0, len(ls))
+	for _, l := range ls {
+		sites = append(sites, site{l, attachedRoutes(g, l, v)})
+	}
+	for _, domain := range domains(sites, rivals) {
 		o.routes = nil
 		if misdirected(ls, rivals, domain) {
 			o.routes = []*route.Route{{Match: prefixMatch("/"), Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 421}}}}
 		} else {
-			for _, r := range hostRules(g, ls, domain, v) {
+			for _, r := range hostRules(sites, domain, v) {
 				o.add(r)
 			}
 		}
@@ -199,6 +203,12 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	}
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
+}
+
+// site is a listener with the routes that are attached to it.
+type site struct {
+	mesh.Listener
+	routes []*mesh.Route
 }
 
 // misdirected reports whether requests for a host that come over TLS to one listener
@@ -220,18 +230,18 @@ func misdirected(ls, rivals []mesh.Listener, domain string) bool {
 // domains are all hosts that routes of the listeners are about, and those that a
 // listener has, which are no other's though it has no route; for HTTPS also those of
 // other listeners, and all others; sorted.
-func domains(g *mesh.Gateway, ls, rivals []mesh.Listener, v *mesh.View) []string {
+func domains(sites []site, rivals []mesh.Listener) []string {
 	var out []string
-	if ls[0].Protocol == mesh.ListenerHTTPS {
+	if sites[0].Protocol == mesh.ListenerHTTPS {
 		out = append(out, "*")
 	}
 	for _, l := range rivals {
 		out = append(out, cmp.Or(l.Hostname, "*"))
 	}
-	for _, l := range ls {
-		out = append(out, cmp.Or(l.Hostname, "*"))
-		for _, r := range attachedRoutes(g, l, v) {
-			out = append(out, hostsOf(l, r)...)
+	for _, s := range sites {
+		out = append(out, cmp.Or(s.Hostname, "*"))
+		for _, r := range s.routes {
+			out = append(out, hostsOf(s.Listener, r)...)
 		}
 	}
 	slices.Sort(out)
@@ -241,12 +251,12 @@ func domains(g *mesh.Gateway, ls, rivals []mesh.Listener, v *mesh.View) []string
 // hostRules are the rules for a host: of routes that are attached to the listener
 // whose hostname says most about it, by how much their own says, and then by what they
 // match.
-func hostRules(g *mesh.Gateway, ls []mesh.Listener, domain string, v *mesh.View) []rule {
-	at := ls[0]
+func hostRules(sites []site, domain string, v *mesh.View) []rule {
+	at := sites[0]
 	best := -1
-	for _, l := range ls {
-		if covers(l.Hostname, domain) && specificity(l.Hostname) > best {
-			at, best = l, specificity(l.Hostname)
+	for _, s := range sites {
+		if covers(s.Hostname, domain) && specificity(s.Hostname) > best {
+			at, best = s, specificity(s.Hostname)
 		}
 	}
 	type ranked struct {
@@ -254,9 +264,9 @@ func hostRules(g *mesh.Gateway, ls []mesh.Listener, domain string, v *mesh.View)
 		host int
 	}
 	var all []ranked
-	for _, r := range attachedRoutes(g, at, v) {
+	for _, r := range at.routes {
 		host := -1
-		for _, h := range hostsOf(at, r) {
+		for _, h := range hostsOf(at.Listener, r) {
 			if covers(h, domain) {
 				host = max(host, specificity(h))
 			}
@@ -279,10 +289,7 @@ func hostRules(g *mesh.Gateway, ls []mesh.Listener, domain string, v *mesh.View)
 // hostsOf are the hosts of a route at a listener: where both have hostnames, what both
 // mean.
 func hostsOf(l mesh.Listener, r *mesh.Route) []string {
-	whole := l.Hostname
-	if whole == "" {
-		whole = "*"
-	}
+	whole := cmp.Or(l.Hostname, "*")
 	if len(r.Hostnames) == 0 {
 		return []string{whole}
 	}
@@ -330,9 +337,10 @@ func gatewaySecret(k Key, v *mesh.View) proto.Message {
 	if !ok {
 		return out
 	}
-	for _, l := range servedListeners(g, v) {
+	held, served := holdingListeners(g, v)
+	for i, l := range held {
 		for _, s := range l.Certificates {
-			if PrefixCertificate+s.Name.String() != k.Name {
+			if !served[i] || PrefixCertificate+s.Name.String() != k.Name {
 				continue
 			}
 			if c, ok := v.Certificate(s.Name); ok && c.Invalid == "" {

@@ -117,13 +117,13 @@ func bySpecificity(a, b mesh.RequestMatch) int {
 }
 
 func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View) rule {
+	if in.Unsupported != "" {
+		return rule{} // answered with 500
+	}
 	out := rule{
 		request: headersOf(in.Filters.Request), response: headersOf(in.Filters.Response),
 		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite,
 		timeout: in.Timeout, tryTimeout: in.TryTimeout, retries: routeRetries(in.Retries),
-	}
-	if in.Unsupported != "" {
-		return rule{} // answered with 500
 	}
 	for _, b := range in.Backends {
 		s := share{weight: b.Weight, request: headersOf(b.Request), response: headersOf(b.Response)}
@@ -156,8 +156,8 @@ func backendFault(called mesh.Name, r *mesh.Route, b mesh.Backend, v *mesh.View)
 	if b.Kind != mesh.BackendService {
 		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend", b.Kind, b.Name)}
 	}
-	if b.Namespace != r.Meta.Namespace && b.Name != called {
-		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}, b.Name, v); f != nil {
+	if b.Name != called {
+		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}, mesh.BackendService, b.Name, v); f != nil {
 			return f
 		}
 	}
@@ -171,14 +171,14 @@ func backendFault(called mesh.Name, r *mesh.Route, b mesh.Backend, v *mesh.View)
 	return nil
 }
 
-// grantFault looks for a ReferenceGrant by which objects may refer to a service of
-// another namespace.
-func grantFault(from mesh.GrantFrom, to mesh.Name, v *mesh.View) *fault {
-	if v.Granted(from, mesh.GrantTo{Kind: mesh.BackendService, Name: to.Name}, to.Namespace) {
+// grantFault looks for a ReferenceGrant by which objects may refer to a Service or Secret,
+// if it is of another namespace.
+func grantFault(from mesh.GrantFrom, kind string, to mesh.Name, v *mesh.View) *fault {
+	if to.Namespace == from.Namespace || v.Granted(from, mesh.GrantTo{Kind: kind, Name: to.Name}, to.Namespace) {
 		return nil
 	}
 	return &fault{conditionResolvedRefs, reasonRefNotPermitted, fmt.Sprintf(
-		"no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s; ask for one there", to.Namespace, from.Kind, from.Namespace, to,
+		"no ReferenceGrant in namespace %s lets a %s of namespace %s refer to %s %s; ask for one there", to.Namespace, from.Kind, from.Namespace, kind, to,
 	)}
 }
 

@@ -76,6 +76,8 @@ type endpointsOf struct {
 	labels  string // as in a cluster's name
 }
 
+func (e endpointsOf) missing() bool { return e == endpointsOf{} }
+
 // share is a backend, and how much of the requests it takes.
 type share struct {
 	to                endpointsOf
@@ -113,6 +115,8 @@ type outbound struct {
 	clusters []string
 }
 
+func (o *outbound) atGateway() bool { return o.service == (mesh.Name{}) }
+
 func (o *outbound) add(r rule) {
 	for _, out := range o.routesFor(r) {
 		// What Envoy would refuse, it would refuse all of.
@@ -143,7 +147,7 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 	var broken, sum uint64
 	for _, b := range r.backends {
 		sum += uint64(b.weight)
-		if b.to == (endpointsOf{}) {
+		if b.to.missing() {
 			broken += uint64(b.weight)
 		}
 	}
@@ -168,7 +172,7 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 // the weights' sum has no divisor in common with a million. That costs a weight less
 // than a thousandth of the sum.
 func independent(backends []share) []share {
-	out := slices.DeleteFunc(slices.Clone(backends), func(b share) bool { return b.weight == 0 || b.to == (endpointsOf{}) })
+	out := slices.DeleteFunc(slices.Clone(backends), func(b share) bool { return b.weight == 0 || b.to.missing() })
 	const finer = 100 // a sum is 16,000,000 at most
 	var sum uint32
 	most := 0
@@ -206,7 +210,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)
 	}
-	if o.service == (mesh.Name{}) && called.idle == 0 {
+	if o.atGateway() && called.idle == 0 {
 		a.IdleTimeout = nil // a gateway's own bound holds (gatewayManager)
 	}
 	rewrite(a, r.rewrite, r.match.Path)
@@ -216,7 +220,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	near := mesh.SameNode // as all backends are preferred to be
 	var weighted []*route.WeightedCluster_ClusterWeight
 	for _, b := range r.backends {
-		if b.weight == 0 || b.to == (endpointsOf{}) {
+		if b.weight == 0 || b.to.missing() {
 			continue
 		}
 		// Whose pod is chosen by a hash says by which.
@@ -236,7 +240,7 @@ func (o *outbound) action(r rule) *route.RouteAction {
 	}
 	a.RetryPolicy = retryPolicy(retries, near)
 	for _, m := range r.mirrors {
-		if m.to == (endpointsOf{}) {
+		if m.to.missing() {
 			continue
 		}
 		a.RequestMirrorPolicies = append(a.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
@@ -259,11 +263,11 @@ func (o *outbound) action(r rule) *route.RouteAction {
 // called is what policies say of requests that the rule is about: of those to the
 // service that was called, or at a gateway to the first backend.
 func (o *outbound) called(r rule) traffic {
-	if o.service != (mesh.Name{}) {
+	if !o.atGateway() {
 		return o.traffic
 	}
 	for _, b := range r.backends {
-		if b.to != (endpointsOf{}) {
+		if !b.to.missing() {
 			return trafficFor(o.client, b.to.service, b.to.port, o.view)
 		}
 	}
@@ -286,7 +290,7 @@ func mirrored(m mirror) *typev3.FractionalPercent {
 // the application: it is spoken to as its port says, and for GRPCRoutes in HTTP/2.
 func (o *outbound) cluster(to endpointsOf, grpc bool) string {
 	prefix := prefixService
-	if o.service == (mesh.Name{}) {
+	if o.atGateway() {
 		prefix = prefixEdge
 		if svc, ok := o.view.Service(to.service); ok {
 			if p, _ := svc.Port(to.port); grpc || p.Protocol == mesh.HTTP2 || p.Protocol == mesh.GRPC {

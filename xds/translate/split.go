@@ -81,10 +81,8 @@ func splitFault(s *mesh.Split, port uint16, v *mesh.View) *fault {
 
 // splitTarget looks for what keeps a service from being sent what is split.
 func splitTarget(s *mesh.Split, n mesh.Name, port uint16, v *mesh.View) *fault {
-	if n.Namespace != s.Meta.Namespace {
-		if f := grantFault(mesh.GrantFrom{Group: meshGroup, Kind: KindSplit, Namespace: s.Meta.Namespace}, n, v); f != nil {
-			return f
-		}
+	if f := grantFault(mesh.GrantFrom{Group: meshGroup, Kind: KindSplit, Namespace: s.Meta.Namespace}, mesh.BackendService, n, v); f != nil {
+		return f
 	}
 	svc, ok := v.Service(n)
 	if !ok {

@@ -39,7 +39,7 @@ func Build(k Key, v *mesh.View) Result {
 	case Route:
 		return routeFor(k, v)
 	case Findings:
-		return Result{Findings: findings(k.Name, v)}
+		return Result{Findings: findings(k, v)}
 	}
 	return Result{}
 }
