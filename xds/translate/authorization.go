@@ -49,6 +49,9 @@ func authorization(policies []*mesh.Policy, trustDomain string, http bool) verdi
 			to[ruleID(to, p, i)] = policy
 		}
 	}
+	if http && matchesPaths(policies) {
+		deny["ambiguous path"] = &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{urlPath(regex(ambiguousPath))}, Principals: anyPrincipal()}
+	}
 	var out verdicts
 	if len(deny) > 0 {
 		out.deny = &rbacconfig.RBAC{Action: rbacconfig.RBAC_DENY, Policies: deny}
@@ -57,6 +60,28 @@ func authorization(policies []*mesh.Policy, trustDomain string, http bool) verdi
 		out.allow = &rbacconfig.RBAC{Action: rbacconfig.RBAC_ALLOW, Policies: allow}
 	}
 	return out
+}
+
+// ambiguousPath is what normalisation would change or refuse: dots as segments,
+// slashes in a row, backslashes, and characters escaped that need not be (RFC
+// 3986, sections 2.3 and 6.2.2) or that separate segments. A connection that is
+// older than the first rule about paths is read by a listener that does not
+// normalise, and the new rules come to it at once; this refuses there what they
+// could be passed by with. On newer connections nothing is left to refuse.
+const ambiguousPath = `(?s).*(//|\\|%(2[D-Fd-f]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEe])).*|.*/\.\.?(/.*)?`
+
+// matchesPaths reports whether any rule asks for a path.
+func matchesPaths(policies []*mesh.Policy) bool {
+	for _, p := range policies {
+		for _, r := range p.Authorization.Rules {
+			for _, op := range r.To {
+				if len(op.Paths) > 0 {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // ruleID names a rule in logs: "namespace/policy#rule", where the rule is its
@@ -120,9 +145,7 @@ func permission(op mesh.Operation, http bool) *rbacconfig.Permission {
 			methods = append(methods, headerPermission(":method", exact(m)))
 		}
 		for _, p := range op.Paths {
-			paths = append(paths, &rbacconfig.Permission{Rule: &rbacconfig.Permission_UrlPath{
-				UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: pattern(p)}},
-			}})
+			paths = append(paths, urlPath(pattern(p)))
 		}
 		for _, h := range op.Hosts {
 			hosts = append(hosts, headerPermission(":authority", regex(hostPattern(h))))
@@ -135,6 +158,11 @@ func permission(op mesh.Operation, http bool) *rbacconfig.Permission {
 		return anyPermission()[0]
 	}
 	return &rbacconfig.Permission{Rule: &rbacconfig.Permission_AndRules{AndRules: &rbacconfig.Permission_Set{Rules: all}}}
+}
+
+// urlPath matches the path without its query.
+func urlPath(m *matcher.StringMatcher) *rbacconfig.Permission {
+	return &rbacconfig.Permission{Rule: &rbacconfig.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: m}}}}
 }
 
 func headerPermission(name string, m *matcher.StringMatcher) *rbacconfig.Permission {

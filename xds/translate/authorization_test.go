@@ -12,11 +12,11 @@ func policyWith(a *mesh.Authorization) []*mesh.Policy {
 }
 
 func TestRulesOfOneNameAllHold(t *testing.T) {
-	deny := func(name, path string) mesh.Rule {
-		return mesh.Rule{Name: name, Action: mesh.Deny, To: []mesh.Operation{{Paths: []string{path}}}}
+	deny := func(name, host string) mesh.Rule {
+		return mesh.Rule{Name: name, Action: mesh.Deny, To: []mesh.Operation{{Hosts: []string{host}}}}
 	}
 	v := authorization(policyWith(&mesh.Authorization{Rules: []mesh.Rule{
-		deny("admin", "/admin"), deny("admin", "/root"), deny("admin", "/etc"), deny("4", "/a"), deny("", "/b"),
+		deny("admin", "a"), deny("admin", "b"), deny("admin", "c"), deny("4", "d"), deny("", "e"),
 	}}), "cluster.local", true)
 	if got := len(v.deny.GetPolicies()); got != 5 {
 		t.Errorf("of five rules %d hold: %v", got, v.deny.GetPolicies())

@@ -74,15 +74,24 @@ func (a *application) take() []string {
 // listener for plaintext, before the application. It returns its address.
 func startEnvoy(t *testing.T, a *application, policies ...*mesh.Policy) string {
 	t.Helper()
+	return startEnvoyWith(t, a, policies, policies)
+}
+
+// startEnvoyWith is startEnvoy with a listener and routes of different moments,
+// as a connection has them that is older than the latest policy.
+func startEnvoyWith(t *testing.T, a *application, ofListener, ofRoutes []*mesh.Policy) string {
+	t.Helper()
 	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
-	es := []mesh.Entity{w}
-	for _, p := range policies {
-		es = append(es, p)
+	with := func(policies []*mesh.Policy) *mesh.View {
+		es := []mesh.Entity{w}
+		for _, p := range policies {
+			es = append(es, p)
+		}
+		return view(es...)
 	}
-	v := view(es...)
 	profile := mesh.ProfileOf(w)
-	m := inboundOf(profile, v).manager(false)
-	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v)}
+	m := inboundOf(profile, with(ofListener)).manager(false)
+	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, with(ofRoutes))}
 	port := freePort(t)
 	to := staticCluster(ClusterInbound)
 	to.ClusterDiscoveryType, to.LbPolicy = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, cluster.Cluster_ROUND_ROBIN
@@ -228,16 +237,26 @@ func ask(t *testing.T, at string, lines ...string) int {
 // Each request asks for what a rule refuses in a way that the rule does not
 // spell. None may reach the application.
 func TestRulesCannotBeTalkedRound(t *testing.T) {
+	t.Run("on a connection that knows of the rules", func(t *testing.T) { talkRound(t, true) })
+	t.Run("on a connection that is older than the rules", func(t *testing.T) { talkRound(t, false) })
+}
+
+func talkRound(t *testing.T, known bool) {
 	rule := func(to mesh.Operation) mesh.Rule {
 		return mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{to}}
 	}
 	app := startApplication(t)
-	at := startEnvoy(t, app, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+	rules := policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 		rule(mesh.Operation{Paths: []string{"/admin", "/admin/*"}}),
 		rule(mesh.Operation{Hosts: []string{"admin.example"}}),
 		rule(mesh.Operation{Methods: []string{"DELETE"}}),
 		rule(mesh.Operation{Methods: []string{"GET"}, Paths: []string{"/socket"}}),
-	}})...)
+	}})
+	before := rules
+	if !known {
+		before = nil
+	}
+	at := startEnvoyWith(t, app, before, rules)
 	if got := ask(t, at, "GET /open HTTP/1.1", "host: open.example"); got != 200 {
 		t.Fatalf("what no rule refuses is answered with %d, want 200", got)
 	}

@@ -234,7 +234,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 		m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 		m.LocalReplyConfig = sayUnreached()
 	}
-	if in.matchesPaths() {
+	if matchesPaths(in.policies) || limitsPaths(in.limits) {
 		m.NormalizePath = wrapperspb.Bool(true)
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_REJECT_REQUEST
@@ -255,19 +255,6 @@ func sayUnreached() *hcm.LocalReplyConfig {
 			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}},
 	}}}
-}
-
-func (in inbound) matchesPaths() bool {
-	for _, p := range in.policies {
-		for _, r := range p.Authorization.Rules {
-			for _, op := range r.To {
-				if len(op.Paths) > 0 {
-					return true
-				}
-			}
-		}
-	}
-	return limitsPaths(in.limits)
 }
 
 // inboundRoutes send everything to the application, after the authorization
