@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tulle-mesh/tulle/xds/build"
@@ -32,39 +33,51 @@ func (a *absent) keys() []build.Key {
 	return out
 }
 
-// remember keeps what the stream's proxy holds, unless the pod is gone or has
-// another stream here. It comes before the stream's own subscriptions end.
+// remember takes the stream from those that count, and keeps what its proxy holds,
+// unless the pod is gone or has another stream here. Both are done in one moment: a
+// count between them would take the pod for connected, and forget what is kept, or for
+// one of which nothing is known. It comes before the stream's own subscriptions end.
 func (s *Server) remember(st *stream) {
 	defer s.acks.note()
-	if _, ok := st.current(s.options.Builder.Snapshot()); !ok {
-		return
-	}
-	st.lock.Lock()
-	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: time.Now()}
-	if st.state.Known() {
-		for h := range st.state.Holdings() {
-			if h.Key.Type != translate.Secret { // or certificates would be issued for nobody
-				a.held = append(a.held, h)
-			}
-		}
-	}
-	st.lock.Unlock()
-	if len(a.held) == 0 {
-		return
-	}
+	a := st.remains()
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	if s.stopped {
+	uid := st.peer.UID
+	rest := slices.DeleteFunc(slices.Clone(s.byPod[uid]), func(other *stream) bool { return other == st })
+	if len(rest) > 0 {
+		s.byPod[uid] = rest
+		return // of the two streams the newer counts
+	}
+	delete(s.byPod, uid)
+	if a == nil || s.stopped {
 		return
 	}
-	for _, other := range s.byPod[a.uid] {
-		if other != st {
-			return // of the two streams the newer counts
+	s.forget(uid)
+	s.absent[uid] = a
+	s.options.Builder.Subscribe(a, a.keys()...)
+}
+
+// remains are what its proxy holds as the stream ends; nil if there is nothing, or the
+// pod is gone.
+func (st *stream) remains() *absent {
+	if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
+		return nil
+	}
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	if !st.state.Known() {
+		return nil
+	}
+	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: time.Now()}
+	for h := range st.state.Holdings() {
+		if h.Key.Type != translate.Secret { // or certificates would be issued for nobody
+			a.held = append(a.held, h)
 		}
 	}
-	s.forget(a.uid)
-	s.absent[a.uid] = a
-	s.options.Builder.Subscribe(a, a.keys()...)
+	if len(a.held) == 0 {
+		return nil
+	}
+	return a
 }
 
 // forget drops what is remembered of the pod. The caller holds the lock.
@@ -75,11 +88,15 @@ func (s *Server) forget(uid string) {
 	}
 }
 
-// release is told of pods that are connected to other replicas now.
+// release is told of pods that are connected to other replicas now. What is
+// forgotten counts no longer, of which nothing else tells.
 func (s *Server) release(uids []string) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	for _, uid := range uids {
-		s.forget(uid)
+		if s.absent[uid] != nil {
+			s.forget(uid)
+			s.acks.note()
+		}
 	}
 }

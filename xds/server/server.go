@@ -95,7 +95,7 @@ type Server struct {
 
 	lock    sync.Mutex
 	streams map[*stream]struct{}
-	byPod   map[string][]*stream // by UID, the oldest first
+	byPod   map[string][]*stream // those that serve, by UID, the oldest first
 	absent  map[string]*absent   // by UID
 	stopped bool
 	writers sync.WaitGroup
@@ -243,18 +243,6 @@ func (s *Server) closed(st *stream) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	delete(s.streams, st)
-	uid := st.peer.UID
-	var rest []*stream
-	for _, other := range s.byPod[uid] {
-		if other != st {
-			rest = append(rest, other)
-		}
-	}
-	if len(rest) == 0 {
-		delete(s.byPod, uid)
-	} else {
-		s.byPod[uid] = rest
-	}
 	s.metrics.streams.Dec()
 }
 

@@ -180,7 +180,6 @@ func TestAPodThatOtherReplicasHaveIsForgotten(t *testing.T) {
 	if _, err := h.server.Report(t.Context(), "", []string{"uid-web"}); err != nil {
 		t.Fatal(err)
 	}
-	h.server.Built()
 	h.reported("that it is not", func(r *acks.Report, _ acks.Object) bool { return len(r.Absent) == 0 })
 }
 
