@@ -18,14 +18,21 @@ import (
 // ValidatePath is where the API server asks about mesh objects.
 const ValidatePath = "/validate"
 
+// DryRunPrefix begins the warnings that are a preview.
+const DryRunPrefix = "dry run: "
+
 // Validator is [Validate] as an admission handler.
-type Validator struct{}
+type Validator struct {
+	// Preview says, in warnings, what the object would change; it is asked in a
+	// dry run alone. May be nil.
+	Preview func(ctx context.Context, raw []byte) []string
+}
 
 var _ admission.Handler = Validator{}
 
 // Handle refuses an object that cannot be understood, as the API server itself
 // would: 422 Invalid, with a cause for each field.
-func (Validator) Handle(_ context.Context, request admission.Request) admission.Response {
+func (v Validator) Handle(ctx context.Context, request admission.Request) admission.Response {
 	if request.Operation != admissionv1.Create && request.Operation != admissionv1.Update || request.SubResource != "" {
 		return admission.Allowed("")
 	}
@@ -43,6 +50,11 @@ func (Validator) Handle(_ context.Context, request admission.Request) admission.
 	}
 	warnings, problems := Validate(object)
 	if len(problems) == 0 {
+		if request.DryRun != nil && *request.DryRun && v.Preview != nil {
+			for _, sentence := range v.Preview(ctx, request.Object.Raw) {
+				warnings = append(warnings, DryRunPrefix+sentence)
+			}
+		}
 		return admission.Allowed("").WithWarnings(warnings...)
 	}
 	kind := schema.GroupKind{Group: request.Kind.Group, Kind: request.Kind.Kind}

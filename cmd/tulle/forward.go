@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,8 @@ const (
 type endpoint interface {
 	// Get returns the body of the answer; an error if it is not 200.
 	Get(ctx context.Context, path string) ([]byte, error)
-	// Post is the same for what changes something.
-	Post(ctx context.Context, path string) ([]byte, error)
+	// Post is the same with a body, or for what changes something.
+	Post(ctx context.Context, path string, body []byte) ([]byte, error)
 	Close() error
 }
 
@@ -50,17 +51,17 @@ type httpEndpoint struct {
 }
 
 func (e *httpEndpoint) Get(ctx context.Context, path string) ([]byte, error) {
-	return e.ask(ctx, http.MethodGet, path)
+	return e.ask(ctx, http.MethodGet, path, nil)
 }
 
-func (e *httpEndpoint) Post(ctx context.Context, path string) ([]byte, error) {
-	return e.ask(ctx, http.MethodPost, path)
+func (e *httpEndpoint) Post(ctx context.Context, path string, body []byte) ([]byte, error) {
+	return e.ask(ctx, http.MethodPost, path, body)
 }
 
-func (e *httpEndpoint) ask(ctx context.Context, method, path string) ([]byte, error) {
+func (e *httpEndpoint) ask(ctx context.Context, method, path string, question []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, e.base+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, e.base+path, bytes.NewReader(question))
 	if err != nil {
 		return nil, fmt.Errorf("asking for %s: %w", path, err)
 	}

@@ -104,7 +104,7 @@ func (a *app) log(ctx context.Context, pod, set, format string) error {
 	if set != "" {
 		path += "?" + set
 	}
-	body, err := admin.Post(ctx, path)
+	body, err := admin.Post(ctx, path, nil)
 	if err != nil {
 		return &advice{fmt.Errorf("pod %s: asking Envoy for its loggers: %w", podName(p), err), "proxies that were injected by an older version do not allow it: " + a.name + " restart"}
 	}

@@ -231,8 +231,9 @@ func describe(o *unstructured.Unstructured) string {
 
 // objects changes objects of any kind.
 type objects struct {
-	dynamic dynamic.Interface
-	mapper  *restmapper.DeferredDiscoveryRESTMapper
+	namespace string // of objects that name none
+	dynamic   dynamic.Interface
+	mapper    *restmapper.DeferredDiscoveryRESTMapper
 }
 
 func (c *cluster) objects() (*objects, error) {
@@ -244,9 +245,11 @@ func (c *cluster) objects() (*objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
-	return &objects{d, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))}, nil
+	return &objects{c.namespace, d, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))}, nil
 }
 
+// of is where the object is. One of a namespaced kind that names no namespace is
+// given the default one.
 func (c *objects) of(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
 	kind := o.GroupVersionKind()
 	mapping, err := c.mapper.RESTMapping(kind.GroupKind(), kind.Version)
@@ -258,6 +261,9 @@ func (c *objects) of(o *unstructured.Unstructured) (dynamic.ResourceInterface, e
 		return nil, fmt.Errorf("finding the kind of %s: %w", describe(o), err)
 	}
 	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+		if o.GetNamespace() == "" {
+			o.SetNamespace(c.namespace)
+		}
 		return c.dynamic.Resource(mapping.Resource).Namespace(o.GetNamespace()), nil
 	}
 	return c.dynamic.Resource(mapping.Resource), nil

@@ -50,6 +50,7 @@ Tulle is a service mesh that drives stock Envoy sidecars. This command asks it:
   {tulle} uninstall       remove it
   {tulle} restart         roll workloads that predate injection or have an old proxy
   {tulle} inject -f FILE  put the sidecar into manifests, without the webhook
+  {tulle} preview -f FILE what objects would change, before they are applied
   {tulle} status          which proxies are connected, and what each lacks
   {tulle} proxy POD       what the Envoy in a pod really has, and against what was sent
   {tulle} bug-report      write an archive for a bug report, with no secret in it
@@ -76,7 +77,7 @@ done, 1 error, 2 something lacks.`),
 	_ = root.RegisterFlagCompletionFunc("namespace", a.completeNamespaces)
 	root.AddCommand(
 		a.checkCommand(), a.installCommand(), a.uninstallCommand(), a.restartCommand(), a.injectCommand(),
-		a.statusCommand(), a.proxyCommand(), a.bugReportCommand(), a.versionCommand(),
+		a.previewCommand(), a.statusCommand(), a.proxyCommand(), a.bugReportCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/gateway"
 	"github.com/tulle-mesh/tulle/controllers/observe"
+	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
 	"github.com/tulle-mesh/tulle/controllers/trust"
 	"github.com/tulle-mesh/tulle/webhook"
@@ -59,6 +60,7 @@ type controlPlane struct {
 	server       *server.Server
 	status       *status.Controller
 	gateways     *gateway.Controller
+	preview      *replicas.Preview
 	serving      atomic.Bool // proxies, on the xDS address
 }
 
@@ -66,7 +68,7 @@ type controlPlane struct {
 func run(ctx context.Context, o options, log logr.Logger) error {
 	p := &controlPlane{options: o, log: log}
 	for _, step := range []func(context.Context) error{
-		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wireStatus, p.wireGateways, p.wireHealth,
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireGateways, p.wireHealth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -232,7 +234,7 @@ func (p *controlPlane) wireWebhooks(context.Context) error {
 	s := p.manager.GetWebhookServer()
 	injector := &webhook.Injector{Settings: p.injection().settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
 	counted, err := webhook.Counted(metrics.Registry, map[string]admission.Handler{
-		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{},
+		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{Preview: p.dryRun},
 	})
 	if err != nil {
 		return err

@@ -62,7 +62,7 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err := p.manager.Add(runnable(s.Balance)); err != nil {
 		return fmt.Errorf("adding the balancing of streams: %w", err)
 	}
-	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug()))
+	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug(), p.previewed()))
 }
 
 // ownService is that of this revision, among whose replicas proxies are shared.
@@ -99,12 +99,8 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	p.manager.GetWebhookServer().Register(replicas.Path, replicas.Handler(p.server, p.ours, log))
 	gatherer := replicas.New(replicas.Options{
 		Builder: p.builder, Self: p.options.pod, Local: p.server,
-		Service: mesh.Name{Namespace: p.options.namespace, Name: allReplicas},
-		Client:  p.peers(), Port: p.options.webhookPort,
-		Token: func() (string, error) {
-			token, err := os.ReadFile(p.options.tokenFile)
-			return strings.TrimSpace(string(token)), err
-		},
+		Service:    mesh.Name{Namespace: p.options.namespace, Name: allReplicas},
+		Peers:      p.peers(),
 		Concerning: server.Concerning, Log: log,
 	})
 	// A leader whose mesh is not complete would find objects that nobody has.
@@ -142,20 +138,27 @@ func (p *controlPlane) ours(ctx context.Context, token string) error {
 	return nil
 }
 
-// peers is a client of other replicas. Their certificates are of our own
+// peers is how other replicas are asked. Their certificates are of our own
 // authority, whose roots may be others at each connection.
-func (p *controlPlane) peers() *http.Client {
+func (p *controlPlane) peers() replicas.Peers {
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
 	name := ca.ServingNames(allReplicas, p.options.namespace)[0]
-	return &http.Client{Transport: &http.Transport{
-		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			roots := x509.NewCertPool()
-			roots.AppendCertsFromPEM(p.authority.Roots())
-			d := tls.Dialer{NetDialer: dialer, Config: &tls.Config{RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS13}}
-			return d.DialContext(ctx, network, address)
+	return replicas.Peers{
+		Port: p.options.webhookPort,
+		Token: func() (string, error) {
+			token, err := os.ReadFile(p.options.tokenFile)
+			return strings.TrimSpace(string(token)), err
 		},
-		MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute,
-	}}
+		Client: &http.Client{Transport: &http.Transport{
+			DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				roots := x509.NewCertPool()
+				roots.AppendCertsFromPEM(p.authority.Roots())
+				d := tls.Dialer{NetDialer: dialer, Config: &tls.Config{RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS13}}
+				return d.DialContext(ctx, network, address)
+			},
+			MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute,
+		}},
+	}
 }
 
 // wireHealth makes readiness mean that proxies and admission are served from

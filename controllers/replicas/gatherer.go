@@ -2,8 +2,8 @@ package replicas
 
 import (
 	"context"
+	"iter"
 	"maps"
-	"net/http"
 	"reflect"
 	"slices"
 	"sync"
@@ -42,11 +42,7 @@ type Options struct {
 	Local Source
 	// Service is one whose endpoints are the replicas, those of all revisions.
 	Service mesh.Name
-	// Client, Port and Token are how others are asked: over HTTPS at their pods'
-	// addresses, showing the token.
-	Client *http.Client
-	Port   int
-	Token  func() (string, error)
+	Peers   Peers
 	// Concerning are the objects that may concern a pod of which nothing is
 	// known.
 	Concerning func(*mesh.Snapshot, *mesh.Workload) []mesh.Ref
@@ -174,7 +170,7 @@ func (g *Gatherer) follow(ctx context.Context, members map[string]*member, resul
 		if m == nil {
 			source := g.options.Local
 			if name != g.options.Self {
-				source = newRemote(&g.options, r.address)
+				source = &remote{peers: g.options.Peers, address: r.address}
 			}
 			polling, cancel := context.WithCancel(ctx)
 			m = &member{cancel: cancel, heard: time.Now(), released: make(chan []string, 1)}
@@ -291,12 +287,21 @@ func (g *Gatherer) merge(members map[string]*member) time.Duration {
 }
 
 // running are the pods whose traffic goes through a proxy of ours.
+func running(s *mesh.Snapshot) iter.Seq[*mesh.Workload] {
+	return func(yield func(*mesh.Workload) bool) {
+		for w := range s.Workloads() {
+			if (w.Meshed || w.Gateway != "") && w.Started && !w.Terminal && !yield(w) {
+				return
+			}
+		}
+	}
+}
+
+// running is that by UID.
 func (g *Gatherer) running() map[string]mesh.Name {
 	out := map[string]mesh.Name{}
-	for w := range g.options.Builder.Built().Workloads() {
-		if (w.Meshed || w.Gateway != "") && w.Started && !w.Terminal {
-			out[w.UID] = w.Name
-		}
+	for w := range running(g.options.Builder.Built()) {
+		out[w.UID] = w.Name
 	}
 	return out
 }

@@ -40,6 +40,20 @@ type question struct {
 // Handler answers the polls of whoever is allowed: allow looks at a bearer
 // token, and its error is not passed on.
 func Handler(source Source, allow func(ctx context.Context, token string) error, log logr.Logger) http.Handler {
+	return forPeers(allow, log, maxQuestion, func(ctx context.Context, q question) (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		report, err := source.Report(ctx, q.Version, q.Released)
+		if err != nil || report.Version == q.Version {
+			return nil, err
+		}
+		return report, nil
+	})
+}
+
+// forPeers answers questions of other replicas, of so many bytes at most: 204
+// where the answer is nil.
+func forPeers[Q any](allow func(ctx context.Context, token string) error, log logr.Logger, most int64, answer func(context.Context, Q) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !ok {
@@ -47,34 +61,31 @@ func Handler(source Source, allow func(ctx context.Context, token string) error,
 			return
 		}
 		if err := allow(r.Context(), token); err != nil {
-			log.Info("refused to report to a peer", "peer", r.RemoteAddr, "error", err.Error())
+			log.Info("refused to answer a peer", "path", r.URL.Path, "peer", r.RemoteAddr, "error", err.Error())
 			http.Error(w, "this is for the control plane's own replicas", http.StatusForbidden)
 			return
 		}
 		if r.Method != http.MethodPost {
 			w.Header().Set("Allow", http.MethodPost)
-			http.Error(w, "polls are POST requests", http.StatusMethodNotAllowed)
+			http.Error(w, "questions are POST requests", http.StatusMethodNotAllowed)
 			return
 		}
-		var q question
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
-			http.Error(w, fmt.Sprintf("reading the poll: %v", err), http.StatusBadRequest)
+		var q Q
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, most)).Decode(&q); err != nil {
+			http.Error(w, fmt.Sprintf("reading the question: %v", err), http.StatusBadRequest)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), wait)
-		defer cancel()
-		report, err := source.Report(ctx, q.Version, q.Released)
-		if err != nil {
+		said, err := answer(r.Context(), q)
+		switch {
+		case err != nil:
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		if report.Version == q.Version {
+		case said == nil:
 			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(report); err != nil {
-			log.V(1).Info("the reader of a report went away", "error", err.Error())
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(said); err != nil {
+				log.V(1).Info("the reader of an answer went away", "path", r.URL.Path, "error", err.Error())
+			}
 		}
 	})
 }

@@ -13,56 +13,71 @@ import (
 	"github.com/tulle-mesh/tulle/xds/acks"
 )
 
-// remote asks another replica.
-type remote struct {
-	client *http.Client
-	token  func() (string, error)
-	url    string
-	last   *acks.Report
+// Peers is how other replicas are asked: over HTTPS at their pods' addresses,
+// showing the token.
+type Peers struct {
+	Client *http.Client
+	Port   int
+	Token  func() (string, error)
 }
 
-var _ Source = (*remote)(nil)
+// maxAnswer bounds an answer, in bytes: a report has some 100 for each object, and
+// 40 for each pod.
+const maxAnswer = 256 << 20
 
-// maxReport bounds a report, in bytes: some 100 for each object, and 40 for each
-// pod.
-const maxReport = 256 << 20
-
-func newRemote(o *Options, address string) *remote {
-	return &remote{client: o.Client, token: o.Token, url: "https://" + net.JoinHostPort(address, strconv.Itoa(o.Port)) + Path}
-}
-
-// Report polls once.
-func (r *remote) Report(ctx context.Context, version string, released []string) (*acks.Report, error) {
-	body, err := json.Marshal(question{Version: version, Released: released})
+// ask posts the question to the replica at the address, and reads its answer; false
+// where it has none (204).
+func (p Peers) ask(ctx context.Context, address, path string, question, answer any) (bool, error) {
+	body, err := json.Marshal(question)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, bytes.NewReader(body))
+	url := "https://" + net.JoinHostPort(address, strconv.Itoa(p.Port)) + path
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	token, err := r.token()
+	token, err := p.Token()
 	if err != nil {
-		return nil, fmt.Errorf("reading the token to show to other replicas: %w", err)
+		return false, fmt.Errorf("reading the token to show to other replicas: %w", err)
 	}
 	request.Header.Set("Authorization", "Bearer "+token)
-	response, err := r.client.Do(request)
+	response, err := p.Client.Do(request)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	defer func() { _ = response.Body.Close() }()
 	switch response.StatusCode {
 	case http.StatusNoContent:
-		return r.last, nil
+		return false, nil
 	case http.StatusOK:
 	default:
 		said, _ := io.ReadAll(io.LimitReader(response.Body, 256))
-		return nil, fmt.Errorf("it answered %s: %s", response.Status, bytes.TrimSpace(said))
+		return false, fmt.Errorf("it answered %s: %s", response.Status, bytes.TrimSpace(said))
 	}
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(answer); err != nil {
+		return false, fmt.Errorf("reading its answer: %w", err)
+	}
+	return true, nil
+}
+
+// remote asks another replica for reports.
+type remote struct {
+	peers   Peers
+	address string
+	last    *acks.Report
+}
+
+var _ Source = (*remote)(nil)
+
+// Report polls once.
+func (r *remote) Report(ctx context.Context, version string, released []string) (*acks.Report, error) {
 	report := &acks.Report{}
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxReport)).Decode(report); err != nil {
-		return nil, fmt.Errorf("reading its report: %w", err)
+	switch is, err := r.peers.ask(ctx, r.address, Path, question{Version: version, Released: released}, report); {
+	case err != nil:
+		return nil, err
+	case is:
+		r.last = report
 	}
-	r.last = report
-	return report, nil
+	return r.last, nil
 }

@@ -97,6 +97,30 @@ func gathering(t *testing.T, local, other Source) *Gatherer {
 		return nil
 	}, testr.New(t)))
 	t.Cleanup(server.Close)
+	snapshot, peers := twoReplicas(t, server)
+	g := New(Options{
+		Builder: fixedMesh{snapshot}, Self: "tulled-0", Local: local,
+		Service:    mesh.Name{Namespace: "tulle-system", Name: "tulled"},
+		Peers:      peers,
+		Concerning: func(*mesh.Snapshot, *mesh.Workload) []mesh.Ref { return []mesh.Ref{policy} },
+		Log:        testr.New(t),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- g.Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// twoReplicas are a mesh with tulled-0, and with tulled-1 at the server, and how
+// that is asked.
+func twoReplicas(t *testing.T, server *httptest.Server) (*mesh.Snapshot, Peers) {
+	t.Helper()
 	u, err := url.Parse(server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -120,23 +144,7 @@ func gathering(t *testing.T, local, other Source) *Gatherer {
 			},
 		}),
 	)
-	g := New(Options{
-		Builder: fixedMesh{snapshot}, Self: "tulled-0", Local: local,
-		Service: mesh.Name{Namespace: "tulle-system", Name: "tulled"},
-		Client:  server.Client(), Port: number, Token: func() (string, error) { return "ours", nil },
-		Concerning: func(*mesh.Snapshot, *mesh.Workload) []mesh.Ref { return []mesh.Ref{policy} },
-		Log:        testr.New(t),
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- g.Start(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return g
+	return snapshot, Peers{Client: server.Client(), Port: number, Token: func() (string, error) { return "ours", nil }}
 }
 
 // until waits for a verdict about the policy.

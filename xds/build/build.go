@@ -86,6 +86,8 @@ type request struct {
 	fact       mesh.Fact
 	op         op
 	result     *issued
+	changes    []mesh.Change     // that are supposed
+	answer     chan<- candidates // never blocks
 }
 
 type op uint8
@@ -97,6 +99,7 @@ const (
 	publish
 	follow
 	unfollow
+	suppose
 )
 
 // New makes a builder of an empty mesh.
@@ -285,6 +288,9 @@ func (b *Builder) serve(w *work, r request) {
 	switch r.op {
 	case publish:
 		b.finishIssue(w, r.result)
+		return
+	case suppose:
+		r.answer <- b.suppose(r.changes)
 		return
 	case follow:
 		if b.followers[r.fact] == nil {

@@ -75,6 +75,9 @@ func Put(e Entity) Change { return Change{kind: e.kind(), name: e.id(), entity: 
 // Delete is the change to nothing.
 func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
 
+// Ref names what the change is about.
+func (c Change) Ref() Ref { return Ref{Kind: c.kind, Name: c.name} }
+
 // Ref names an object of the API: a MeshConfig (under the empty name), a
 // MeshPolicy, a TrafficSplit, an HTTPRoute or a GRPCRoute.
 type Ref struct {

@@ -37,6 +37,7 @@ type Builder interface {
 	Built() *mesh.Snapshot
 	Uses() uint64
 	Stakes() uint64
+	Suppose(ctx context.Context, changes ...mesh.Change) (*build.Supposition, error)
 }
 
 // Verifier tells whose a token is. Its errors are [*AuthError].

@@ -39,6 +39,19 @@ func FindingsKey(kind string, n mesh.Name) Key {
 	return Key{Type: Findings, Name: kind + "/" + n.String()}
 }
 
+// findingKinds are the kinds of the mesh that have findings.
+var findingKinds = map[mesh.Kind]string{
+	mesh.KindPolicy: KindPolicy, mesh.KindSplit: KindSplit,
+	mesh.KindHTTPRoute: KindHTTPRoute, mesh.KindGRPCRoute: KindGRPCRoute, mesh.KindGateway: KindGateway,
+}
+
+// FindingsFor is the [FindingsKey] of an object; ok is false for a kind of which
+// nothing is found.
+func FindingsFor(r mesh.Ref) (k Key, ok bool) {
+	kind, ok := findingKinds[r.Kind]
+	return FindingsKey(kind, r.Name), ok
+}
+
 // FindingsOf is the inverse of [FindingsKey]; ok is false for other keys.
 func FindingsOf(k Key) (kind string, n mesh.Name, ok bool) {
 	kind, rest, _ := strings.Cut(k.Name, "/")
