@@ -1,9 +1,11 @@
 package webhook_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,6 +110,23 @@ func TestOtherKindsAreNoneOfOurBusiness(t *testing.T) {
 }
 
 // requestFor is what the API server asks about a mesh object.
+func TestADryRunIsAnsweredWithAPreview(t *testing.T) {
+	asked := 0
+	v := webhook.Validator{Preview: func(_ context.Context, raw []byte) []string {
+		asked++
+		return []string{"this would change 1 of 2 proxies"}
+	}}
+	raw := []byte(`{"apiVersion":"mesh.tulle.dev/v1alpha1","kind":"MeshPolicy","metadata":{"name":"p","namespace":"shop"},"spec":{"mtls":{"mode":"Strict"}}}`)
+	request := requestFor(t, raw, admissionv1.Create)
+	if got := v.Handle(t.Context(), request); !got.Allowed || len(got.Warnings) > 0 || asked > 0 {
+		t.Errorf("what is stored is previewed: %+v", got)
+	}
+	request.DryRun = new(true)
+	if got := v.Handle(t.Context(), request); !got.Allowed || !slices.Equal(got.Warnings, []string{"dry run: this would change 1 of 2 proxies"}) {
+		t.Errorf("a dry run is answered with %+v", got)
+	}
+}
+
 func requestFor(t *testing.T, raw []byte, operation admissionv1.Operation) admission.Request {
 	t.Helper()
 	var object metav1.PartialObjectMetadata

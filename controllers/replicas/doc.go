@@ -1,5 +1,6 @@
 // Package replicas brings to the leader what the proxies of every replica of the
-// control plane have acknowledged.
+// control plane have acknowledged, and to whoever asks what objects would change
+// at them ([Preview]).
 //
 // In: the reports of xds/server, this replica's directly and the others' over
 // HTTPS ([Handler] answers, [Gatherer] asks). Out: one verdict for each object

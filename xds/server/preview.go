@@ -30,10 +30,17 @@ func (s *Server) Preview(ctx context.Context, changes []mesh.Change, details boo
 	}
 	out := &preview.Part{}
 	holders := map[build.Key][]string{}
+	var sidecars []string // which have all scopes
+	know := func(pod mesh.Name) {
+		out.Known = append(out.Known, pod.String())
+		if w, ok := would.Now.Workload(pod); ok && w.Gateway == "" {
+			sidecars = append(sidecars, pod.String())
+		}
+	}
 	streams, gone := s.pods()
 	for _, st := range streams {
 		pod := st.peer.Pod.String()
-		out.Known = append(out.Known, pod)
+		know(st.peer.Pod)
 		st.lock.Lock()
 		for h := range st.state.Holdings() {
 			if _, ok := would.Differences[h.Key]; ok {
@@ -43,7 +50,7 @@ func (s *Server) Preview(ctx context.Context, changes []mesh.Change, details boo
 		st.lock.Unlock()
 	}
 	for _, a := range gone {
-		out.Known = append(out.Known, a.pod.String())
+		know(a.pod)
 		for _, h := range a.held {
 			if _, ok := would.Differences[h.Key]; ok {
 				holders[h.Key] = append(holders[h.Key], a.pod.String())
@@ -73,9 +80,8 @@ func (s *Server) Preview(ctx context.Context, changes []mesh.Change, details boo
 			}
 		}
 	}
-	// Every sidecar has all scopes.
 	for name, d := range would.Scopes {
-		if err := add(translate.Scope, name, d, out.Known); err != nil {
+		if err := add(translate.Scope, name, d, sidecars); err != nil {
 			return nil, err
 		}
 	}
