@@ -21,6 +21,8 @@ func Validate(object runtime.Object) (warnings []string, problems field.ErrorLis
 		c.policy(o)
 	case *v1alpha1.TrafficSplit:
 		c.split(o)
+	case *v1alpha1.ExternalService:
+		c.external(o)
 	case *v1alpha1.MeshConfig:
 		c.config(o)
 	}

@@ -73,6 +73,8 @@ func empty(kind string) client.Object {
 		return &v1alpha1.MeshPolicy{}
 	case "TrafficSplit":
 		return &v1alpha1.TrafficSplit{}
+	case "ExternalService":
+		return &v1alpha1.ExternalService{}
 	case "MeshConfig":
 		return &v1alpha1.MeshConfig{}
 	}

@@ -160,7 +160,7 @@ func (a *app) reportCluster(ctx context.Context, c *cluster, r *archive) {
 		r.add("objects", nil, err)
 		return
 	}
-	for _, resource := range []string{"meshconfigs", "meshpolicies", "trafficsplits"} {
+	for _, resource := range []string{"meshconfigs", "meshpolicies", "trafficsplits", "externalservices"} {
 		list, err := client.dynamic.Resource(schema.GroupVersionResource{Group: "mesh.tulle.dev", Version: "v1alpha1", Resource: resource}).List(ctx, metav1.ListOptions{})
 		if err == nil {
 			for i := range list.Items {

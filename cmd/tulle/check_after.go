@@ -215,7 +215,7 @@ func checkObjects(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 		return
 	}
 	total, bad := 0, 0
-	for _, resource := range []string{"meshconfigs", "meshpolicies", "trafficsplits"} {
+	for _, resource := range []string{"meshconfigs", "meshpolicies", "trafficsplits", "externalservices"} {
 		items, err := client.dynamic.Resource(schema.GroupVersionResource{Group: "mesh.tulle.dev", Version: "v1alpha1", Resource: resource}).List(ctx, metav1.ListOptions{})
 		if !to.could(name, err) {
 			return

@@ -25,6 +25,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		GroupVersion(),
 		&MeshPolicy{}, &MeshPolicyList{},
 		&TrafficSplit{}, &TrafficSplitList{},
+		&ExternalService{}, &ExternalServiceList{},
 		&MeshConfig{}, &MeshConfigList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion())

@@ -103,25 +103,26 @@ func (s *WorkloadSelector) Labels() map[string]string {
 }
 
 // TargetRef names what clients call.
+//
+// +kubebuilder:validation:XValidation:rule="self.kind == 'ExternalService' ? self.group == 'mesh.tulle.dev' : self.kind == 'Service' && self.group == ”",message="the target of traffic is a Service or an ExternalService: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService"
 type TargetRef struct {
-	// group of the target; "" is Kubernetes' core group.
+	// group of the target: "" is Kubernetes' core group, mesh.tulle.dev that of
+	// ExternalServices.
 	// +optional
 	// +kubebuilder:default=""
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="self == ''",message="the target of traffic is a Service: leave group out, or write \"\""
 	Group string `json:"group"`
 
-	// kind of the target: Service.
+	// kind of the target: Service or ExternalService.
 	// +optional
 	// +kubebuilder:default=Service
 	// +kubebuilder:validation:MaxLength=63
-	// +kubebuilder:validation:XValidation:rule="self == 'Service'",message="the target of traffic is a Service: write kind: Service"
 	Kind string `json:"kind,omitempty"`
 
 	// name of the target.
 	// +required
 	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
 
 	// namespace of the target; the policy's own by default. In the target's
@@ -132,7 +133,7 @@ type TargetRef struct {
 	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace,omitempty"`
 
-	// port of the Service; all ports by default.
+	// port of the target, that clients call; all ports by default.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535

@@ -57,7 +57,7 @@ func (c *cutter) transform(obj any) (any, error) {
 		return cutNode(o), nil
 	case *networkingv1.ServiceCIDR:
 		return &networkingv1.ServiceCIDR{ObjectMeta: cutMeta(&o.ObjectMeta), Spec: o.Spec}, nil
-	case *v1alpha1.MeshPolicy, *v1alpha1.TrafficSplit, *v1alpha1.MeshConfig:
+	case *v1alpha1.MeshPolicy, *v1alpha1.TrafficSplit, *v1alpha1.ExternalService, *v1alpha1.MeshConfig:
 		// Their status is all that Tulle writes, so the annotation cannot be
 		// lost from the API server by this.
 		o.(client.Object).SetManagedFields(nil)

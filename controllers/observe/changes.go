@@ -61,6 +61,8 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Put(policy(o)), true
 	case *v1alpha1.TrafficSplit:
 		return mesh.Put(split(o)), true
+	case *v1alpha1.ExternalService:
+		return mesh.Put(external(o)), true
 	case *gatewayv1.HTTPRoute:
 		return mesh.Put(httpRoute(o)), true
 	case *gatewayv1.GRPCRoute:

@@ -1,7 +1,7 @@
 // Package observe turns the cluster's objects into changes of the mesh.
 //
 // In: informer events of Services, EndpointSlices, Pods, Nodes, ServiceCIDRs,
-// MeshPolicies, TrafficSplits and the MeshConfig, from the cache of a
+// MeshPolicies, TrafficSplits, ExternalServices and the MeshConfig, from the cache of a
 // controller-runtime manager that was made with [CacheOptions]. Out:
 // [mesh.Change] values, given to a [mesh.Applier] in the order in which they
 // happened to each object. Next: the builder, which applies them to the mesh.

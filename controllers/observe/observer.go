@@ -31,7 +31,7 @@ import (
 // +kubebuilder:rbac:groups="",resources=services;pods;nodes,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
-// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
 
 // lookEvery is how often kinds that are missing are looked for.
@@ -130,6 +130,7 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 		mesh.KindWorkload: &corev1.Pod{},
 		mesh.KindPolicy:   &v1alpha1.MeshPolicy{},
 		mesh.KindSplit:    &v1alpha1.TrafficSplit{},
+		mesh.KindExternal: &v1alpha1.ExternalService{},
 	} {
 		if err := o.watch(ctx, informers, obj, entityHandler{o, kind}); err != nil {
 			return err

@@ -96,8 +96,8 @@ func targets(p *v1alpha1.MeshPolicy, bad *problems) []mesh.Target {
 	for i, r := range p.Spec.TargetRefs {
 		field := fmt.Sprintf("spec.targetRefs[%d]", i)
 		kind := cmp.Or(r.Kind, "Service")
-		if r.Group != "" || kind != "Service" {
-			bad.add("%s: a %s of group %q cannot be a target: write kind: Service, and leave group out", field, kind, r.Group)
+		if (r.Group != "" || kind != "Service") && (r.Group != v1alpha1.Group || kind != "ExternalService") {
+			bad.add("%s: a %s of group %q cannot be a target: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService", field, kind, r.Group)
 		}
 		t := mesh.Target{
 			Kind: kind,

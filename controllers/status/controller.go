@@ -33,8 +33,8 @@ import (
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
-// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;meshconfigs/status,verbs=patch
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;externalservices/status;meshconfigs/status,verbs=patch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
@@ -81,7 +81,7 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Controller keeps the status of all MeshPolicies, TrafficSplits and
+// Controller keeps the status of all MeshPolicies, TrafficSplits, ExternalServices and
 // MeshConfigs, and of routes, as far as it is about Services.
 type Controller struct {
 	findings Findings
@@ -148,7 +148,7 @@ func New(o Options) *Controller {
 			Help: "Writes of objects' status to the API server, by kind of object.",
 		}, []string{"kind"}),
 	}
-	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, translate.KindHTTPRoute, translate.KindGRPCRoute, kindConfig} {
+	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, translate.KindExternal, translate.KindHTTPRoute, translate.KindGRPCRoute, kindConfig} {
 		c.writes.WithLabelValues(kind) // so that all are there from the beginning
 	}
 	if c.delay == 0 {
@@ -182,6 +182,7 @@ func (c *Controller) SetupWithManager(mgr manager.Manager) error {
 		source.TypedFunc[object](c.attach),
 		source.TypedKind(mgr.GetCache(), &v1alpha1.MeshPolicy{}, enqueue[*v1alpha1.MeshPolicy](translate.KindPolicy)),
 		source.TypedKind(mgr.GetCache(), &v1alpha1.TrafficSplit{}, enqueue[*v1alpha1.TrafficSplit](translate.KindSplit)),
+		source.TypedKind(mgr.GetCache(), &v1alpha1.ExternalService{}, enqueue[*v1alpha1.ExternalService](translate.KindExternal)),
 		source.TypedKind(mgr.GetCache(), &v1alpha1.MeshConfig{}, enqueue[*v1alpha1.MeshConfig](kindConfig)),
 	} {
 		if err := ctl.Watch(s); err != nil {
@@ -242,6 +243,8 @@ func (c *Controller) acknowledged(refs []mesh.Ref) {
 			objects = append(objects, object{translate.KindPolicy, r.Name})
 		case mesh.KindSplit:
 			objects = append(objects, object{translate.KindSplit, r.Name})
+		case mesh.KindExternal:
+			objects = append(objects, object{translate.KindExternal, r.Name})
 		case mesh.KindHTTPRoute:
 			objects = append(objects, object{translate.KindHTTPRoute, r.Name})
 		case mesh.KindGRPCRoute:
@@ -261,6 +264,8 @@ func (o object) ref() (mesh.Ref, bool) {
 		return mesh.Ref{Kind: mesh.KindPolicy, Name: o.name}, true
 	case translate.KindSplit:
 		return mesh.Ref{Kind: mesh.KindSplit, Name: o.name}, true
+	case translate.KindExternal:
+		return mesh.Ref{Kind: mesh.KindExternal, Name: o.name}, true
 	case translate.KindHTTPRoute:
 		return mesh.Ref{Kind: mesh.KindHTTPRoute, Name: o.name}, true
 	case translate.KindGRPCRoute:
@@ -441,6 +446,8 @@ func emptyObject(kind string) (client.Object, error) {
 		return &v1alpha1.MeshPolicy{}, nil
 	case translate.KindSplit:
 		return &v1alpha1.TrafficSplit{}, nil
+	case translate.KindExternal:
+		return &v1alpha1.ExternalService{}, nil
 	case kindConfig:
 		return &v1alpha1.MeshConfig{}, nil
 	case translate.KindHTTPRoute:

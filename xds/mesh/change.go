@@ -23,10 +23,11 @@ const (
 	KindClass
 	KindNamespace
 	KindCertificate
+	KindExternal
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route, *Grant, *Node, *Gateway, *Class, *Namespace or *Certificate. Once put into a Change it must not be modified.
+// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate or *External. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -46,6 +47,7 @@ func (*Gateway) kind() Kind     { return KindGateway }
 func (*Class) kind() Kind       { return KindClass }
 func (*Namespace) kind() Kind   { return KindNamespace }
 func (*Certificate) kind() Kind { return KindCertificate }
+func (*External) kind() Kind    { return KindExternal }
 
 func (*Config) id() Name        { return Name{} }
 func (*TrustBundle) id() Name   { return Name{} }
@@ -61,6 +63,7 @@ func (g *Gateway) id() Name     { return g.Meta.Name }
 func (c *Class) id() Name       { return Name{Name: c.Name} }
 func (n *Namespace) id() Name   { return Name{Name: n.Name} }
 func (c *Certificate) id() Name { return c.Name }
+func (e *External) id() Name    { return e.Meta.Name }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {
@@ -79,7 +82,7 @@ func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
 func (c Change) Ref() Ref { return Ref{Kind: c.kind, Name: c.name} }
 
 // Ref names an object of the API: a MeshConfig (under the empty name), a
-// MeshPolicy, a TrafficSplit, an HTTPRoute or a GRPCRoute.
+// MeshPolicy, a TrafficSplit, an ExternalService, an HTTPRoute or a GRPCRoute.
 type Ref struct {
 	Kind Kind
 	Name Name

@@ -258,7 +258,7 @@ func (s *Selector) Matches(labels map[string]string) bool {
 
 // Target names what a client-side section is about.
 type Target struct {
-	Kind string // "Service"
+	Kind string // "Service" or "ExternalService"
 	Name
 	Port uint16 // 0: all ports
 }

@@ -38,6 +38,8 @@ const (
 	FactClass                         // name of a class
 	FactNamespace                     // name: its labels
 	FactCertificate                   // namespace/name
+	FactExternal                      // namespace/name
+	FactExternals                     // namespace: its external services
 )
 
 // facts collects what a change made different.

@@ -36,6 +36,7 @@ type Snapshot struct {
 	spaces    tree[*Namespace]
 	certs     tree[*Certificate] // namespace/name
 	nodes     tree[*Node]        // name
+	externals tree[*External]    // namespace/name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -73,7 +74,7 @@ func New(c *Config) *Snapshot {
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
-		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), standing: newTree[Standing](),
+		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), externals: newTree[*External](), standing: newTree[Standing](),
 	}
 }
 
@@ -157,6 +158,8 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			f.addIf(set(&next.spaces, c), FactNamespace, c.name.key())
 		case KindCertificate:
 			f.addIf(set(&next.certs, c), FactCertificate, c.name.key())
+		case KindExternal:
+			next.setExternal(f, c)
 		}
 	}
 	if len(f) == 0 {

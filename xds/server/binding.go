@@ -59,7 +59,10 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		case translate.ListenerGateway:
 			k.For = p.gateway
 			return k, p.gateway != ""
-		case translate.ListenerOutbound, translate.ListenerEgress, translate.ListenerStats, translate.ListenerReady:
+		case translate.ListenerEgress:
+			k.For = p.account
+			return k, true
+		case translate.ListenerOutbound, translate.ListenerStats, translate.ListenerReady:
 			return k, true
 		}
 		return k, false
@@ -68,6 +71,8 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		switch {
 		case inboundRoute(name):
 			k.For = p.profile
+		case egressRoute(name):
+			k.For = p.account // whose calls they are
 		case strings.HasPrefix(name, translate.PrefixGateway):
 			k.For = p.gateway
 		}
@@ -88,6 +93,10 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 
 func inboundRoute(name string) bool {
 	return name == translate.RouteInbound || strings.HasPrefix(name, translate.RouteInbound+"|")
+}
+
+func egressRoute(name string) bool {
+	return name == translate.RouteEgress || name == translate.RouteEgressAt
 }
 
 var typeNames = [...]string{

@@ -57,7 +57,7 @@ func (s *siblings) learn(profile string, asked []build.Key) {
 		switch {
 		case k.Type == translate.Cluster:
 			u.clusters = remember(u.clusters, k.Name)
-		case k.Type == translate.Route && !inboundRoute(k.Name):
+		case k.Type == translate.Route && !inboundRoute(k.Name) && !egressRoute(k.Name):
 			u.routes = remember(u.routes, k.Name) // a scope has the name of its route
 		}
 	}

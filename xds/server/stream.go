@@ -56,7 +56,8 @@ type stream struct {
 // proxy is what decides which targets the names on a stream mean.
 type proxy struct {
 	pod, namespace, profile, identity string
-	drains                            bool // its callers are to go elsewhere
+	account                           string // whose calls leave the cluster (translate.ForEgress)
+	drains                            bool   // its callers are to go elsewhere
 	locality                          mesh.Locality
 	gateway                           string // namespace/name of the Gateway whose proxy it is; empty: a sidecar
 }
@@ -83,7 +84,7 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 		proxy: proxy{
 			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
 			profile: snapshot.Profile(w), drains: w.Drains(), locality: snapshot.Locality(w),
-			gateway: gatewayOf(w),
+			gateway: gatewayOf(w), account: translate.ForEgress(w.Namespace, w.ServiceAccount),
 		},
 	}
 	st.workload.Store(w)

@@ -394,6 +394,7 @@ func (t *tally) counted(refs []mesh.Ref) []*counted {
 func Concerning(s *mesh.Snapshot, w *mesh.Workload) []mesh.Ref {
 	p := proxy{
 		pod: w.Name.String(), namespace: w.Namespace, profile: s.Profile(w), drains: w.Drains(), gateway: gatewayOf(w),
+		account: translate.ForEgress(w.Namespace, w.ServiceAccount),
 	}
 	refs := map[mesh.Ref]struct{}{}
 	for _, name := range p.binding().Listeners {

@@ -46,6 +46,9 @@ func clusterFor(k Key, v *mesh.View) Result {
 	if path, ok := strings.CutPrefix(k.Name, PrefixProbe); ok {
 		return Result{Message: checkCluster(k, path, v)}
 	}
+	if called, ok := strings.CutPrefix(k.Name, prefixExternal); ok {
+		return Result{Message: externalCluster(k, called, v)}
+	}
 	d, ok := resolve(k.Name, v)
 	switch {
 	case !ok:
@@ -67,6 +70,12 @@ func staticCluster(name string) *cluster.Cluster {
 		return c
 	case ClusterPassthrough:
 		return originalDestination(name)
+	case ClusterPassthroughHTTP:
+		c := originalDestination(name)
+		c.TypedExtensionProtocolOptions = protocolOptions(&core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)})
+		return c
+	case ClusterExternalNames:
+		return namesCluster()
 	case ClusterProbes:
 		return probeCluster(name, nil)
 	case ClusterProbesTLS:

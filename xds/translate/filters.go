@@ -33,6 +33,7 @@ const (
 	filterRateLimit                   // how many of those who are let in
 	filterOnDemand                    // routes and clusters that are fetched when first used
 	filterFault                       // delays and errors that a policy asks for
+	filterForward                     // names outside of the cluster that are looked up when called
 	filterRouter
 )
 
@@ -44,11 +45,12 @@ const (
 	allowName = "tulle.allow"
 )
 
-// These two are in no request's chain but where the routes enable them
+// These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
 	rateLimitName = "tulle.ratelimit"
 	faultName     = "tulle.fault"
+	forwardName   = "tulle.forward"
 )
 
 func (f httpFilter) filter() *hcm.HttpFilter {
@@ -61,6 +63,8 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 		return disabled(typedFilter(rateLimitName, &localratelimit.LocalRateLimit{StatPrefix: rateLimitStat}))
 	case filterFault:
 		return disabled(typedFilter(faultName, &faultfilter.HTTPFault{}))
+	case filterForward:
+		return disabled(typedFilter(forwardName, forward()))
 	case filterOnDemand:
 		return typedFilter("envoy.filters.http.on_demand", &ondemand.OnDemand{
 			Odcds: &ondemand.OnDemandCds{Source: ads(), Timeout: seconds(onDemandTimeout)},

@@ -19,7 +19,11 @@ const (
 	KindHTTPRoute = "HTTPRoute"
 	KindGRPCRoute = "GRPCRoute"
 	KindGateway   = "Gateway"
+	KindExternal  = "ExternalService"
 )
+
+// targetService is the kind of a target that is a Service.
+const targetService = "Service"
 
 // The types and reasons of conditions, which are the API's (config/v1alpha1).
 const (
@@ -72,6 +76,10 @@ func findings(k Key, v *mesh.View) []mesh.Finding {
 	case KindSplit:
 		if s, ok := v.Split(n); ok {
 			return splitFindings(s, v)
+		}
+	case KindExternal:
+		if e, ok := v.External(n); ok {
+			return externalFindings(e, v)
 		}
 	case KindGateway:
 		return gatewayFindings(n, v)
@@ -170,6 +178,10 @@ func invalid(why string) *fault {
 func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	fs := []*fault{invalid(p.Invalid)}
 	for _, t := range p.Targets {
+		if t.Kind == KindExternal {
+			fs = append(fs, externalTarget(t, v))
+			continue
+		}
 		svc, ok := v.Service(t.Name)
 		switch {
 		case !ok:

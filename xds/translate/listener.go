@@ -28,7 +28,7 @@ func listenerFor(k Key, v *mesh.View) *listener.Listener {
 	case ListenerOutbound:
 		return outboundListener(v)
 	case ListenerEgress:
-		return egressListener(v)
+		return egressListener(k.For, v)
 	case ListenerInbound:
 		return inboundListener(k.For, v)
 	case ListenerGateway:
@@ -47,21 +47,6 @@ func listenerFor(k Key, v *mesh.View) *listener.Listener {
 		})
 	}
 	return &listener.Listener{Name: k.Name}
-}
-
-// egressListener takes what leaves the cluster: passed on as it is, or refused.
-// Nothing is inspected, so a server that speaks first is heard at once, and no
-// destination is ever asked of the control plane.
-func egressListener(v *mesh.View) *listener.Listener {
-	c := v.Config()
-	to := ClusterPassthrough
-	if c.Egress == mesh.RegistryOnly {
-		to = ClusterBlackhole
-	}
-	l := baseListener(ListenerEgress, PortEgress, c)
-	l.ListenerFilters = []*listener.ListenerFilter{originalDst()}
-	l.FilterChains = []*listener.FilterChain{{Name: to, Filters: []*listener.Filter{tcpProxy("egress", to, c, outboundLog)}}}
-	return l
 }
 
 // baseListener binds every IPv4 address, and every IPv6 one where the cluster

@@ -26,8 +26,14 @@ const (
 	ClusterProbes      = "probes"
 	ClusterProbesTLS   = "probes-tls"
 	ClusterAdmin       = "admin"
+	// Fetched when they are first used: requests to where the application sends them, and to
+	// where names lead.
+	ClusterPassthroughHTTP = "passthrough-http"
+	ClusterExternalNames   = "external-names"
 
-	RouteInbound = "inbound"
+	RouteInbound  = "inbound"
+	RouteEgress   = "egress"    // by the Host of requests that leave the cluster
+	RouteEgressAt = "egress-at" // by the address that they were sent to
 
 	SecretWorkload = "workload"
 	SecretRoots    = "roots"
@@ -60,11 +66,12 @@ const unreachedHeader = "x-tulle-unreached"
 
 // prefixes of on-demand clusters' names.
 const (
-	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
-	prefixEdge    = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
-	prefixEdgeH2  = "h2|"   // and in HTTP/2
-	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
-	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
+	prefixService  = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
+	prefixEdge     = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
+	prefixEdgeH2   = "h2|"   // and in HTTP/2
+	prefixTCP      = "tcp|"  // tcp|address:port: an original destination, for TCP
+	prefixHTTP     = "http|" // http|address:port: a pod's address, for HTTP
+	prefixExternal = "ext|"  // ext|host:port, ext|address:port: an external service
 )
 
 // PrefixSAN begins the names of validation contexts, "san|namespace/name|port":
@@ -92,7 +99,7 @@ func ClusterName(service mesh.Name, port uint16) string {
 // which differs between namespaces of clients.
 func OfService(name string) bool {
 	return slices.ContainsFunc(servicePrefixes(), func(p string) bool { return strings.HasPrefix(name, p) }) ||
-		strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP)
+		strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP) || strings.HasPrefix(name, prefixExternal)
 }
 
 // servicePrefixes are those of clusters for HTTP that are named by a service.

@@ -55,9 +55,9 @@ func outboundListener(v *mesh.View) *listener.Listener {
 	}
 	l.FilterChains = []*listener.FilterChain{
 		{Name: chainServiceHTTP, Filters: []*listener.Filter{networkFilter(hcmName, serviceManager(c))}},
-		{Name: chainServiceTCP, Filters: onDemandTCP(chainServiceTCP, c)},
+		{Name: chainServiceTCP, Filters: onDemandTCP(chainServiceTCP, prefixTCP+original, c)},
 		{Name: chainPodHTTP, Filters: []*listener.Filter{networkFilter(hcmName, podManager(c))}},
-		{Name: chainPodTCP, Filters: onDemandTCP(chainPodTCP, c)},
+		{Name: chainPodTCP, Filters: onDemandTCP(chainPodTCP, prefixTCP+original, c)},
 		{Name: chainElsewhere, Filters: []*listener.Filter{tcpProxy(chainElsewhere, elsewhere, c, outboundLog)}},
 	}
 	l.FilterChainMatcher = outboundMatcher(c, s)
@@ -95,14 +95,17 @@ func outboundMatcher(c *mesh.Config, s *mesh.Sniffing) *xdsmatcher.Matcher {
 	return byPort(exceptions, further(general(nil, nil)))
 }
 
-// keyed notes the original destination on each request, before anything else
-// looks at it; what a client wrote there is overwritten.
-func keyed(m *hcm.HttpConnectionManager, prefix string) {
+// original is the address and port that the client meant.
+const original = "%DOWNSTREAM_LOCAL_ADDRESS%"
+
+// keyed notes what the format says of the original destination on each request, before
+// anything else looks at it; what a client wrote there is overwritten.
+func keyed(m *hcm.HttpConnectionManager, format string) {
 	m.EarlyHeaderMutationExtensions = []*core.TypedExtensionConfig{{
 		Name: "destination",
 		TypedConfig: typed(&headermutation.HeaderMutation{Mutations: []*mutationrules.HeaderMutation{{
 			Action: &mutationrules.HeaderMutation_Append{Append: &core.HeaderValueOption{
-				Header:       &core.HeaderValue{Key: dstHeader, Value: prefix + "%DOWNSTREAM_LOCAL_ADDRESS%"},
+				Header:       &core.HeaderValue{Key: dstHeader, Value: format},
 				AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 			}},
 		}}}),
@@ -113,7 +116,7 @@ func keyed(m *hcm.HttpConnectionManager, prefix string) {
 // address and port, its routes fetched on demand.
 func serviceManager(c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("outbound", routeTimeout)
-	keyed(m, "")
+	keyed(m, original)
 	m.AccessLog = accessLog(c, outboundLog)
 	m.HttpFilters = httpFilters(filterOnDemand, filterFault)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_ScopedRoutes{ScopedRoutes: &hcm.ScopedRoutes{
@@ -136,7 +139,7 @@ func serviceManager(c *mesh.Config) *hcm.HttpConnectionManager {
 // fetched on demand.
 func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("outbound", routeTimeout)
-	keyed(m, prefixHTTP)
+	keyed(m, prefixHTTP+original)
 	m.AccessLog = accessLog(c, outboundLog)
 	m.HttpFilters = httpFilters(filterOnDemand)
 	byAddress := routesOf("pods", &route.Route{
@@ -153,24 +156,27 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 	return m
 }
 
-// onDemandTCP sends a connection to the cluster that its destination names.
-func onDemandTCP(stat string, c *mesh.Config) []*listener.Filter {
+// onDemandTCP sends a connection to the cluster whose name the format gives.
+func onDemandTCP(stat, format string, c *mesh.Config) []*listener.Filter {
 	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, outboundLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
 	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
-	return []*listener.Filter{
-		networkFilter("envoy.filters.network.set_filter_state", &networkstate.Config{
-			OnNewConnection: []*setfilterstate.FilterStateValue{{
-				Key: &setfilterstate.FilterStateValue_ObjectKey{ObjectKey: "envoy.tcp_proxy.cluster"},
-				Value: &setfilterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
-					Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
-						Specifier: &core.DataSource_InlineString{InlineString: prefixTCP + "%DOWNSTREAM_LOCAL_ADDRESS%"},
-					}},
+	return []*listener.Filter{connectionState("envoy.tcp_proxy.cluster", format), networkFilter(tcpProxyName, proxy)}
+}
+
+// connectionState notes a value about a connection where Envoy's own filters look for it
+// (https://www.envoyproxy.io/docs, "well known filter state objects").
+func connectionState(key, format string) *listener.Filter {
+	return networkFilter("envoy.filters.network.set_filter_state", &networkstate.Config{
+		OnNewConnection: []*setfilterstate.FilterStateValue{{
+			Key: &setfilterstate.FilterStateValue_ObjectKey{ObjectKey: key},
+			Value: &setfilterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
+				Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
+					Specifier: &core.DataSource_InlineString{InlineString: format},
 				}},
 			}},
-		}),
-		networkFilter(tcpProxyName, proxy),
-	}
+		}},
+	})
 }
 
 // scope maps an address and port to its routes, which have the same name and

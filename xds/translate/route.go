@@ -24,6 +24,12 @@ func routeFor(k Key, v *mesh.View) Result {
 	if strings.HasPrefix(k.Name, PrefixGateway) {
 		return gatewayRoutes(k.Name, k.For, v)
 	}
+	switch k.Name {
+	case RouteEgress:
+		return Result{Message: egressRoutes(k.For, v)}
+	case RouteEgressAt:
+		return Result{Message: egressRoutesAt(k.For, v)}
+	}
 	return outboundRoutes(k.Name, k.For, v)
 }
 

@@ -65,32 +65,37 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 	if s, ok := v.Service(service); ok {
 		out.locality.Prefer = s.Distribution
 	}
-	for _, p := range trafficPolicies(client, service, port, v) {
-		t := p.Traffic
-		set(&out.timeout, t.Timeout)
-		set(&out.idle, t.IdleTimeout)
-		set(&out.connections, t.Connections)
-		set(&out.breaker, t.CircuitBreaker)
-		set(&out.balancer, t.LoadBalancer)
-		set(&out.locality, t.Locality)
-		if t.OutlierDetection != nil {
-			out.outliers = t.OutlierDetection
+	out.merge(trafficPolicies(client, service, port, v))
+	return out
+}
+
+// merge takes over what policies say, in the order in which they override one another.
+func (t *traffic) merge(ps []*mesh.Policy) {
+	for _, p := range ps {
+		said := p.Traffic
+		set(&t.timeout, said.Timeout)
+		set(&t.idle, said.IdleTimeout)
+		set(&t.connections, said.Connections)
+		set(&t.breaker, said.CircuitBreaker)
+		set(&t.balancer, said.LoadBalancer)
+		set(&t.locality, said.Locality)
+		if said.OutlierDetection != nil {
+			t.outliers = said.OutlierDetection
 		}
-		if t.Fault != nil {
-			out.fault = t.Fault
+		if said.Fault != nil {
+			t.fault = said.Fault
 		}
-		if r := t.Retries; r != nil {
-			out.retries = *r
+		if r := said.Retries; r != nil {
+			t.retries = *r
 			budget := &chosenBudget
 			if len(r.On) == 0 {
-				out.retries.On, budget = defaultRetries.On, defaultRetries.Budget
+				t.retries.On, budget = defaultRetries.On, defaultRetries.Budget
 			}
 			if r.Budget == nil {
-				out.retries.Budget = budget
+				t.retries.Budget = budget
 			}
 		}
 	}
-	return out
 }
 
 // set takes over what is said.
@@ -100,38 +105,38 @@ func set[T any](to, from *T) {
 	}
 }
 
-// trafficPolicies are those that hold, in the order in which they override one
-// another.
+// trafficPolicies are those that hold for calls to a service, in the order in which they
+// override one another.
 func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View) []*mesh.Policy {
 	root := v.Config().RootNamespace
-	var out []*mesh.Policy
-	add := func(ns string, fits func(*mesh.Policy) bool) {
-		ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
-		slices.Reverse(ps) // the oldest last: it wins
-		out = append(out, ps...)
-	}
 	broad := func(p *mesh.Policy) bool { return len(p.Targets) == 0 }
-	narrow := func(withPort bool) func(*mesh.Policy) bool {
+	out := overriding(root, v, broad)
+	if service.Namespace != root {
+		out = append(out, overriding(service.Namespace, v, broad)...)
+	}
+	return append(out, targeting(client, mesh.Target{Kind: targetService, Name: service, Port: port}, v)...)
+}
+
+// targeting are the policies that name the target, its port or not, in the order in which
+// they override one another.
+func targeting(client string, target mesh.Target, v *mesh.View) []*mesh.Policy {
+	narrow := func(port uint16) func(*mesh.Policy) bool {
 		return func(p *mesh.Policy) bool {
-			for _, t := range p.Targets {
-				if t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
-					return true
-				}
-			}
-			return false
+			return slices.Contains(p.Targets, mesh.Target{Kind: target.Kind, Name: target.Name, Port: port})
 		}
 	}
-	add(root, broad)
-	if service.Namespace != root {
-		add(service.Namespace, broad)
-	}
-	add(service.Namespace, narrow(false))
-	add(service.Namespace, narrow(true))
-	if client != service.Namespace {
-		add(client, narrow(false))
-		add(client, narrow(true))
+	out := slices.Concat(overriding(target.Namespace, v, narrow(0)), overriding(target.Namespace, v, narrow(target.Port)))
+	if client != target.Namespace {
+		out = slices.Concat(out, overriding(client, v, narrow(0)), overriding(client, v, narrow(target.Port)))
 	}
 	return out
+}
+
+// overriding are a namespace's policies that fit, the oldest last: it wins.
+func overriding(ns string, v *mesh.View, fits func(*mesh.Policy) bool) []*mesh.Policy {
+	ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
+	slices.Reverse(ps)
+	return ps
 }
 
 // shape makes a cluster as the policies say that it is called.
