@@ -20,7 +20,9 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	}
 	for i, t := range p.Spec.TargetRefs {
 		at := spec.Child("targetRefs").Index(i)
-		c.serviceName(at.Child("name"), t.Name)
+		if t.Kind != "ExternalService" {
+			c.serviceName(at.Child("name"), t.Name)
+		}
 		if t.Namespace != "" {
 			c.namespace(at.Child("namespace"), t.Namespace)
 		}

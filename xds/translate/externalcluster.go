@@ -156,6 +156,7 @@ func namesCluster() *cluster.Cluster {
 		Name: "envoy.clusters.dynamic_forward_proxy",
 		TypedConfig: typed(&forwardcluster.ClusterConfig{
 			ClusterImplementationSpecifier: &forwardcluster.ClusterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache()},
+			AllowInsecureClusterOptions:    true, // it speaks no TLS of its own
 		}),
 	}}
 	c.TypedExtensionProtocolOptions = protocolOptions(&core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)})

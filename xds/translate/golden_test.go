@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"math/big"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -257,6 +258,7 @@ func keys(s *mesh.Snapshot) []translate.Key {
 			}
 		}
 	}
+	out = append(out, externalKeys(s)...)
 	for p := range s.Policies() {
 		out = append(out, translate.FindingsKey(translate.KindPolicy, p.Meta.Name))
 	}
@@ -288,6 +290,33 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
+}
+
+// externalKeys are the targets that there are where the mesh has external services.
+func externalKeys(s *mesh.Snapshot) []translate.Key {
+	var out []translate.Key
+	for e := range s.Externals() {
+		out = append(out, translate.FindingsKey(translate.KindExternal, e.Meta.Name))
+		for w := range s.Workloads() {
+			account := translate.ForEgress(w.Namespace, w.ServiceAccount)
+			out = append(out,
+				translate.Key{Type: translate.Listener, Name: "egress", For: account},
+				translate.Key{Type: translate.Route, Name: "egress", For: account},
+				translate.Key{Type: translate.Route, Name: "egress-at", For: account},
+				translate.Key{Type: translate.Cluster, Name: "passthrough-http"},
+				translate.Key{Type: translate.Cluster, Name: "external-names"},
+			)
+			for _, p := range e.Ports {
+				for _, h := range e.Hosts {
+					out = append(out, translate.Key{Type: translate.Cluster, Name: fmt.Sprintf("ext|%s:%d", h, p.Number), For: w.Namespace})
+				}
+				for _, a := range e.At(p) {
+					out = append(out, translate.Key{Type: translate.Cluster, Name: "ext|" + netip.AddrPortFrom(a.Addr(), p.Number).String(), For: w.Namespace})
+				}
+			}
+		}
+	}
+	return out
 }
 
 func display(t *testing.T, k translate.Key, r translate.Result) shown {
