@@ -104,7 +104,7 @@ func (s *WorkloadSelector) Labels() map[string]string {
 
 // TargetRef names what clients call.
 //
-// +kubebuilder:validation:XValidation:rule="self.kind == 'ExternalService' ? self.group == 'mesh.tulle.dev' : self.kind == 'Service' && self.group == ”",message="the target of traffic is a Service or an ExternalService: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService"
+// +kubebuilder:validation:XValidation:rule="self.kind == 'ExternalService' ? self.group == 'mesh.tulle.dev' : self.kind == 'Service' && size(self.group) == 0",message="the target of traffic is a Service or an ExternalService: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService"
 type TargetRef struct {
 	// group of the target: "" is Kubernetes' core group, mesh.tulle.dev that of
 	// ExternalServices.

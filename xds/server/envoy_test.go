@@ -76,6 +76,9 @@ func (h *harness) startEnvoy(token string) {
 	cmd := exec.Command(binary, "--config-yaml", string(raw), "--disable-hot-restart", "--concurrency", "1", "-l", "warn")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if h.proxyGroup != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Gid: h.proxyGroup}
+	}
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}

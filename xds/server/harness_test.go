@@ -31,18 +31,19 @@ import (
 
 // harness is a server with a real builder, on loopback.
 type harness struct {
-	t        testing.TB
-	api      *apiServer
-	builder  *countingBuilder
-	server   *Server
-	registry *prometheus.Registry
-	address  string
-	roots    *x509.CertPool
-	rootPEM  []byte
-	genuine  bool   // identities get a certificate that is one
-	keyPEM   []byte // of the certificate in rootPEM
-	stop     context.CancelFunc
-	stopped  chan struct{}
+	t          testing.TB
+	api        *apiServer
+	builder    *countingBuilder
+	server     *Server
+	registry   *prometheus.Registry
+	address    string
+	roots      *x509.CertPool
+	rootPEM    []byte
+	genuine    bool   // identities get a certificate that is one
+	proxyGroup uint32 // that Envoy runs as; 0: the test's
+	keyPEM     []byte // of the certificate in rootPEM
+	stop       context.CancelFunc
+	stopped    chan struct{}
 }
 
 // countingBuilder is a builder that knows what is subscribed to.

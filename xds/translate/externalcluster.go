@@ -10,6 +10,8 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	commondns "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnscluster "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	forwardcluster "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
 	forwardcache "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	forwardfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
@@ -46,8 +48,12 @@ func externalCluster(k Key, called string, v *mesh.View) *cluster.Cluster {
 	case e.Resolution == mesh.ResolveStatic:
 		c.LoadAssignment.Endpoints = e.servers()
 	default: // where the name leads, whatever address the application had for it
-		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS}
-		c.DnsLookupFamily, c.TypedDnsResolverConfig, c.RespectDnsTtl = dnsFamily, dnsResolver(), true
+		c.ClusterDiscoveryType = &cluster.Cluster_ClusterType{ClusterType: &cluster.Cluster_CustomClusterType{
+			Name: "envoy.clusters.dns",
+			TypedConfig: typed(&dnscluster.DnsCluster{
+				RespectDnsTtl: true, DnsLookupFamily: commondns.DnsLookupFamily_V4_PREFERRED, TypedDnsResolverConfig: dnsResolver(),
+			}),
+		}}
 		c.LoadAssignment.Endpoints = e.servers()
 	}
 	if e.port.Protocol.IsHTTP() {
@@ -119,10 +125,7 @@ func originate(e external) *core.TransportSocket {
 	})}}
 }
 
-// dnsFamily is IPv4 where a name has both: a pod may have no IPv6.
-const dnsFamily = cluster.Cluster_V4_PREFERRED
-
-// dnsResolver asks as the pod's resolv.conf says, but takes names as they are: one in the
+// dnsResolver, wherever names are looked up, asks as the pod's resolv.conf says, but takes names as they are: one in the
 // list of domains to search could be had by whoever may make a namespace of that name.
 func dnsResolver() *core.TypedExtensionConfig {
 	return &core.TypedExtensionConfig{
@@ -136,7 +139,7 @@ func dnsResolver() *core.TypedExtensionConfig {
 // dnsCache is of names that are looked up when called; all that use it must have it alike.
 func dnsCache() *forwardcache.DnsCacheConfig {
 	return &forwardcache.DnsCacheConfig{
-		Name: "external", DnsLookupFamily: dnsFamily, TypedDnsResolverConfig: dnsResolver(),
+		Name: "external", DnsLookupFamily: cluster.Cluster_V4_PREFERRED, TypedDnsResolverConfig: dnsResolver(),
 		MaxHosts: wrapperspb.UInt32(maxNames),
 	}
 }

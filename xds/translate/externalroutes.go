@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -30,6 +31,13 @@ func egressRoutes(for_ string, v *mesh.View) *route.RouteConfiguration {
 			if e, ok := table.find(port, h); ok {
 				r := externalRoute(e, account, h, v)
 				r.Match.Headers = []*route.HeaderMatcher{headerIs(dstHeader, strconv.Itoa(int(port)))}
+				if wildHost(e.host) {
+					// Where the name is looked up, a port in Host would be the one that is called.
+					r.Match.Headers = append(r.Match.Headers, &route.HeaderMatcher{
+						Name:                 ":authority",
+						HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex(fmt.Sprintf("[^:]+(:%d)?", port))},
+					})
+				}
 				vh.Routes = append(vh.Routes, r)
 			}
 		}
