@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -49,7 +50,8 @@ func doHTTP(ctx context.Context, client *http.Client, o callOptions, r *Result) 
 	defer response.Body.Close()
 	r.Status, r.Headers = response.StatusCode, response.Header
 	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
-		r.Peer = response.TLS.PeerCertificates[0].Subject.CommonName
+		c := response.TLS.PeerCertificates[0]
+		r.Peer, r.Certificate = c.Subject.CommonName, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
 	}
 	body, err := io.ReadAll(response.Body)
 	r.keep(body)

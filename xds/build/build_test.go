@@ -68,9 +68,9 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindConfig, mesh.KindTrust}[w.IntN(15)]
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindExternal, mesh.KindConfig, mesh.KindTrust}[w.IntN(16)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c", mesh.KindExternal: "e"}[k]))
 	}
 	switch k {
 	case mesh.KindService:
@@ -120,6 +120,8 @@ func (w world) change() mesh.Change {
 		return mesh.Put(&mesh.Namespace{Name: w.namespace(), Labels: w.labels()})
 	case mesh.KindCertificate:
 		return mesh.Put(&mesh.Certificate{Name: w.id("c"), Chain: []byte(w.name("chain"))})
+	case mesh.KindExternal:
+		return mesh.Put(w.external())
 	case mesh.KindNode:
 		return mesh.Put(&mesh.Node{Name: w.name("n"), Region: w.name("r"), Zone: w.name("z")})
 	case mesh.KindConfig:
@@ -146,6 +148,26 @@ func (w world) route(k mesh.Kind) *mesh.Route {
 		r.Rules[0].Filters.Mirrors = []mesh.RouteMirror{{Backend: backend(), Numerator: 1, Denominator: 2}}
 	}
 	return r
+}
+
+func (w world) account() string { return translate.ForEgress(w.namespace(), w.name("sa")) }
+
+func (w world) external() *mesh.External {
+	e := &mesh.External{
+		Meta: mesh.Meta{Name: w.id("e"), Generation: w.Int64N(3)}, Hosts: []string{w.name("h") + ".example", "*.example"}[:1+w.IntN(2)],
+		Ports:      []mesh.ExternalPort{{Number: w.port(), Protocol: mesh.Protocol(w.IntN(6))}},
+		Resolution: mesh.Resolution(w.IntN(3)), Endpoints: []mesh.ExternalEndpoint{{Address: "203.0.113.1"}},
+	}
+	if w.IntN(2) == 0 {
+		e.Addresses = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(w.IntN(3))}), 32)}
+	}
+	if w.IntN(2) == 0 {
+		e.Callers = []mesh.Caller{{Namespaces: []string{w.namespace()}}}
+	}
+	if w.IntN(8) == 0 {
+		e.Invalid = "it makes no sense"
+	}
+	return e
 }
 
 func (w world) gateway() *mesh.Gateway {
@@ -193,7 +215,7 @@ func (w world) policy() *mesh.Policy {
 			p.Traffic.Locality = &mesh.LocalityPreference{Prefer: w.near(), Overprovisioning: 140}
 		}
 		if w.IntN(2) == 0 {
-			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}}
+			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}, {Kind: "ExternalService", Name: w.id("e")}}
 		}
 	}
 	if w.IntN(8) == 0 {
@@ -226,7 +248,12 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Route, Name: "inbound", For: profile},
 		{Type: translate.Listener, Name: "inbound", For: translate.ForInbound(profile, w.IntN(2) == 0)},
 		{Type: translate.Listener, Name: "outbound"},
-		{Type: translate.Listener, Name: "egress"},
+		{Type: translate.Listener, Name: "egress", For: w.account()},
+		{Type: translate.Route, Name: "egress", For: w.account()},
+		{Type: translate.Route, Name: "egress-at", For: w.account()},
+		{Type: translate.Cluster, Name: fmt.Sprintf("ext|%s.example:%d", w.name("h"), w.port()), For: w.namespace()},
+		{Type: translate.Cluster, Name: fmt.Sprintf("ext|192.0.2.%d:%d", w.IntN(3), w.port()), For: w.namespace()},
+		translate.FindingsKey(translate.KindExternal, w.id("e")),
 		{Type: translate.Secret, Name: "san" + svc[3:]},
 		{Type: translate.Secret, Name: "roots"},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),

@@ -16,7 +16,7 @@ import (
 
 // egressRoutes are the routes of requests that leave the cluster at ports where an external
 // service is known by names. The clusters are fetched when first used, so that the table,
-// which every proxy that it holds for has, is some 250 bytes for each host.
+// which each proxy that it holds for has, is some 460 bytes for each host.
 func egressRoutes(for_ string, v *mesh.View) *route.RouteConfiguration {
 	account := egressFor(for_)
 	table := named(externals(account.Namespace, v, every), mesh.Protocol.IsHTTP)

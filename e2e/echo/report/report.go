@@ -49,6 +49,8 @@ type Call struct {
 	StepsMS []float64 `json:"steps_ms,omitempty"`
 	// Peer is the common name in the certificate of the server, over TLS.
 	Peer string `json:"peer,omitempty"`
+	// Certificate is that certificate, in PEM.
+	Certificate string `json:"certificate,omitempty"`
 	// Headers are those of an HTTP answer.
 	Headers http.Header `json:"headers,omitempty"`
 	// Failure is nil if the call ended as it should. A status of 500 is not a
