@@ -30,7 +30,7 @@ func needed() []permission {
 			"":                  {"pods", "services", "namespaces", "nodes"},
 			"discovery.k8s.io":  {"endpointslices"},
 			"networking.k8s.io": {"servicecidrs"},
-			"mesh.tulle.dev":    {"meshpolicies", "trafficsplits", "meshconfigs"},
+			"mesh.tulle.dev":    {"meshpolicies", "trafficsplits", "externalservices", "meshconfigs"},
 		} {
 			for _, resource := range resources {
 				all = append(all, permission{verb: verb, group: group, resource: resource})
@@ -39,7 +39,7 @@ func needed() []permission {
 		// By name, as a field selector has it.
 		all = append(all, permission{verb: verb, resource: "configmaps", name: "tulle-trust"})
 	}
-	for _, resource := range []string{"meshpolicies", "trafficsplits", "meshconfigs"} {
+	for _, resource := range []string{"meshpolicies", "trafficsplits", "externalservices", "meshconfigs"} {
 		all = append(all, permission{verb: "patch", group: "mesh.tulle.dev", resource: resource, subresource: "status", namespace: "shop"})
 	}
 	for _, resource := range []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"} {

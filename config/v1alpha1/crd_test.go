@@ -32,7 +32,7 @@ type example struct {
 
 // plurals are the resources of the kinds.
 func plurals() map[string]string {
-	return map[string]string{"MeshPolicy": "meshpolicies", "TrafficSplit": "trafficsplits", "MeshConfig": "meshconfigs"}
+	return map[string]string{"MeshPolicy": "meshpolicies", "TrafficSplit": "trafficsplits", "ExternalService": "externalservices", "MeshConfig": "meshconfigs"}
 }
 
 // TestAPIServer asks a real API server, since nothing else knows what CRDs mean.
@@ -202,10 +202,10 @@ func testNames(t *testing.T, config *rest.Config) {
 		}
 	}
 	want := map[string][]string{
-		"MeshPolicy":   {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
-		"TrafficSplit": {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Programmed", "Proxies", "Reason", "Age"},
+		"MeshPolicy":      {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
+		"TrafficSplit":    {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Programmed", "Proxies", "Reason", "Age"},
 		"ExternalService": {"extsvc", "mesh", "Name", "Hosts", "Ports", "Resolution", "TLS", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
-		"MeshConfig":   {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
+		"MeshConfig":      {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("short names, categories and columns (-want +got):\n%s", diff)
