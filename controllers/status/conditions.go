@@ -158,6 +158,8 @@ func statesOf(obj client.Object, found []mesh.Finding) (out []state, stale bool)
 		s = state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.TrafficSplit:
 		s = state{o.Status.Conditions, o.Status.Proxies}
+	case *v1alpha1.ExternalService:
+		s = state{o.Status.Conditions, o.Status.Proxies}
 	case *v1alpha1.MeshConfig:
 		s = state{o.Status.Conditions, o.Status.Proxies}
 	}

@@ -251,7 +251,42 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	if c := find(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs); c != nil {
 		t.Errorf("it refers to nothing any more, and its status still says %+v", c)
 	}
+	t.Run("an external service, and a younger one for the same host", func(t *testing.T) { followsExternals(t, direct) })
 	t.Run("a route, of a kind that was installed meanwhile", func(t *testing.T) { followsARoute(t, config, direct) })
+}
+
+// followsExternals has two external services for one host, and a policy about the first.
+func followsExternals(t *testing.T, direct client.Client) {
+	create := creating(t, direct)
+	external := func(name string) *v1alpha1.ExternalService {
+		return &v1alpha1.ExternalService{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: name}, Spec: v1alpha1.ExternalServiceSpec{
+			Hosts: []string{"api.example.org"}, Ports: []v1alpha1.ExternalPort{{Number: 80, Protocol: v1alpha1.ExternalHTTP}}, Resolution: v1alpha1.ExternalDNS,
+		}}
+	}
+	policy := &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "calls", Name: "external"}, Spec: v1alpha1.MeshPolicySpec{
+		TargetRefs: []v1alpha1.TargetRef{{Group: v1alpha1.Group, Kind: "ExternalService", Name: "a"}},
+		Traffic:    &v1alpha1.Traffic{Timeout: &metav1.Duration{Duration: time.Second}},
+	}}
+	says := func(obj client.Object, conditions *[]metav1.Condition, conditionType, reason string) {
+		t.Helper()
+		eventually(t, obj.GetName()+" says "+reason, func(ctx context.Context) (bool, error) {
+			err := direct.Get(ctx, client.ObjectKeyFromObject(obj), obj)
+			c := find(*conditions, conditionType)
+			return c != nil && c.Reason == reason, err
+		})
+	}
+	create(policy)
+	says(policy, &policy.Status.Conditions, v1alpha1.ConditionResolvedRefs, v1alpha1.ReasonServiceNotFound)
+	a, b := external("a"), external("b")
+	create(a)
+	says(a, &a.Status.Conditions, v1alpha1.ConditionAccepted, v1alpha1.ReasonAccepted)
+	says(policy, &policy.Status.Conditions, v1alpha1.ConditionResolvedRefs, v1alpha1.ReasonResolvedRefs)
+	create(b)
+	says(b, &b.Status.Conditions, v1alpha1.ConditionAccepted, v1alpha1.ReasonConflicted)
+	if err := direct.Delete(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	says(b, &b.Status.Conditions, v1alpha1.ConditionAccepted, v1alpha1.ReasonAccepted)
 }
 
 // followsARoute has a route to calls/web and to a Service that does not exist, beside
