@@ -247,6 +247,17 @@ func (o *outside) get(address, host, path string) string {
 	})
 }
 
+// raw sends a request as it stands, and returns the answer's first line.
+func (o *outside) raw(address string, lines ...string) string {
+	return o.exchange(address, func(c net.Conn) (string, error) {
+		if _, err := io.WriteString(c, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+			return "", err
+		}
+		line, err := bufio.NewReader(c).ReadString('\n')
+		return strings.TrimSpace(line), err
+	})
+}
+
 // tls speaks TLS with the server name, and asks for it by HTTP.
 func (o *outside) tls(address, name string) string {
 	return o.exchange(address, func(c net.Conn) (string, error) {
@@ -390,6 +401,7 @@ func TestExternalServices(t *testing.T) {
 	}
 	check([]call{
 		{"HTTP by name", o.get(outsideAPI+":80", "api.example.org", "/"), "200 " + outsideAPI + " for api.example.org"},
+		{"a tunnel", o.raw(outsideEvil+":80", "CONNECT api.example.org:80 HTTP/1.1", "Host: api.example.org:80"), "HTTP/1.1 404"},
 		{"HTTP by name in capitals, with a port", o.get(outsideAPI+":80", "API.example.org:80", "/"), "200 " + outsideAPI},
 		{"a forged Host", o.get(outsideEvil+":80", "api.example.org", "/"), "200 " + outsideAPI},
 		{"a Host that nobody named", o.get(outsideEvil+":80", "evil.example.org", "/"), "502 tulle: no ExternalService names this host"},
@@ -440,6 +452,8 @@ func TestExternalServices(t *testing.T) {
 		{"TLS where the application sends it", o.tls(outsideEvil+":443", "api.example.org"), "200 " + outsideEvil},
 		{"below a wildcard", o.tls(outsideEvil+":443", "a.example.com"), "200 " + outsideEvil},
 		{"HTTP below a wildcard", o.get(outsideEvil+":80", "a.example.com", "/"), "200 " + outsideEvil},
+		{"a tunnel", o.raw(outsideEvil+":80", "CONNECT evil.example.org:443 HTTP/1.1", "Host: evil.example.org:443"), "HTTP/1.1 200"},
+		{"a tunnel to a host that is named", o.raw(outsideEvil+":80", "CONNECT api.example.org:80 HTTP/1.1", "Host: api.example.org:80"), "HTTP/1.1 200"},
 		{"TLS of the sidecar", o.get(outsideEvil+":8080", "secure.example.org", "/"), "200 " + outsideAPI + " for secure.example.org in TLS"},
 		{"TLS with another authority", o.get(outsideEvil+":8080", "wrong-ca.example.org", "/"), "503"},
 		{"a server that speaks first, by address", o.hear("192.0.2.10:5432"), outsideDB},
