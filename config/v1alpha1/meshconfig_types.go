@@ -112,14 +112,14 @@ type EgressMode string
 const (
 	// EgressAllowAny passes it on as it is.
 	EgressAllowAny EgressMode = "AllowAny"
-	// EgressRegistryOnly refuses it.
+	// EgressRegistryOnly refuses what no ExternalService names.
 	EgressRegistryOnly EgressMode = "RegistryOnly"
 )
 
 // Egress is traffic to addresses outside of the cluster.
 type Egress struct {
 	// mode says what becomes of it: AllowAny passes it on as it is,
-	// RegistryOnly refuses it.
+	// RegistryOnly refuses what no ExternalService names.
 	// +optional
 	// +kubebuilder:default=AllowAny
 	Mode EgressMode `json:"mode,omitempty"`

@@ -68,7 +68,7 @@ type EgressMode uint8
 const (
 	// AllowAny passes it on as it is.
 	AllowAny EgressMode = iota
-	// RegistryOnly refuses it.
+	// RegistryOnly refuses what no external service names.
 	RegistryOnly
 )
 

@@ -408,6 +408,7 @@ func TestExternalServices(t *testing.T) {
 		{"a host at another port", o.get(outsideAPI+":8082", "api.example.org", "/"), no},
 		{"a host at another service's port", o.get(outsideAPI+":8080", "api.example.org", "/"), "502 tulle: "},
 		{"TLS by name", o.tls(outsideAPI+":443", "api.example.org"), "200 " + outsideAPI + " for api.example.org in TLS"},
+		{"TLS by name in capitals", o.tls(outsideAPI+":443", "API.Example.org"), "200 " + outsideAPI},
 		{"a forged server name", o.tls(outsideEvil+":443", "api.example.org"), "200 " + outsideAPI},
 		{"a server name that nobody named", o.tls(outsideEvil+":443", "evil.example.org"), no},
 		{"no TLS at a port of TLS", o.get(outsideEvil+":443", "api.example.org", "/"), no},

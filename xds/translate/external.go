@@ -3,6 +3,7 @@ package translate
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -91,12 +92,12 @@ func wildHost(host string) bool { return strings.HasPrefix(host, "*.") }
 type hostTable map[uint16]map[string]external
 
 // named are the external services of a namespace's clients that are known by names and
-// whose protocol is as given.
+// whose protocol is as given. A host and a port are one object's, whatever its protocol.
 func named(es []*mesh.External, is func(mesh.Protocol) bool) hostTable {
 	out := hostTable{}
 	for _, e := range es {
 		for _, p := range e.Ports {
-			if !is(p.Protocol) || len(e.At(p)) > 0 {
+			if len(e.At(p)) > 0 {
 				continue
 			}
 			if out[p.Number] == nil {
@@ -107,6 +108,12 @@ func named(es []*mesh.External, is func(mesh.Protocol) bool) hostTable {
 					out[p.Number][h] = external{e, p, h}
 				}
 			}
+		}
+	}
+	for number, hosts := range out {
+		maps.DeleteFunc(hosts, func(_ string, e external) bool { return !is(e.port.Protocol) })
+		if len(hosts) == 0 {
+			delete(out, number)
 		}
 	}
 	return out
@@ -160,7 +167,7 @@ func externalConflict(e *mesh.External, p mesh.ExternalPort, v *mesh.View) *faul
 			if i := slices.IndexFunc(mine, func(a netip.Prefix) bool { return slices.Contains(its, a) }); i >= 0 {
 				what = mine[i].String()
 			}
-		case len(its) == 0 && isTLS(p.Protocol) == isTLS(q.Protocol):
+		case len(its) == 0:
 			if i := slices.IndexFunc(e.Hosts, func(h string) bool { return slices.Contains(o.Hosts, h) }); i >= 0 {
 				what = e.Hosts[i]
 			}

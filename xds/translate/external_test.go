@@ -52,12 +52,14 @@ func TestWhichExternalServiceIsMeant(t *testing.T) {
 	v := view(
 		at("tulle-system", "all", "*.org", 1), at("tulle-system", "wide", "*.example.org", 2), at("shop", "own-wide", "*.example.org", 3),
 		at("shop", "older", "a.example.org", 4), at("shop", "aaa", "a.example.org", 5), at("other", "theirs", "b.example.org", 1),
+		at("shop", "tls", "t.example.org", 1, func(e *mesh.External) { e.Ports[0].Protocol = mesh.TLS }), at("shop", "younger", "t.example.org", 2),
 		at("tulle-system", "exact", "c.example.org", 9), at("shop", "bad", "bad.example.org", 1, func(e *mesh.External) { e.Invalid = "no" }),
 	)
 	table := named(externals("shop", v, every), mesh.Protocol.IsHTTP)
 	for host, want := range map[string]string{
 		"a.example.org": "shop/older", "b.example.org": "shop/own-wide", "x.y.example.org": "shop/own-wide", "c.example.org": "tulle-system/exact",
-		"d.org": "tulle-system/all", "org": "", "a.example.com": "",
+		"d.org": "tulle-system/all", "t.example.org": "shop/own-wide", // over TLS it is shop/tls, alone
+		"org": "", "a.example.com": "",
 	} {
 		got := ""
 		if e, ok := table.find(80, host); ok {
