@@ -65,6 +65,10 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Put(httpRoute(o)), true
 	case *gatewayv1.GRPCRoute:
 		return mesh.Put(grpcRoute(o)), true
+	case *gatewayv1.TLSRoute:
+		return mesh.Put(tlsRoute(o)), true
+	case *gatewayv1.TCPRoute:
+		return mesh.Put(tcpRoute(o)), true
 	case *gatewayv1.Gateway:
 		return mesh.Put(gateway(o)), true
 	case *gatewayv1.GatewayClass:

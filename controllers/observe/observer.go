@@ -32,7 +32,7 @@ import (
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;tlsroutes;tcproutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
 
 // lookEvery is how often kinds that are missing are looked for.
 const lookEvery = 10 * time.Second
@@ -138,6 +138,8 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 	o.informers, o.missing = informers, map[mesh.Kind]client.Object{
 		mesh.KindHTTPRoute: &gatewayv1.HTTPRoute{},
 		mesh.KindGRPCRoute: &gatewayv1.GRPCRoute{},
+		mesh.KindTLSRoute:  &gatewayv1.TLSRoute{}, // v1 is of Gateway API 1.5
+		mesh.KindTCPRoute:  &gatewayv1.TCPRoute{}, // v1 is of Gateway API 1.6
 		mesh.KindGrant:     &gatewayv1beta1.ReferenceGrant{}, // v1 is of Gateway API 1.5
 		mesh.KindGateway:   &gatewayv1.Gateway{},
 		mesh.KindClass:     &gatewayv1.GatewayClass{},

@@ -35,7 +35,7 @@ import (
 
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;meshconfigs/status,verbs=patch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status,verbs=patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status;tlsroutes/status;tcproutes/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 const (
@@ -148,7 +148,7 @@ func New(o Options) *Controller {
 			Help: "Writes of objects' status to the API server, by kind of object.",
 		}, []string{"kind"}),
 	}
-	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, translate.KindHTTPRoute, translate.KindGRPCRoute, kindConfig} {
+	for kind := range kinds() {
 		c.writes.WithLabelValues(kind) // so that all are there from the beginning
 	}
 	if c.delay == 0 {
@@ -200,6 +200,10 @@ func (c *Controller) WatchKind(obj client.Object) error {
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.HTTPRoute](translate.KindHTTPRoute))
 	case *gatewayv1.GRPCRoute:
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.GRPCRoute](translate.KindGRPCRoute))
+	case *gatewayv1.TLSRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.TLSRoute](translate.KindTLSRoute))
+	case *gatewayv1.TCPRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.TCPRoute](translate.KindTCPRoute))
 	default:
 		return nil
 	}
@@ -237,17 +241,13 @@ func (c *Controller) Changed(keys []build.Key) {
 func (c *Controller) acknowledged(refs []mesh.Ref) {
 	objects := make([]object, 0, len(refs))
 	for _, r := range refs {
-		switch r.Kind {
-		case mesh.KindPolicy:
-			objects = append(objects, object{translate.KindPolicy, r.Name})
-		case mesh.KindSplit:
-			objects = append(objects, object{translate.KindSplit, r.Name})
-		case mesh.KindHTTPRoute:
-			objects = append(objects, object{translate.KindHTTPRoute, r.Name})
-		case mesh.KindGRPCRoute:
-			objects = append(objects, object{translate.KindGRPCRoute, r.Name})
-		case mesh.KindConfig:
-			objects = append(objects, object{kindConfig, mesh.Name{Name: v1alpha1.MeshConfigName}})
+		if r.Kind == mesh.KindConfig {
+			r.Name.Name = v1alpha1.MeshConfigName
+		}
+		for kind, of := range kinds() {
+			if of == r.Kind {
+				objects = append(objects, object{kind, r.Name})
+			}
 		}
 	}
 	c.enqueue(objects)
@@ -256,17 +256,17 @@ func (c *Controller) acknowledged(refs []mesh.Ref) {
 // ref is what the object is to the mesh; false for a MeshConfig that is not the
 // one that counts.
 func (o object) ref() (mesh.Ref, bool) {
-	switch o.kind {
-	case translate.KindPolicy:
-		return mesh.Ref{Kind: mesh.KindPolicy, Name: o.name}, true
-	case translate.KindSplit:
-		return mesh.Ref{Kind: mesh.KindSplit, Name: o.name}, true
-	case translate.KindHTTPRoute:
-		return mesh.Ref{Kind: mesh.KindHTTPRoute, Name: o.name}, true
-	case translate.KindGRPCRoute:
-		return mesh.Ref{Kind: mesh.KindGRPCRoute, Name: o.name}, true
+	if o.kind == kindConfig {
+		return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
 	}
-	return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
+	return mesh.Ref{Kind: kinds()[o.kind], Name: o.name}, true
+}
+
+// kinds are those of the objects whose status the package writes.
+func kinds() map[string]mesh.Kind {
+	out := translate.RouteKinds()
+	out[translate.KindPolicy], out[translate.KindSplit], out[kindConfig] = mesh.KindPolicy, mesh.KindSplit, mesh.KindConfig
+	return out
 }
 
 func (c *Controller) enqueue(objects []object) {
@@ -447,6 +447,10 @@ func emptyObject(kind string) (client.Object, error) {
 		return &gatewayv1.HTTPRoute{}, nil
 	case translate.KindGRPCRoute:
 		return &gatewayv1.GRPCRoute{}, nil
+	case translate.KindTLSRoute:
+		return &gatewayv1.TLSRoute{}, nil
+	case translate.KindTCPRoute:
+		return &gatewayv1.TCPRoute{}, nil
 	}
 	return nil, errors.New("objects of kind " + kind + " have no status of ours")
 }

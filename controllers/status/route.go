@@ -16,12 +16,16 @@ import (
 // the Gateway API wants types of others to say whose they are.
 const conditionRouteProgrammed = "mesh.tulle.dev/Programmed"
 
-// routeOf is what an HTTPRoute and a GRPCRoute have in common; false for others.
+// routeOf is what routes have in common; false for other objects.
 func routeOf(obj client.Object) (refs []gatewayv1.ParentReference, status *gatewayv1.RouteStatus, ok bool) {
 	switch r := obj.(type) {
 	case *gatewayv1.HTTPRoute:
 		return r.Spec.ParentRefs, &r.Status.RouteStatus, true
 	case *gatewayv1.GRPCRoute:
+		return r.Spec.ParentRefs, &r.Status.RouteStatus, true
+	case *gatewayv1.TLSRoute:
+		return r.Spec.ParentRefs, &r.Status.RouteStatus, true
+	case *gatewayv1.TCPRoute:
 		return r.Spec.ParentRefs, &r.Status.RouteStatus, true
 	}
 	return nil, nil, false

@@ -23,6 +23,8 @@ const (
 	KindClass
 	KindNamespace
 	KindCertificate
+	KindTLSRoute
+	KindTCPRoute
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
@@ -79,7 +81,7 @@ func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
 func (c Change) Ref() Ref { return Ref{Kind: c.kind, Name: c.name} }
 
 // Ref names an object of the API: a MeshConfig (under the empty name), a
-// MeshPolicy, a TrafficSplit, an HTTPRoute or a GRPCRoute.
+// MeshPolicy, a TrafficSplit, a Gateway or a route.
 type Ref struct {
 	Kind Kind
 	Name Name

@@ -2,14 +2,16 @@ package mesh
 
 import "time"
 
-// Route is an HTTPRoute or a GRPCRoute of the Gateway API, the one and the other as
-// what they are about: requests.
+// Route is a route of the Gateway API: an HTTPRoute or a GRPCRoute, the one and the other
+// as what they are about, requests; or a TLSRoute or a TCPRoute, which are about
+// connections, and whose one rule has nothing but backends.
 type Route struct {
 	Meta
-	Of Kind // KindHTTPRoute or KindGRPCRoute
+	Of Kind // KindHTTPRoute, KindGRPCRoute, KindTLSRoute or KindTCPRoute
 	// Parents are those of the object's parentRefs that are Services or Gateways.
 	Parents []Parent
-	// Hostnames are those of requests that the route is about, at gateways; none: all.
+	// Hostnames are those of requests that the route is about, at gateways, or the names
+	// that a TLSRoute's clients ask for; none: all.
 	Hostnames []string
 	// Rules hold for the requests that match, the most specific match first,
 	// whatever their order.
@@ -18,6 +20,9 @@ type Route struct {
 	// though absent.
 	Invalid string
 }
+
+// OfRequests reports whether the route is about requests.
+func (r *Route) OfRequests() bool { return r.Of == KindHTTPRoute || r.Of == KindGRPCRoute }
 
 // Ref names the route's object.
 func (r *Route) Ref() Ref { return Ref{r.Of, r.Meta.Name} }

@@ -143,7 +143,7 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setPolicy(f, c)
 		case KindSplit:
 			next.setSplit(f, c)
-		case KindHTTPRoute, KindGRPCRoute:
+		case KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute:
 			next.setRoute(f, c)
 		case KindGrant:
 			f.addIf(set(&next.grants, c), FactGrants, c.name.Namespace)

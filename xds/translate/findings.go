@@ -18,8 +18,18 @@ const (
 
 	KindHTTPRoute = "HTTPRoute"
 	KindGRPCRoute = "GRPCRoute"
+	KindTLSRoute  = "TLSRoute"
+	KindTCPRoute  = "TCPRoute"
 	KindGateway   = "Gateway"
 )
+
+// RouteKinds are the kinds of routes by their names.
+func RouteKinds() map[string]mesh.Kind {
+	return map[string]mesh.Kind{
+		KindHTTPRoute: mesh.KindHTTPRoute, KindGRPCRoute: mesh.KindGRPCRoute,
+		KindTLSRoute: mesh.KindTLSRoute, KindTCPRoute: mesh.KindTCPRoute,
+	}
+}
 
 // The types and reasons of conditions, which are the API's (config/v1alpha1).
 const (
@@ -75,12 +85,9 @@ func findings(k Key, v *mesh.View) []mesh.Finding {
 		}
 	case KindGateway:
 		return gatewayFindings(n, v)
-	case KindHTTPRoute:
-		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindHTTPRoute, Name: n}); ok {
-			return routeFindings(r, v)
-		}
-	case KindGRPCRoute:
-		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindGRPCRoute, Name: n}); ok {
+	}
+	if of, ok := RouteKinds()[kind]; ok {
+		if r, ok := v.Route(mesh.Ref{Kind: of, Name: n}); ok {
 			return routeFindings(r, v)
 		}
 	}

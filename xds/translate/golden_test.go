@@ -266,6 +266,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	for g := range s.Gateways() {
 		gateway := g.Meta.Name.String()
 		add(translate.Listener, "gateway", gateway)
+		for _, c := range translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s)).Clusters {
+			cluster(c, []string{g.Meta.Namespace})
+		}
 		for _, l := range g.Listeners {
 			for _, name := range []string{fmt.Sprintf("gateway|%d", l.Port), fmt.Sprintf("gateway|%d|%s", l.Port, l.Name)} {
 				add(translate.Route, name, gateway)
@@ -280,11 +283,11 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		out = append(out, translate.FindingsKey(translate.KindGateway, g.Meta.Name))
 	}
 	for r := range s.Routes() {
-		kind := translate.KindHTTPRoute
-		if r.Of == mesh.KindGRPCRoute {
-			kind = translate.KindGRPCRoute
+		for kind, of := range translate.RouteKinds() {
+			if of == r.Of {
+				out = append(out, translate.FindingsKey(kind, r.Meta.Name))
+			}
 		}
-		out = append(out, translate.FindingsKey(kind, r.Meta.Name))
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
@@ -332,7 +335,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
 		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted},
 	}
-	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute {
+	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
 		words = map[string][]string{
 			string(gatewayv1.RouteConditionAccepted): {
 				string(gatewayv1.RouteReasonAccepted), string(gatewayv1.RouteReasonNoMatchingParent),
