@@ -35,7 +35,7 @@ import (
 
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;meshconfigs/status,verbs=patch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status;tlsroutes/status;tcproutes/status,verbs=patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status;tlsroutes/status;tcproutes/status;backendtlspolicies/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 const (
@@ -82,7 +82,7 @@ type Options struct {
 }
 
 // Controller keeps the status of all MeshPolicies, TrafficSplits and
-// MeshConfigs, and of routes, as far as it is about Services.
+// MeshConfigs, and of routes and BackendTLSPolicies, as far as they are Tulle's.
 type Controller struct {
 	findings Findings
 	acks     Acknowledgements // may be nil
@@ -132,7 +132,7 @@ type record struct {
 	written time.Time // by the clock of Options.Now
 	// lags is since when an object that is programmed, as its status says, is
 	// not.
-	lags map[int]time.Time // of each of a route's parents, or of 0
+	lags map[int]time.Time // of each part, or of 0
 }
 
 // New makes a Controller.
@@ -200,6 +200,8 @@ func (c *Controller) WatchKind(obj client.Object) error {
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.HTTPRoute](translate.KindHTTPRoute))
 	case *gatewayv1.GRPCRoute:
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.GRPCRoute](translate.KindGRPCRoute))
+	case *gatewayv1.BackendTLSPolicy:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.BackendTLSPolicy](translate.KindBackendTLS))
 	case *gatewayv1.TLSRoute:
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.TLSRoute](translate.KindTLSRoute))
 	case *gatewayv1.TCPRoute:
@@ -266,6 +268,7 @@ func (o object) ref() (mesh.Ref, bool) {
 func kinds() map[string]mesh.Kind {
 	out := translate.RouteKinds()
 	out[translate.KindPolicy], out[translate.KindSplit], out[kindConfig] = mesh.KindPolicy, mesh.KindSplit, mesh.KindConfig
+	out[translate.KindBackendTLS] = mesh.KindBackendTLS
 	return out
 }
 
@@ -324,7 +327,7 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 }
 
 // assessment is what an object's status should be: of the object itself, or of each of
-// a route's parents.
+// its parts.
 type assessment struct {
 	want    []state
 	differs difference // from what it is
@@ -340,15 +343,15 @@ type turn struct {
 
 func (c *Controller) assess(o object, obj client.Object, have []state, found []mesh.Finding) assessment {
 	var a assessment
-	_, _, route := routeOf(obj)
+	_, shared := sharesOf(obj, found)
 	for i, has := range have {
 		here := found
-		if route {
-			here = about(found, parentsOf(found)[i])
+		if shared {
+			here = about(found, partsOf(found)[i])
 		}
 		wanted := state{conditions: desired(here)}
 		a.again = max(a.again, c.addProgrammed(o, i, obj.GetGeneration(), has, &wanted))
-		if route {
+		if shared {
 			wanted.proxies = nil // there is no place for numbers
 		}
 		want, differs, turned := merge(has, wanted, c.now())
@@ -447,6 +450,8 @@ func emptyObject(kind string) (client.Object, error) {
 		return &gatewayv1.HTTPRoute{}, nil
 	case translate.KindGRPCRoute:
 		return &gatewayv1.GRPCRoute{}, nil
+	case translate.KindBackendTLS:
+		return &gatewayv1.BackendTLSPolicy{}, nil
 	case translate.KindTLSRoute:
 		return &gatewayv1.TLSRoute{}, nil
 	case translate.KindTCPRoute:
@@ -479,7 +484,7 @@ func (c *Controller) remembered(o object, obj client.Object, found []mesh.Findin
 	c.mu.Lock()
 	r := *c.known[o]
 	c.mu.Unlock()
-	if _, _, route := routeOf(obj); r.read != "" && r.read == obj.GetResourceVersion() && (!route || len(r.wrote) == len(parentsOf(found))) {
+	if _, shared := sharesOf(obj, found); r.read != "" && r.read == obj.GetResourceVersion() && (!shared || len(r.wrote) == len(partsOf(found))) {
 		return r.wrote, false
 	}
 	return statesOf(obj, found)
@@ -510,8 +515,8 @@ func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
 // that they are about, and to no other of its name.
 func (c *Controller) write(ctx context.Context, o object, obj client.Object, found []mesh.Finding, want []state) error {
 	var err error
-	if _, _, route := routeOf(obj); route {
-		err = c.writeRoute(ctx, obj, parentsOf(found), want)
+	if _, shared := sharesOf(obj, found); shared {
+		err = c.writeShared(ctx, obj, found, want)
 	} else {
 		err = c.apply(ctx, o, obj, want[0])
 	}

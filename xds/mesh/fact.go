@@ -38,6 +38,9 @@ const (
 	FactClass                         // name of a class
 	FactNamespace                     // name: its labels
 	FactCertificate                   // namespace/name
+	FactBackendTLS                    // namespace: its BackendTLSPolicies
+	FactBundle                        // namespace/name
+	FactBackend                       // namespace/service: the routes that send something to it
 )
 
 // facts collects what a change made different.

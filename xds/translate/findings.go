@@ -83,6 +83,10 @@ func findings(k Key, v *mesh.View) []mesh.Finding {
 		if s, ok := v.Split(n); ok {
 			return splitFindings(s, v)
 		}
+	case KindBackendTLS:
+		if p, ok := v.BackendTLSPolicy(n); ok {
+			return backendTLSFindings(p, v)
+		}
 	case KindGateway:
 		return gatewayFindings(n, v)
 	}

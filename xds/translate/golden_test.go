@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -133,6 +134,14 @@ func objects(t *testing.T, text []byte) []runtime.Object {
 		text = bytes.ReplaceAll(text, []byte("$certificate"), certificate)
 		text = bytes.ReplaceAll(text, []byte("$key"), key)
 	}
+	if bytes.Contains(text, []byte("$bundle")) {
+		certificate, _ := selfSigned(t)
+		plain, err := base64.StdEncoding.DecodeString(string(certificate))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.ReplaceAll(text, []byte("$bundle"), []byte(strconv.Quote(string(plain))))
+	}
 	decode := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out []runtime.Object
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
@@ -238,6 +247,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		for _, p := range svc.Ports {
 			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
 			add(translate.Secret, "san|"+name, "")
+			if len(s.BackendTLSPolicies()) > 0 {
+				add(translate.Secret, "san|"+name+"|tls", "")
+			}
 			for x := range s.Splits() {
 				if x.Service == svc.Name.Name && x.Meta.Namespace == svc.Namespace {
 					add(translate.Secret, "san|"+name+"|split", "")
@@ -259,6 +271,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	}
 	for p := range s.Policies() {
 		out = append(out, translate.FindingsKey(translate.KindPolicy, p.Meta.Name))
+	}
+	for _, p := range s.BackendTLSPolicies() {
+		out = append(out, translate.FindingsKey(translate.KindBackendTLS, p.Meta.Name))
 	}
 	for x := range s.Splits() {
 		out = append(out, translate.FindingsKey(translate.KindSplit, x.Meta.Name))
@@ -303,6 +318,8 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 		checkWords(t, f)
 		parent := ""
 		switch kind := k.Name[:strings.IndexByte(k.Name, '/')]; {
+		case kind == translate.KindBackendTLS:
+			parent = map[mesh.Kind]string{mesh.KindGateway: "Gateway ", mesh.KindService: "Service "}[f.Ancestor.Kind] + f.Ancestor.Name.String() + ": "
 		case strings.HasSuffix(kind, "Route"):
 			parent = fmt.Sprintf("parentRefs[%d]: ", f.Parent)
 		case kind == translate.KindGateway && f.Parent >= 0:
@@ -345,6 +362,17 @@ func checkWords(t *testing.T, f mesh.Finding) {
 			string(gatewayv1.RouteConditionResolvedRefs): {
 				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
 				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
+			},
+		}
+	}
+	if f.Kind == mesh.KindBackendTLS {
+		words = map[string][]string{
+			string(gatewayv1.PolicyConditionAccepted): {
+				string(gatewayv1.PolicyReasonAccepted), string(gatewayv1.PolicyReasonConflicted), string(gatewayv1.PolicyReasonInvalid),
+				string(gatewayv1.PolicyReasonTargetNotFound), string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate),
+			},
+			string(gatewayv1.BackendTLSPolicyConditionResolvedRefs): {
+				string(gatewayv1.BackendTLSPolicyReasonResolvedRefs), string(gatewayv1.BackendTLSPolicyReasonInvalidCACertificateRef), string(gatewayv1.BackendTLSPolicyReasonInvalidKind),
 			},
 		}
 	}
