@@ -56,12 +56,12 @@ type Options struct {
 
 // Observer watches the cluster and tells an Applier what changes in the mesh.
 type Observer struct {
-	applier  mesh.Applier
-	root     string
-	may      func(context.Context, string) (bool, error)
-	onKind   func(client.Object) error
-	log      logr.Logger
-	watches  []watch
+	applier mesh.Applier
+	root    string
+	may     func(context.Context, string) (bool, error)
+	onKind  func(client.Object) error
+	log     logr.Logger
+	watches []watch
 
 	informers cache.Informers
 	// missing are kinds whose CRDs the cluster does not have yet, and arrived those
@@ -139,8 +139,8 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 	o.informers, o.missing = informers, map[mesh.Kind]client.Object{
 		mesh.KindHTTPRoute: &gatewayv1.HTTPRoute{},
 		mesh.KindGRPCRoute: &gatewayv1.GRPCRoute{},
-		mesh.KindTLSRoute:  &gatewayv1.TLSRoute{}, // v1 is of Gateway API 1.5
-		mesh.KindTCPRoute:  &gatewayv1.TCPRoute{}, // v1 is of Gateway API 1.6
+		mesh.KindTLSRoute:  &gatewayv1.TLSRoute{},            // v1 is of Gateway API 1.5
+		mesh.KindTCPRoute:  &gatewayv1.TCPRoute{},            // v1 is of Gateway API 1.6
 		mesh.KindGrant:     &gatewayv1beta1.ReferenceGrant{}, // v1 is of Gateway API 1.5
 		mesh.KindGateway:   &gatewayv1.Gateway{},
 		mesh.KindClass:     &gatewayv1.GatewayClass{},

@@ -45,7 +45,9 @@ type routeShares struct {
 	status *gatewayv1.RouteStatus
 }
 
-func isOursParent(p gatewayv1.RouteParentStatus) bool { return p.ControllerName == v1alpha1.ControllerName }
+func isOursParent(p gatewayv1.RouteParentStatus) bool {
+	return p.ControllerName == v1alpha1.ControllerName
+}
 
 func (s routeShares) ours() int { return number(s.status.Parents, isOursParent) }
 

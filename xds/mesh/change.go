@@ -116,11 +116,11 @@ type Finding struct {
 	Parent int
 	// Ancestor is of a BackendTLSPolicy what Parent stands for: a Gateway or a Service.
 	Ancestor Ref
-	Count   int    // of the type AttachedRoutes
-	Type    string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
-	OK      bool   // the condition's status is True
-	Reason  string // CamelCase
-	Message string // a sentence that says what to do
+	Count    int    // of the type AttachedRoutes
+	Type     string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
+	OK       bool   // the condition's status is True
+	Reason   string // CamelCase
+	Message  string // a sentence that says what to do
 }
 
 // Revision counts the snapshots that were made: each has a higher one than the

@@ -69,6 +69,17 @@ type RouteFilters struct {
 	Redirect          *Redirect // answers, instead of backends
 	Rewrite           *Rewrite
 	Mirrors           []RouteMirror
+	CORS              *CORS
+}
+
+// CORS says what pages of other origins may do (https://fetch.spec.whatwg.org/#http-cors-protocol).
+// "*" stands for all origins, methods and headers.
+type CORS struct {
+	// Origins are scheme://host or scheme://host:port. The host may have a "*" in it.
+	Origins                  []string
+	Methods, Headers, Expose []string
+	Credentials              bool
+	MaxAge                   uint32 // in seconds, of the answer to a preflight
 }
 
 // HeaderChanges set, add and remove headers. Names are in lower case.

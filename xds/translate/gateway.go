@@ -165,7 +165,7 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = httpFilters()
+	m.HttpFilters = httpFilters(filterCORS)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
 	m.SkipXffAppend = false

@@ -122,7 +122,7 @@ func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View
 	}
 	out := rule{
 		request: headersOf(in.Filters.Request), response: headersOf(in.Filters.Response),
-		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite,
+		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite, cors: in.Filters.CORS,
 		timeout: in.Timeout, tryTimeout: in.TryTimeout, retries: routeRetries(in.Retries),
 	}
 	for _, b := range in.Backends {
