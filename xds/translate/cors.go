@@ -36,7 +36,7 @@ func crossOrigin(c *mesh.CORS) map[string]*anypb.Any {
 // not stand (RFC 6454, section 6.2).
 func originMatch(origin string) *matcher.StringMatcher {
 	if origin == "*" {
-		return prefix("")
+		return regex(".*")
 	}
 	scheme, _, _ := strings.Cut(origin, "://")
 	origin = strings.TrimSuffix(origin, ":"+strconv.Itoa(int(defaultPort(scheme))))
