@@ -68,9 +68,9 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindTLSRoute, mesh.KindTCPRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindConfig, mesh.KindTrust}[w.IntN(17)]
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindTLSRoute, mesh.KindTCPRoute, mesh.KindBackendTLS, mesh.KindBundle, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindConfig, mesh.KindTrust}[w.IntN(19)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindTLSRoute: "r", mesh.KindTCPRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindTLSRoute: "r", mesh.KindTCPRoute: "r", mesh.KindBackendTLS: "t", mesh.KindBundle: "b", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c"}[k]))
 	}
 	switch k {
 	case mesh.KindService:
@@ -104,6 +104,14 @@ func (w world) change() mesh.Change {
 		})
 	case mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindTLSRoute, mesh.KindTCPRoute:
 		return mesh.Put(w.route(k))
+	case mesh.KindBackendTLS:
+		return mesh.Put(&mesh.BackendTLS{
+			Meta: mesh.Meta{Name: w.id("t"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Hostname: w.name("h"),
+			Targets:     []mesh.BackendTLSTarget{{Service: w.name("s"), Port: []string{"", "80"}[w.IntN(2)]}},
+			Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: w.id("b")}}[:w.IntN(2)],
+		})
+	case mesh.KindBundle:
+		return mesh.Put(&mesh.Bundle{Name: w.id("b"), PEM: []byte(w.name("pem")), Invalid: []string{"", "x"}[w.IntN(2)]})
 	case mesh.KindGrant:
 		return mesh.Put(&mesh.Grant{
 			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
@@ -235,6 +243,9 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Listener, Name: "outbound"},
 		{Type: translate.Listener, Name: "egress"},
 		{Type: translate.Secret, Name: "san" + svc[3:]},
+		{Type: translate.Secret, Name: "san" + svc[3:] + "|tls"},
+		{Type: translate.Cluster, Name: "h1" + svc[3:], For: w.namespace()},
+		translate.FindingsKey(translate.KindBackendTLS, w.id("t")),
 		{Type: translate.Secret, Name: "roots"},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),
 		translate.FindingsKey(translate.KindSplit, w.id("x")),
