@@ -85,7 +85,7 @@ rules: [{backendRefs: [{name: server, port: 9001, weight: 1}, {name: other, port
 		}
 	}
 	figure(t, "a TCPRoute with weights 1, 1, and 2 of a Service that does not exist: %v of %d", answered, calls)
-	if answered["server"] < calls/10 || answered["other"] < calls/10 || answered["nobody"] < calls*3/10 || answered["nobody"] > calls*7/10 {
+	if answered["server"] < calls/20 || answered["other"] < calls/20 || answered["nobody"] < calls*3/10 || answered["nobody"] > calls*7/10 {
 		t.Errorf("connections were answered by %v", answered)
 	}
 }
