@@ -58,31 +58,30 @@ func backendTLS(p *gatewayv1.BackendTLSPolicy) *mesh.BackendTLS {
 // bundle converts a ConfigMap that may have certificates of authorities.
 func bundle(c *corev1.ConfigMap) *mesh.Bundle {
 	out := &mesh.Bundle{Name: mesh.Name{Namespace: c.Namespace, Name: c.Name}}
-	if err := certificates([]byte(c.Data[bundleKey])); err != nil {
+	var err error
+	if out.PEM, err = certificates([]byte(c.Data[bundleKey])); err != nil {
 		out.Invalid = fmt.Sprintf("ConfigMap %s has no certificates under the key %s: %v", out.Name, bundleKey, err)
-		return out
 	}
-	out.PEM = []byte(c.Data[bundleKey])
 	return out
 }
 
-// certificates reports, as an error, why Envoy would not read certificates there.
-func certificates(in []byte) error {
-	found := false
+// certificates are those of a text in PEM, and nothing else that may be there: proxies
+// anywhere can have them. An error says why Envoy would not read them.
+func certificates(in []byte) (out []byte, err error) {
 	for {
 		var block *pem.Block
 		block, in = pem.Decode(in)
 		switch {
-		case block == nil && found:
-			return nil
+		case block == nil && out == nil:
+			return nil, errors.New("there is nothing in PEM")
 		case block == nil:
-			return errors.New("there is nothing in PEM")
+			return out, nil
 		case block.Type != "CERTIFICATE":
 			continue
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return err
+			return nil, err
 		}
-		found = true
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
 	}
 }

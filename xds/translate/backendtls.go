@@ -63,7 +63,7 @@ func authorities(p *mesh.BackendTLS, v *mesh.View) []byte {
 	var out []byte
 	for _, a := range p.Authorities {
 		if b, ok := v.Bundle(a.Name); ok && a.Kind == mesh.BundleConfigMap && b.Invalid == "" {
-			out = append(append(out, b.PEM...), '\n')
+			out = append(out, b.PEM...)
 		}
 	}
 	return out

@@ -52,7 +52,9 @@ func FindingsKey(kind string, n mesh.Name) Key {
 // findingKinds are the kinds of the mesh that have findings.
 var findingKinds = map[mesh.Kind]string{
 	mesh.KindPolicy: KindPolicy, mesh.KindSplit: KindSplit,
-	mesh.KindHTTPRoute: KindHTTPRoute, mesh.KindGRPCRoute: KindGRPCRoute, mesh.KindGateway: KindGateway,
+	mesh.KindHTTPRoute: KindHTTPRoute, mesh.KindGRPCRoute: KindGRPCRoute,
+	mesh.KindTLSRoute: KindTLSRoute, mesh.KindTCPRoute: KindTCPRoute,
+	mesh.KindGateway: KindGateway, mesh.KindBackendTLS: KindBackendTLS,
 }
 
 // FindingsFor is the [FindingsKey] of an object; ok is false for a kind of which

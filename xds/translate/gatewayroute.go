@@ -182,14 +182,7 @@ func grantFault(from mesh.GrantFrom, kind string, to mesh.Name, v *mesh.View) *f
 	)}
 }
 
-func kindName(k mesh.Kind) string {
-	for name, of := range RouteKinds() {
-		if of == k {
-			return name
-		}
-	}
-	return ""
-}
+func kindName(k mesh.Kind) string { return findingKinds[k] }
 
 // routeFindings are two conditions for each parent.
 func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {

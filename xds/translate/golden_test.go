@@ -298,11 +298,8 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		out = append(out, translate.FindingsKey(translate.KindGateway, g.Meta.Name))
 	}
 	for r := range s.Routes() {
-		for kind, of := range translate.RouteKinds() {
-			if of == r.Of {
-				out = append(out, translate.FindingsKey(kind, r.Meta.Name))
-			}
-		}
+		k, _ := translate.FindingsFor(r.Ref())
+		out = append(out, k)
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
