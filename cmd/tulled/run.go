@@ -183,7 +183,7 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 func (p *controlPlane) wireObserver(ctx context.Context) error {
 	p.observer = observe.New(observe.Options{
 		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
-		Gateways: p.mayServeGateways,
+		May: p.mayWatch,
 		OnKind: func(o client.Object) error { // called when all is wired
 			return errors.Join(p.status.WatchKind(o), p.gateways.WatchKind(o))
 		},
@@ -215,10 +215,10 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 	return nil
 }
 
-// mayServeGateways asks for one of the permissions of deploy/gateways, which has all.
-func (p *controlPlane) mayServeGateways(ctx context.Context) (bool, error) {
+// mayWatch asks for one of the permissions of deploy/gateways.
+func (p *controlPlane) mayWatch(ctx context.Context, resource string) (bool, error) {
 	review := &authorizationv1.SelfSubjectAccessReview{
-		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "watch", Resource: "secrets"}},
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "watch", Resource: resource}},
 	}
 	err := p.manager.GetClient().Create(ctx, review)
 	return err == nil && review.Status.Allowed, err

@@ -38,6 +38,10 @@ import (
 //
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
 //
+// A BackendTLSPolicy names ConfigMaps, of any namespace; of each the observer keeps ca.crt.
+//
+// +kubebuilder:rbac:groups="",resources=configmaps,verbs=list;watch
+//
 // get is for finding out whether an object that is to be made is somebody else's
 // already, and delete for a Gateway that is given another class.
 //

@@ -43,6 +43,12 @@ func (c *cutter) transform(obj any) (any, error) {
 		return &corev1.Secret{ObjectMeta: cutMeta(&o.ObjectMeta), Type: o.Type, Data: map[string][]byte{
 			corev1.TLSCertKey: o.Data[corev1.TLSCertKey], corev1.TLSPrivateKeyKey: o.Data[corev1.TLSPrivateKeyKey],
 		}}, nil
+	case *corev1.ConfigMap:
+		out := &corev1.ConfigMap{ObjectMeta: cutMeta(&o.ObjectMeta)}
+		if ca, ok := o.Data[bundleKey]; ok { // every namespace has the cluster's own
+			out.Data = map[string]string{bundleKey: *c.places.same(&ca)}
+		}
+		return out, nil
 	case *corev1.Namespace:
 		out := &corev1.Namespace{ObjectMeta: cutMeta(&o.ObjectMeta)}
 		out.Labels = o.Labels

@@ -33,6 +33,7 @@ func fullObjects(t *testing.T) []client.Object {
 	pod.Spec.NodeName = "n"
 	pod.Annotations["other"] = "x"
 	objs := []client.Object{
+		parse[corev1.ConfigMap](t, `{metadata: {namespace: shop, name: authority}, data: {ca.crt: none, other: x}}`),
 		pod,
 		parse[corev1.Service](t, `
 metadata: {namespace: shop, name: web}
@@ -85,6 +86,10 @@ func TestCutObjectsKeepWhatInformersNeed(t *testing.T) {
 func TestCutObjectsDropWhatIsNotUsed(t *testing.T) {
 	for _, obj := range fullObjects(t) {
 		switch o := kept(t, obj).(type) {
+		case *corev1.ConfigMap:
+			if len(o.Data) != 1 {
+				t.Errorf("kept too much of a ConfigMap: %+v", o)
+			}
 		case *corev1.Pod:
 			if len(o.Annotations) != 1 || len(o.Spec.InitContainers) != 3 {
 				t.Errorf("kept too much of a pod: %+v", o)

@@ -67,6 +67,14 @@ func change(obj any) (c mesh.Change, ok bool) {
 		return mesh.Put(httpRoute(o)), true
 	case *gatewayv1.GRPCRoute:
 		return mesh.Put(grpcRoute(o)), true
+	case *gatewayv1.TLSRoute:
+		return mesh.Put(tlsRoute(o)), true
+	case *gatewayv1.TCPRoute:
+		return mesh.Put(tcpRoute(o)), true
+	case *gatewayv1.BackendTLSPolicy:
+		return mesh.Put(backendTLS(o)), true
+	case *corev1.ConfigMap:
+		return mesh.Put(bundle(o)), true
 	case *gatewayv1.Gateway:
 		return mesh.Put(gateway(o)), true
 	case *gatewayv1.GatewayClass:

@@ -38,8 +38,12 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 		Name: string(in.Name), Port: uint16(in.Port), Protocol: mesh.ListenerProtocol(in.Protocol),
 		Hostname: strings.ToLower(string(deref(in.Hostname))),
 	}
-	if t := in.TLS; t != nil && in.Protocol == gatewayv1.HTTPSProtocolType {
-		if deref(t.Mode) == gatewayv1.TLSModePassthrough {
+	if out.Protocol == mesh.ListenerTCP {
+		out.Hostname = "" // which no client can ask for
+	}
+	if t := in.TLS; t != nil && out.Encrypted() {
+		out.Passthrough = in.Protocol == gatewayv1.TLSProtocolType && deref(t.Mode) == gatewayv1.TLSModePassthrough
+		if in.Protocol == gatewayv1.HTTPSProtocolType && deref(t.Mode) == gatewayv1.TLSModePassthrough {
 			out.Unsupported = "tls.mode: Passthrough is not for the protocol HTTPS: write Terminate"
 		}
 		if len(t.Options) > 0 {
@@ -72,13 +76,13 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 		}
 	}
 	for _, k := range a.Kinds {
-		switch kind := map[string]mesh.Kind{"HTTPRoute": mesh.KindHTTPRoute, "GRPCRoute": mesh.KindGRPCRoute}[string(k.Kind)]; {
-		case kind == 0, k.Group != nil && *k.Group != gatewayv1.GroupName:
-			out.InvalidKinds = true
-			out.Kinds = append(out.Kinds, 0) // a kind that no route is of
-		default:
-			out.Kinds = append(out.Kinds, kind)
+		kind := map[string]mesh.Kind{
+			"HTTPRoute": mesh.KindHTTPRoute, "GRPCRoute": mesh.KindGRPCRoute, "TLSRoute": mesh.KindTLSRoute, "TCPRoute": mesh.KindTCPRoute,
+		}[string(k.Kind)]
+		if k.Group != nil && *k.Group != gatewayv1.GroupName {
+			kind = 0
 		}
+		out.Kinds = append(out.Kinds, kind)
 	}
 	return out
 }

@@ -32,7 +32,7 @@ import (
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;referencegrants;gateways;gatewayclasses,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes;grpcroutes;tlsroutes;tcproutes;backendtlspolicies;referencegrants;gateways;gatewayclasses,verbs=list;watch
 
 // lookEvery is how often kinds that are missing are looked for.
 const lookEvery = 10 * time.Second
@@ -44,9 +44,10 @@ type Options struct {
 	// RootNamespace is where policies for the whole mesh live;
 	// DefaultRootNamespace when empty.
 	RootNamespace string
-	// Gateways reports whether this control plane may do what gateways need, read
-	// certificates among it: before that, kinds of gateways are as if missing. nil: it may.
-	Gateways func(context.Context) (bool, error)
+	// May reports whether this control plane may watch a resource: "secrets", before
+	// which kinds of gateways are as if missing, and "configmaps", before which
+	// BackendTLSPolicy is. nil: it may.
+	May func(ctx context.Context, resource string) (bool, error)
 	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
 	// API server has it; may be nil.
 	OnKind func(client.Object) error
@@ -55,12 +56,12 @@ type Options struct {
 
 // Observer watches the cluster and tells an Applier what changes in the mesh.
 type Observer struct {
-	applier  mesh.Applier
-	root     string
-	gateways func(context.Context) (bool, error)
-	onKind   func(client.Object) error
-	log      logr.Logger
-	watches  []watch
+	applier mesh.Applier
+	root    string
+	may     func(context.Context, string) (bool, error)
+	onKind  func(client.Object) error
+	log     logr.Logger
+	watches []watch
 
 	informers cache.Informers
 	// missing are kinds whose CRDs the cluster does not have yet, and arrived those
@@ -92,11 +93,11 @@ func New(o Options) *Observer {
 	if onKind == nil {
 		onKind = func(client.Object) error { return nil }
 	}
-	gateways := o.Gateways
-	if gateways == nil {
-		gateways = func(context.Context) (bool, error) { return true, nil }
+	may := o.May
+	if may == nil {
+		may = func(context.Context, string) (bool, error) { return true, nil }
 	}
-	return &Observer{applier: o.Applier, root: root, gateways: gateways, onKind: onKind, log: o.Log, synced: make(chan struct{})}
+	return &Observer{applier: o.Applier, root: root, may: may, onKind: onKind, log: o.Log, synced: make(chan struct{})}
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
@@ -139,9 +140,13 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 	o.informers, o.missing = informers, map[mesh.Kind]client.Object{
 		mesh.KindHTTPRoute: &gatewayv1.HTTPRoute{},
 		mesh.KindGRPCRoute: &gatewayv1.GRPCRoute{},
+		mesh.KindTLSRoute:  &gatewayv1.TLSRoute{},            // v1 is of Gateway API 1.5
+		mesh.KindTCPRoute:  &gatewayv1.TCPRoute{},            // v1 is of Gateway API 1.6
 		mesh.KindGrant:     &gatewayv1beta1.ReferenceGrant{}, // v1 is of Gateway API 1.5
 		mesh.KindGateway:   &gatewayv1.Gateway{},
 		mesh.KindClass:     &gatewayv1.GatewayClass{},
+
+		mesh.KindBackendTLS: &gatewayv1.BackendTLSPolicy{}, // v1 is of Gateway API 1.4
 	}
 	return o.watchMissing(ctx)
 }
@@ -149,10 +154,11 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 // watchMissing attaches to the kinds that are there by now.
 func (o *Observer) watchMissing(ctx context.Context) error {
 	for kind, obj := range o.missing {
-		if kind == mesh.KindGateway || kind == mesh.KindClass {
-			switch may, err := o.gateways(ctx); {
+		resource := map[mesh.Kind]string{mesh.KindGateway: "secrets", mesh.KindClass: "secrets", mesh.KindBackendTLS: "configmaps"}[kind]
+		if resource != "" {
+			switch may, err := o.may(ctx, resource); {
 			case err != nil:
-				return fmt.Errorf("asking whether gateways may be served: %w", err)
+				return fmt.Errorf("asking whether %s may be watched: %w", resource, err)
 			case !may:
 				continue
 			}
@@ -163,8 +169,8 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		if kind == mesh.KindGateway {
-			if err := o.watchForGateways(ctx); err != nil {
+		for kind, obj := range needed(kind) {
+			if err := o.watch(ctx, o.informers, obj, entityHandler{o, kind}); err != nil {
 				return err
 			}
 		}
@@ -174,15 +180,13 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 	return nil
 }
 
-// watchForGateways attaches to what only gateways need.
-func (o *Observer) watchForGateways(ctx context.Context) error {
-	for kind, obj := range map[mesh.Kind]client.Object{
-		mesh.KindNamespace:   &corev1.Namespace{},
-		mesh.KindCertificate: &corev1.Secret{},
-	} {
-		if err := o.watch(ctx, o.informers, obj, entityHandler{o, kind}); err != nil {
-			return err
-		}
+// needed are the kinds that only a kind of the Gateway API needs.
+func needed(by mesh.Kind) map[mesh.Kind]client.Object {
+	switch by {
+	case mesh.KindGateway:
+		return map[mesh.Kind]client.Object{mesh.KindNamespace: &corev1.Namespace{}, mesh.KindCertificate: &corev1.Secret{}}
+	case mesh.KindBackendTLS:
+		return map[mesh.Kind]client.Object{mesh.KindBundle: &corev1.ConfigMap{}}
 	}
 	return nil
 }

@@ -239,6 +239,8 @@ func (c routing) filters(field string, in []gatewayv1.HTTPRouteFilter, rule *mes
 			out.Rewrite = &mesh.Rewrite{Host: string(deref(f.URLRewrite.Hostname)), Path: c.pathChange(at, f.URLRewrite.Path)}
 		case f.Type == gatewayv1.HTTPRouteFilterRequestMirror && f.RequestMirror != nil:
 			out.Mirrors = append(out.Mirrors, c.mirror(f.RequestMirror))
+		case f.Type == gatewayv1.HTTPRouteFilterCORS && f.CORS != nil:
+			out.CORS = cors(f.CORS)
 		default:
 			c.unsupported(at+" (type "+string(f.Type)+")", rule)
 		}
@@ -296,6 +298,27 @@ func (c routing) pathChange(field string, p *gatewayv1.HTTPPathModifier) *mesh.P
 	return out
 }
 
+// defaultCORSAge is the API's default, in seconds.
+const defaultCORSAge = 5
+
+// cors converts a CORS filter, whose values the API has checked.
+func cors(in *gatewayv1.HTTPCORSFilter) *mesh.CORS {
+	out := &mesh.CORS{Credentials: deref(in.AllowCredentials), MaxAge: uint32(max(0, cmp.Or(in.MaxAge, defaultCORSAge)))}
+	for _, o := range in.AllowOrigins {
+		out.Origins = append(out.Origins, strings.ToLower(string(o)))
+	}
+	for _, m := range in.AllowMethods {
+		out.Methods = append(out.Methods, string(m))
+	}
+	for _, h := range in.AllowHeaders {
+		out.Headers = append(out.Headers, string(h))
+	}
+	for _, h := range in.ExposeHeaders {
+		out.Expose = append(out.Expose, string(h))
+	}
+	return out
+}
+
 func (c routing) mirror(m *gatewayv1.HTTPRequestMirrorFilter) mesh.RouteMirror {
 	out := mesh.RouteMirror{Backend: c.target(m.BackendRef), Numerator: 100, Denominator: 100}
 	switch {
@@ -316,7 +339,7 @@ func (c routing) backend(field string, b gatewayv1.BackendRef, filters []gateway
 	var own mesh.RouteRule
 	c.filters(field+".filters", filters, &own)
 	out.Request, out.Response = own.Filters.Request, own.Filters.Response
-	if own.Unsupported == "" && (own.Filters.Redirect != nil || own.Filters.Rewrite != nil || own.Filters.Mirrors != nil) {
+	if own.Unsupported == "" && (own.Filters.Redirect != nil || own.Filters.Rewrite != nil || own.Filters.Mirrors != nil || own.Filters.CORS != nil) {
 		c.unsupported(field+".filters: of a backend's, what is no header modifier,", rule)
 	}
 	rule.Unsupported = cmp.Or(rule.Unsupported, own.Unsupported)

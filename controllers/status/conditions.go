@@ -147,10 +147,10 @@ func find(in []metav1.Condition, conditionType string) *metav1.Condition {
 }
 
 // statesOf is the object's status, as the API server has it: one state, or one for each
-// of a route's parents.
+// part of an object whose status is shared.
 func statesOf(obj client.Object, found []mesh.Finding) (out []state, stale bool) {
-	if refs, status, ok := routeOf(obj); ok {
-		return routeStates(refs, parentsOf(found), status)
+	if s, ok := sharesOf(obj, found); ok {
+		return sharedStates(s, partsOf(found))
 	}
 	var s state
 	switch o := obj.(type) {

@@ -35,7 +35,7 @@ import (
 
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies/status;trafficsplits/status;externalservices/status;meshconfigs/status,verbs=patch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status,verbs=patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes/status;grpcroutes/status;tlsroutes/status;tcproutes/status;backendtlspolicies/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 const (
@@ -82,7 +82,7 @@ type Options struct {
 }
 
 // Controller keeps the status of all MeshPolicies, TrafficSplits, ExternalServices and
-// MeshConfigs, and of routes, as far as it is about Services.
+// MeshConfigs, and of routes and BackendTLSPolicies, as far as they are Tulle's.
 type Controller struct {
 	findings Findings
 	acks     Acknowledgements // may be nil
@@ -132,7 +132,7 @@ type record struct {
 	written time.Time // by the clock of Options.Now
 	// lags is since when an object that is programmed, as its status says, is
 	// not.
-	lags map[int]time.Time // of each of a route's parents, or of 0
+	lags map[int]time.Time // of each part, or of 0
 }
 
 // New makes a Controller.
@@ -148,7 +148,7 @@ func New(o Options) *Controller {
 			Help: "Writes of objects' status to the API server, by kind of object.",
 		}, []string{"kind"}),
 	}
-	for _, kind := range []string{translate.KindPolicy, translate.KindSplit, translate.KindExternal, translate.KindHTTPRoute, translate.KindGRPCRoute, kindConfig} {
+	for kind := range kinds() {
 		c.writes.WithLabelValues(kind) // so that all are there from the beginning
 	}
 	if c.delay == 0 {
@@ -201,6 +201,12 @@ func (c *Controller) WatchKind(obj client.Object) error {
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.HTTPRoute](translate.KindHTTPRoute))
 	case *gatewayv1.GRPCRoute:
 		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.GRPCRoute](translate.KindGRPCRoute))
+	case *gatewayv1.BackendTLSPolicy:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.BackendTLSPolicy](translate.KindBackendTLS))
+	case *gatewayv1.TLSRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.TLSRoute](translate.KindTLSRoute))
+	case *gatewayv1.TCPRoute:
+		s = source.TypedKind(c.cache, o, enqueue[*gatewayv1.TCPRoute](translate.KindTCPRoute))
 	default:
 		return nil
 	}
@@ -238,19 +244,13 @@ func (c *Controller) Changed(keys []build.Key) {
 func (c *Controller) acknowledged(refs []mesh.Ref) {
 	objects := make([]object, 0, len(refs))
 	for _, r := range refs {
-		switch r.Kind {
-		case mesh.KindPolicy:
-			objects = append(objects, object{translate.KindPolicy, r.Name})
-		case mesh.KindSplit:
-			objects = append(objects, object{translate.KindSplit, r.Name})
-		case mesh.KindExternal:
-			objects = append(objects, object{translate.KindExternal, r.Name})
-		case mesh.KindHTTPRoute:
-			objects = append(objects, object{translate.KindHTTPRoute, r.Name})
-		case mesh.KindGRPCRoute:
-			objects = append(objects, object{translate.KindGRPCRoute, r.Name})
-		case mesh.KindConfig:
-			objects = append(objects, object{kindConfig, mesh.Name{Name: v1alpha1.MeshConfigName}})
+		if r.Kind == mesh.KindConfig {
+			r.Name.Name = v1alpha1.MeshConfigName
+		}
+		for kind, of := range kinds() {
+			if of == r.Kind {
+				objects = append(objects, object{kind, r.Name})
+			}
 		}
 	}
 	c.enqueue(objects)
@@ -259,19 +259,18 @@ func (c *Controller) acknowledged(refs []mesh.Ref) {
 // ref is what the object is to the mesh; false for a MeshConfig that is not the
 // one that counts.
 func (o object) ref() (mesh.Ref, bool) {
-	switch o.kind {
-	case translate.KindPolicy:
-		return mesh.Ref{Kind: mesh.KindPolicy, Name: o.name}, true
-	case translate.KindSplit:
-		return mesh.Ref{Kind: mesh.KindSplit, Name: o.name}, true
-	case translate.KindExternal:
-		return mesh.Ref{Kind: mesh.KindExternal, Name: o.name}, true
-	case translate.KindHTTPRoute:
-		return mesh.Ref{Kind: mesh.KindHTTPRoute, Name: o.name}, true
-	case translate.KindGRPCRoute:
-		return mesh.Ref{Kind: mesh.KindGRPCRoute, Name: o.name}, true
+	if o.kind == kindConfig {
+		return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
 	}
-	return mesh.Ref{Kind: mesh.KindConfig}, o.name.Name == v1alpha1.MeshConfigName
+	return mesh.Ref{Kind: kinds()[o.kind], Name: o.name}, true
+}
+
+// kinds are those of the objects whose status the package writes.
+func kinds() map[string]mesh.Kind {
+	out := translate.RouteKinds()
+	out[translate.KindPolicy], out[translate.KindSplit], out[kindConfig] = mesh.KindPolicy, mesh.KindSplit, mesh.KindConfig
+	out[translate.KindBackendTLS], out[translate.KindExternal] = mesh.KindBackendTLS, mesh.KindExternal
+	return out
 }
 
 func (c *Controller) enqueue(objects []object) {
@@ -329,7 +328,7 @@ func (c *Controller) Reconcile(ctx context.Context, o object) (reconcile.Result,
 }
 
 // assessment is what an object's status should be: of the object itself, or of each of
-// a route's parents.
+// its parts.
 type assessment struct {
 	want    []state
 	differs difference // from what it is
@@ -345,15 +344,15 @@ type turn struct {
 
 func (c *Controller) assess(o object, obj client.Object, have []state, found []mesh.Finding) assessment {
 	var a assessment
-	_, _, route := routeOf(obj)
+	_, shared := sharesOf(obj, found)
 	for i, has := range have {
 		here := found
-		if route {
-			here = about(found, parentsOf(found)[i])
+		if shared {
+			here = about(found, partsOf(found)[i])
 		}
 		wanted := state{conditions: desired(here)}
 		a.again = max(a.again, c.addProgrammed(o, i, obj.GetGeneration(), has, &wanted))
-		if route {
+		if shared {
 			wanted.proxies = nil // there is no place for numbers
 		}
 		want, differs, turned := merge(has, wanted, c.now())
@@ -454,6 +453,12 @@ func emptyObject(kind string) (client.Object, error) {
 		return &gatewayv1.HTTPRoute{}, nil
 	case translate.KindGRPCRoute:
 		return &gatewayv1.GRPCRoute{}, nil
+	case translate.KindBackendTLS:
+		return &gatewayv1.BackendTLSPolicy{}, nil
+	case translate.KindTLSRoute:
+		return &gatewayv1.TLSRoute{}, nil
+	case translate.KindTCPRoute:
+		return &gatewayv1.TCPRoute{}, nil
 	}
 	return nil, errors.New("objects of kind " + kind + " have no status of ours")
 }
@@ -482,7 +487,7 @@ func (c *Controller) remembered(o object, obj client.Object, found []mesh.Findin
 	c.mu.Lock()
 	r := *c.known[o]
 	c.mu.Unlock()
-	if _, _, route := routeOf(obj); r.read != "" && r.read == obj.GetResourceVersion() && (!route || len(r.wrote) == len(parentsOf(found))) {
+	if _, shared := sharesOf(obj, found); r.read != "" && r.read == obj.GetResourceVersion() && (!shared || len(r.wrote) == len(partsOf(found))) {
 		return r.wrote, false
 	}
 	return statesOf(obj, found)
@@ -513,8 +518,8 @@ func (c *Controller) foundAbout(o object, obj client.Object) []mesh.Finding {
 // that they are about, and to no other of its name.
 func (c *Controller) write(ctx context.Context, o object, obj client.Object, found []mesh.Finding, want []state) error {
 	var err error
-	if _, _, route := routeOf(obj); route {
-		err = c.writeRoute(ctx, obj, parentsOf(found), want)
+	if _, shared := sharesOf(obj, found); shared {
+		err = c.writeShared(ctx, obj, found, want)
 	} else {
 		err = c.apply(ctx, o, obj, want[0])
 	}

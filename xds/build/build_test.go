@@ -68,9 +68,17 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindExternal, mesh.KindConfig, mesh.KindTrust}[w.IntN(16)]
+	k := []mesh.Kind{
+		mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute,
+		mesh.KindTLSRoute, mesh.KindTCPRoute, mesh.KindBackendTLS, mesh.KindBundle, mesh.KindGrant, mesh.KindNode, mesh.KindGateway,
+		mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindExternal, mesh.KindConfig, mesh.KindTrust,
+	}[w.IntN(20)]
 	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
-		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c", mesh.KindExternal: "e"}[k]))
+		return mesh.Delete(k, w.id(map[mesh.Kind]string{
+			mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x",
+			mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindTLSRoute: "r", mesh.KindTCPRoute: "r", mesh.KindBackendTLS: "t",
+			mesh.KindBundle: "b", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c", mesh.KindExternal: "e",
+		}[k]))
 	}
 	switch k {
 	case mesh.KindService:
@@ -102,8 +110,16 @@ func (w world) change() mesh.Change {
 			Meta: mesh.Meta{Name: w.id("x"), Generation: w.Int64N(3)}, Service: w.name("s"),
 			Backends: []mesh.SplitBackend{{Service: w.id("s"), Weight: w.Uint32N(3)}, {Service: w.id("s"), Labels: w.labels(), Weight: 1}},
 		})
-	case mesh.KindHTTPRoute, mesh.KindGRPCRoute:
+	case mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindTLSRoute, mesh.KindTCPRoute:
 		return mesh.Put(w.route(k))
+	case mesh.KindBackendTLS:
+		return mesh.Put(&mesh.BackendTLS{
+			Meta: mesh.Meta{Name: w.id("t"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Hostname: w.name("h"),
+			Targets:     []mesh.BackendTLSTarget{{Service: w.name("s"), Port: []string{"", "80"}[w.IntN(2)]}},
+			Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: w.id("b")}}[:w.IntN(2)],
+		})
+	case mesh.KindBundle:
+		return mesh.Put(&mesh.Bundle{Name: w.id("b"), PEM: []byte(w.name("pem")), Invalid: []string{"", "x"}[w.IntN(2)]})
 	case mesh.KindGrant:
 		return mesh.Put(&mesh.Grant{
 			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
@@ -174,7 +190,14 @@ func (w world) gateway() *mesh.Gateway {
 	g := &mesh.Gateway{Meta: mesh.Meta{Name: w.id("g"), Generation: w.Int64N(3)}, Class: "tulle"}
 	for i := range 1 + w.IntN(3) {
 		l := mesh.Listener{Name: fmt.Sprint("l", i), Port: w.port(), Protocol: mesh.ListenerHTTP, Hostname: []string{"", "a.example", "*.example"}[w.IntN(3)]}
-		if w.IntN(2) == 0 {
+		switch w.IntN(5) {
+		case 0:
+			l.Protocol = mesh.ListenerTCP
+		case 1:
+			l.Protocol, l.Passthrough = mesh.ListenerTLS, true
+		case 2:
+			l.Protocol, l.Certificates = mesh.ListenerTLS, []mesh.Backend{{Kind: "Secret", Name: w.id("c")}}
+		case 3:
 			l.Protocol, l.Certificates = mesh.ListenerHTTPS, []mesh.Backend{{Kind: "Secret", Name: w.id("c")}}
 		}
 		switch w.IntN(3) {
@@ -255,11 +278,18 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Cluster, Name: fmt.Sprintf("ext|192.0.2.%d:%d", w.IntN(3), w.port()), For: w.namespace()},
 		translate.FindingsKey(translate.KindExternal, w.id("e")),
 		{Type: translate.Secret, Name: "san" + svc[3:]},
+		{Type: translate.Secret, Name: "san" + svc[3:] + "|tls"},
+		{Type: translate.Cluster, Name: "h1" + svc[3:], For: w.namespace()},
+		translate.FindingsKey(translate.KindBackendTLS, w.id("t")),
 		{Type: translate.Secret, Name: "roots"},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),
 		translate.FindingsKey(translate.KindSplit, w.id("x")),
 		translate.FindingsKey(translate.KindHTTPRoute, w.id("r")),
 		translate.FindingsKey(translate.KindGRPCRoute, w.id("r")),
+		translate.FindingsKey(translate.KindTLSRoute, w.id("r")),
+		translate.FindingsKey(translate.KindTCPRoute, w.id("r")),
+		{Type: translate.Cluster, Name: "raw" + svc[3:], For: w.namespace()},
+		{Type: translate.Cluster, Name: "dec" + svc[3:], For: w.namespace()},
 		translate.FindingsKey(translate.KindGateway, w.id("g")),
 		{Type: translate.Listener, Name: translate.ListenerGateway, For: w.id("g").String()},
 		{Type: translate.Route, Name: "gateway|80", For: w.id("g").String()},

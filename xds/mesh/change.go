@@ -24,10 +24,15 @@ const (
 	KindNamespace
 	KindCertificate
 	KindExternal
+	KindTLSRoute
+	KindTCPRoute
+	KindBackendTLS
+	KindBundle
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate or *External. Once put into a Change it must not be modified.
+// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate, *External, *BackendTLS
+// or *Bundle. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -48,6 +53,8 @@ func (*Class) kind() Kind       { return KindClass }
 func (*Namespace) kind() Kind   { return KindNamespace }
 func (*Certificate) kind() Kind { return KindCertificate }
 func (*External) kind() Kind    { return KindExternal }
+func (*BackendTLS) kind() Kind  { return KindBackendTLS }
+func (*Bundle) kind() Kind      { return KindBundle }
 
 func (*Config) id() Name        { return Name{} }
 func (*TrustBundle) id() Name   { return Name{} }
@@ -64,6 +71,8 @@ func (c *Class) id() Name       { return Name{Name: c.Name} }
 func (n *Namespace) id() Name   { return Name{Name: n.Name} }
 func (c *Certificate) id() Name { return c.Name }
 func (e *External) id() Name    { return e.Meta.Name }
+func (b *BackendTLS) id() Name  { return b.Meta.Name }
+func (b *Bundle) id() Name      { return b.Name }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {
@@ -82,7 +91,8 @@ func Delete(k Kind, n Name) Change { return Change{kind: k, name: n} }
 func (c Change) Ref() Ref { return Ref{Kind: c.kind, Name: c.name} }
 
 // Ref names an object of the API: a MeshConfig (under the empty name), a
-// MeshPolicy, a TrafficSplit, an ExternalService, an HTTPRoute or a GRPCRoute.
+// MeshPolicy, a TrafficSplit, an ExternalService, a Gateway, a route or a
+// BackendTLSPolicy.
 type Ref struct {
 	Kind Kind
 	Name Name
@@ -108,12 +118,14 @@ type Finding struct {
 	Generation int64
 	// Parent is of a route which of its parentRefs it is about, and of a Gateway which
 	// listener; -1 is the Gateway itself.
-	Parent  int
-	Count   int    // of the type AttachedRoutes
-	Type    string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
-	OK      bool   // the condition's status is True
-	Reason  string // CamelCase
-	Message string // a sentence that says what to do
+	Parent int
+	// Ancestor is of a BackendTLSPolicy what Parent stands for: a Gateway or a Service.
+	Ancestor Ref
+	Count    int    // of the type AttachedRoutes
+	Type     string // condition type: Accepted, ResolvedRefs; or AttachedRoutes
+	OK       bool   // the condition's status is True
+	Reason   string // CamelCase
+	Message  string // a sentence that says what to do
 }
 
 // Revision counts the snapshots that were made: each has a higher one than the

@@ -40,6 +40,9 @@ const (
 	FactCertificate                   // namespace/name
 	FactExternal                      // namespace/name
 	FactExternals                     // namespace: its external services
+	FactBackendTLS                    // namespace: its BackendTLSPolicies
+	FactBundle                        // namespace/name
+	FactBackend                       // namespace/service: the routes that send something to it
 )
 
 // facts collects what a change made different.

@@ -9,6 +9,12 @@ type Gateway struct {
 	Listeners []Listener
 }
 
+// Encrypted reports whether clients speak TLS, so that several listeners may share a port.
+func (l Listener) Encrypted() bool { return l.Protocol == ListenerHTTPS || l.Protocol == ListenerTLS }
+
+// Terminates reports whether TLS ends at the listener.
+func (l Listener) Terminates() bool { return l.Encrypted() && !l.Passthrough }
+
 // ListenerProtocol is what a listener of a gateway speaks.
 type ListenerProtocol string
 
@@ -16,6 +22,8 @@ type ListenerProtocol string
 const (
 	ListenerHTTP  ListenerProtocol = "HTTP"
 	ListenerHTTPS ListenerProtocol = "HTTPS"
+	ListenerTLS   ListenerProtocol = "TLS"
+	ListenerTCP   ListenerProtocol = "TCP"
 )
 
 // Listener is where a gateway listens.
@@ -23,18 +31,19 @@ type Listener struct {
 	Name     string
 	Port     uint16
 	Protocol ListenerProtocol
-	// Hostname is which requests it takes: a name, one that begins with "*.", or
-	// empty for all.
+	// Hostname is which requests it takes, or of TLS which connections, by the name that
+	// the client asks for: a name, one that begins with "*.", or empty for all.
 	Hostname string
-	// Certificates are Secrets with the certificates of HTTPS. Kind is "Secret", or
+	// Passthrough leaves TLS to the backend.
+	Passthrough bool
+	// Certificates are Secrets with the certificates of HTTPS, and of TLS that ends here. Kind is "Secret", or
 	// what else is named.
 	Certificates []Backend
 	// Namespaces says whose routes may attach.
 	Namespaces RouteNamespaces
-	// Kinds are the kinds of routes that may attach; nil: all that the protocol can.
+	// Kinds are the kinds of routes that may attach, and 0 for what is no kind of route;
+	// nil: all that the protocol can.
 	Kinds []Kind
-	// InvalidKinds says that others were named, too.
-	InvalidKinds bool
 	// Unsupported is set when the listener asks for what Tulle does not do.
 	Unsupported string
 }

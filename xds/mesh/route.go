@@ -2,14 +2,16 @@ package mesh
 
 import "time"
 
-// Route is an HTTPRoute or a GRPCRoute of the Gateway API, the one and the other as
-// what they are about: requests.
+// Route is a route of the Gateway API: an HTTPRoute or a GRPCRoute, the one and the other
+// as what they are about, requests; or a TLSRoute or a TCPRoute, which are about
+// connections, and whose one rule has nothing but backends.
 type Route struct {
 	Meta
-	Of Kind // KindHTTPRoute or KindGRPCRoute
+	Of Kind // KindHTTPRoute, KindGRPCRoute, KindTLSRoute or KindTCPRoute
 	// Parents are those of the object's parentRefs that are Services or Gateways.
 	Parents []Parent
-	// Hostnames are those of requests that the route is about, at gateways; none: all.
+	// Hostnames are those of requests that the route is about, at gateways, or the names
+	// that a TLSRoute's clients ask for; none: all.
 	Hostnames []string
 	// Rules hold for the requests that match, the most specific match first,
 	// whatever their order.
@@ -18,6 +20,9 @@ type Route struct {
 	// though absent.
 	Invalid string
 }
+
+// OfRequests reports whether the route is about requests.
+func (r *Route) OfRequests() bool { return r.Of == KindHTTPRoute || r.Of == KindGRPCRoute }
 
 // Ref names the route's object.
 func (r *Route) Ref() Ref { return Ref{r.Of, r.Meta.Name} }
@@ -64,6 +69,17 @@ type RouteFilters struct {
 	Redirect          *Redirect // answers, instead of backends
 	Rewrite           *Rewrite
 	Mirrors           []RouteMirror
+	CORS              *CORS
+}
+
+// CORS says what pages of other origins may do (https://fetch.spec.whatwg.org/#http-cors-protocol).
+// "*" stands for all origins, methods and headers.
+type CORS struct {
+	// Origins are scheme://host or scheme://host:port. The host may have a "*" in it.
+	Origins                  []string
+	Methods, Headers, Expose []string
+	Credentials              bool
+	MaxAge                   uint32 // in seconds, of the answer to a preflight
 }
 
 // HeaderChanges set, add and remove headers. Names are in lower case.

@@ -15,30 +15,33 @@ import (
 //
 // Trees are keyed by "namespace/…", so that a prefix walk is a sorted bucket.
 type Snapshot struct {
-	revision  Revision
-	config    *Config
-	trust     *TrustBundle
-	services  tree[*Service]  // namespace/name
-	slices    tree[*Slice]    // namespace/name
-	byService tree[*Slice]    // namespace/service/name
-	workloads tree[*Workload] // namespace/name
-	addresses tree[*Workload] // address/namespace/name of a pod that has not ended
-	vips      tree[Name]      // address:port of a service
-	profiles  tree[*Profile]  // id
-	policies  tree[*Policy]   // namespace/name
-	splits    tree[*Split]    // namespace/name
-	byRoot    tree[*Split]    // namespace/service/name
-	routes    tree[*Route]    // kind/namespace/name
-	byParent  tree[*Route]    // namespace/service/kind/namespace/name
-	grants    tree[*Grant]    // namespace/name
-	gateways  tree[*Gateway]  // namespace/name
-	classes   tree[*Class]
-	spaces    tree[*Namespace]
-	certs     tree[*Certificate] // namespace/name
-	nodes     tree[*Node]        // name
-	externals tree[*External]    // namespace/name
-	sniffing  *Sniffing
-	standing  tree[Standing] // kind/namespace/name of an object of the API
+	revision   Revision
+	config     *Config
+	trust      *TrustBundle
+	services   tree[*Service]  // namespace/name
+	slices     tree[*Slice]    // namespace/name
+	byService  tree[*Slice]    // namespace/service/name
+	workloads  tree[*Workload] // namespace/name
+	addresses  tree[*Workload] // address/namespace/name of a pod that has not ended
+	vips       tree[Name]      // address:port of a service
+	profiles   tree[*Profile]  // id
+	policies   tree[*Policy]   // namespace/name
+	splits     tree[*Split]    // namespace/name
+	byRoot     tree[*Split]    // namespace/service/name
+	routes     tree[*Route]    // kind/namespace/name
+	byParent   tree[*Route]    // namespace/service/kind/namespace/name
+	grants     tree[*Grant]    // namespace/name
+	gateways   tree[*Gateway]  // namespace/name
+	classes    tree[*Class]
+	spaces     tree[*Namespace]
+	certs      tree[*Certificate] // namespace/name
+	byBackend  tree[*Route]       // namespace/service/kind/namespace/name
+	bundles    tree[*Bundle]      // namespace/name
+	backendTLS tree[*BackendTLS]  // namespace/name
+	nodes      tree[*Node]        // name
+	externals  tree[*External]    // namespace/name
+	sniffing   *Sniffing
+	standing   tree[Standing] // kind/namespace/name of an object of the API
 }
 
 // Standing is which form of an object of the API a snapshot has.
@@ -74,7 +77,8 @@ func New(c *Config) *Snapshot {
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
-		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), externals: newTree[*External](), standing: newTree[Standing](),
+		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](),
+		byBackend: newTree[*Route](), bundles: newTree[*Bundle](), backendTLS: newTree[*BackendTLS](), externals: newTree[*External](), standing: newTree[Standing](),
 	}
 }
 
@@ -144,7 +148,7 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setPolicy(f, c)
 		case KindSplit:
 			next.setSplit(f, c)
-		case KindHTTPRoute, KindGRPCRoute:
+		case KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute:
 			next.setRoute(f, c)
 		case KindGrant:
 			f.addIf(set(&next.grants, c), FactGrants, c.name.Namespace)
@@ -160,6 +164,10 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			f.addIf(set(&next.certs, c), FactCertificate, c.name.key())
 		case KindExternal:
 			next.setExternal(f, c)
+		case KindBackendTLS:
+			next.setBackendTLS(f, c)
+		case KindBundle:
+			f.addIf(set(&next.bundles, c), FactBundle, c.name.key())
 		}
 	}
 	if len(f) == 0 {
@@ -367,6 +375,10 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 			f.add(FactRoutes, p.key())
 			s.byParent.delete(p.key() + "/" + key)
 		}
+		for _, n := range old.services() {
+			f.add(FactBackend, n.String())
+			s.byBackend.delete(n.String() + "/" + key)
+		}
 		s.routes.delete(key)
 		s.fall(ref)
 	}
@@ -374,6 +386,10 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 		for _, p := range now.Parents {
 			f.add(FactRoutes, p.key())
 			s.byParent.put(p.key()+"/"+key, now)
+		}
+		for _, n := range now.services() {
+			f.add(FactBackend, n.String())
+			s.byBackend.put(n.String()+"/"+key, now)
 		}
 		s.routes.put(key, now)
 		s.stand(ref, now.Generation)

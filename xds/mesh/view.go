@@ -163,6 +163,12 @@ func (s Section) in(p *Policy) bool {
 	}
 }
 
+// BackendTLSPolicy returns the policy with the name.
+func (v *View) BackendTLSPolicy(n Name) (*BackendTLS, bool) {
+	v.read(FactBackendTLS, n.Namespace)
+	return v.s.backendTLS.get(n.key())
+}
+
 // Policies are the namespace's policies that have the section and that apply,
 // the oldest first and then by name: the order in which equals win.
 func (v *View) Policies(namespace string, section Section, applies func(*Policy) bool) []*Policy {

@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -43,8 +44,8 @@ func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
 	for i, l := range g.Listeners {
 		s := &out[i]
 		switch {
-		case l.Protocol != mesh.ListenerHTTP && l.Protocol != mesh.ListenerHTTPS:
-			s.accepted = &fault{conditionAccepted, reasonUnsupportedProtocol, fmt.Sprintf("the protocol %s is not supported: write HTTP or HTTPS", l.Protocol)}
+		case len(routeKinds(l)) == 0:
+			s.accepted = &fault{conditionAccepted, reasonUnsupportedProtocol, fmt.Sprintf("the protocol %s is not supported: write HTTP, HTTPS, TLS or TCP", l.Protocol)}
 		case l.Port >= PortAdmin && l.Port <= PortReady || l.Port == PortStats:
 			s.accepted = &fault{conditionAccepted, reasonPortUnavailable, fmt.Sprintf("port %d is the proxy's own: choose another", l.Port)}
 		case l.Unsupported != "":
@@ -54,7 +55,7 @@ func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
 		if s.accepted == nil {
 			s.conflicted = conflict(l, g.Listeners[:i], out[:i])
 		}
-		s.served = s.holds() && !(l.Protocol == mesh.ListenerHTTPS && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
+		s.served = s.holds() && !(l.Terminates() && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
 	}
 	return out
 }
@@ -65,8 +66,11 @@ func conflict(l mesh.Listener, before []mesh.Listener, states []listenerState) *
 		if o.Port != l.Port || states[i].accepted != nil {
 			continue
 		}
-		if o.Protocol != l.Protocol {
+		if o.Protocol != l.Protocol && !(o.Encrypted() && l.Encrypted()) {
 			return &fault{conditionConflicted, reasonProtocolConflict, fmt.Sprintf("listener %s has port %d for %s; choose another port", o.Name, o.Port, o.Protocol)}
+		}
+		if o.Protocol == mesh.ListenerTCP {
+			return &fault{conditionConflicted, reasonProtocolConflict, fmt.Sprintf("listener %s has port %d already, and nothing tells its connections from this one's; choose another port", o.Name, o.Port)}
 		}
 		if o.Hostname == l.Hostname {
 			return &fault{conditionConflicted, reasonHostnameConflict, fmt.Sprintf("listener %s has the same hostname at port %d; choose another, or merge the two", o.Name, o.Port)}
@@ -80,8 +84,8 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 	bad := func(reason, format string, args ...any) *fault {
 		return &fault{conditionResolvedRefs, reason, fmt.Sprintf(format, args...)}
 	}
-	if l.Protocol == mesh.ListenerHTTPS && len(l.Certificates) == 0 {
-		return bad(reasonInvalidCertificate, "HTTPS needs a certificate: name a Secret of the type kubernetes.io/tls in tls.certificateRefs")
+	if l.Terminates() && len(l.Certificates) == 0 {
+		return bad(reasonInvalidCertificate, "TLS that ends at the gateway needs a certificate: name a Secret of the type kubernetes.io/tls in tls.certificateRefs")
 	}
 	for _, c := range l.Certificates {
 		if c.Kind != "Secret" {
@@ -98,8 +102,27 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 			return bad(reasonInvalidCertificate, "%s", cert.Invalid)
 		}
 	}
-	if l.InvalidKinds {
-		return bad(reasonInvalidRouteKinds, "allowedRoutes.kinds names a kind that a listener of %s cannot have: write HTTPRoute or GRPCRoute", l.Protocol)
+	can := routeKinds(l)
+	if len(can) > 0 && slices.ContainsFunc(l.Kinds, func(k mesh.Kind) bool { return !slices.Contains(can, k) }) {
+		names := make([]string, 0, len(can))
+		for _, k := range can {
+			names = append(names, kindName(k))
+		}
+		return bad(reasonInvalidRouteKinds, "allowedRoutes.kinds names a kind that a listener of %s cannot have: write %s", l.Protocol, strings.Join(names, " or "))
+	}
+	return nil
+}
+
+// routeKinds are the kinds of routes that a listener can have; none: its protocol is not
+// supported.
+func routeKinds(l mesh.Listener) []mesh.Kind {
+	switch l.Protocol {
+	case mesh.ListenerHTTP, mesh.ListenerHTTPS:
+		return []mesh.Kind{mesh.KindHTTPRoute, mesh.KindGRPCRoute}
+	case mesh.ListenerTLS:
+		return []mesh.Kind{mesh.KindTLSRoute}
+	case mesh.ListenerTCP:
+		return []mesh.Kind{mesh.KindTCPRoute}
 	}
 	return nil
 }
@@ -131,7 +154,7 @@ func meets(p mesh.Parent, l mesh.Listener) bool {
 
 // allows reports whether a route may attach to the listener, by its namespace and kind.
 func allows(g *mesh.Gateway, l mesh.Listener, r *mesh.Route, v *mesh.View) bool {
-	if l.Kinds != nil && !slices.Contains(l.Kinds, r.Of) {
+	if !slices.Contains(routeKinds(l), r.Of) || l.Kinds != nil && !slices.Contains(l.Kinds, r.Of) {
 		return false
 	}
 	switch n := l.Namespaces; {

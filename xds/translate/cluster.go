@@ -129,7 +129,8 @@ func assignment(name string, es ...*endpoint.LbEndpoint) *endpoint.ClusterLoadAs
 }
 
 // serviceCluster is a service's endpoints, each spoken to in mesh mTLS or in
-// the clear as its metadata says. k.For is the clients' namespace.
+// the clear as its metadata says, or all in TLS of their own as a BackendTLSPolicy
+// says. k.For is the clients' namespace.
 func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	t := trafficFor(k.For, d.service.Name, d.port.Port, v)
 	assignment := assignmentName(k.Name, k.For, d, &t, v)
@@ -150,8 +151,13 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		c.EdsClusterConfig.ServiceName = assignment
 	}
 	t.shape(c)
-	check := validation(servers)
-	c.TransportSocketMatches = meshOrPlain(alpn(d.http), check)
+	c.TransportSocketMatches = meshOrPlain(alpn(d.http), validation(servers))
+	if p := backendTLS(d.service.Name, d.port, v); p != nil && d.originates() {
+		if !usable(p, v) {
+			return Result{Message: emptyCluster(k.Name)}
+		}
+		c.TransportSocketMatches, c.TransportSocket = nil, originated(p, d.service.Name, d.port.Port)
+	}
 	if d.http {
 		common := t.protocols(connectionAge(v))
 		c.TypedExtensionProtocolOptions = protocolOptions(common)

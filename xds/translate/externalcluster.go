@@ -23,10 +23,6 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// systemRoots is where the published image of Envoy has the authorities that the world
-// trusts, as Debian's package ca-certificates has.
-const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
-
 // externalCluster is what was called, by a host or an address: "host:port". Whose service
 // account calls has been asked before.
 func externalCluster(k Key, called string, v *mesh.View) *cluster.Cluster {

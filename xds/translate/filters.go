@@ -5,6 +5,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	cors "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	faultfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	localratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	ondemand "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
@@ -28,7 +29,8 @@ const (
 type httpFilter int
 
 const (
-	filterDeny      httpFilter = iota // authorization: who is refused
+	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
+	filterDeny                        // authorization: who is refused
 	filterAllow                       // authorization: who is let in
 	filterRateLimit                   // how many of those who are let in
 	filterOnDemand                    // routes and clusters that are fetched when first used
@@ -51,6 +53,7 @@ const (
 	rateLimitName = "tulle.ratelimit"
 	faultName     = "tulle.fault"
 	forwardName   = "tulle.forward"
+	corsName      = "tulle.cors"
 )
 
 func (f httpFilter) filter() *hcm.HttpFilter {
@@ -61,6 +64,8 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 		return typedFilter(allowName, &rbac.RBAC{})
 	case filterRateLimit:
 		return disabled(typedFilter(rateLimitName, &localratelimit.LocalRateLimit{StatPrefix: rateLimitStat}))
+	case filterCORS:
+		return disabled(typedFilter(corsName, &cors.Cors{}))
 	case filterFault:
 		return disabled(typedFilter(faultName, &faultfilter.HTTPFault{}))
 	case filterForward:

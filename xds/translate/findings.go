@@ -18,12 +18,22 @@ const (
 
 	KindHTTPRoute = "HTTPRoute"
 	KindGRPCRoute = "GRPCRoute"
+	KindTLSRoute  = "TLSRoute"
+	KindTCPRoute  = "TCPRoute"
 	KindGateway   = "Gateway"
 	KindExternal  = "ExternalService"
 )
 
 // targetService is the kind of a target that is a Service.
 const targetService = "Service"
+
+// RouteKinds are the kinds of routes by their names.
+func RouteKinds() map[string]mesh.Kind {
+	return map[string]mesh.Kind{
+		KindHTTPRoute: mesh.KindHTTPRoute, KindGRPCRoute: mesh.KindGRPCRoute,
+		KindTLSRoute: mesh.KindTLSRoute, KindTCPRoute: mesh.KindTCPRoute,
+	}
+}
 
 // The types and reasons of conditions, which are the API's (config/v1alpha1).
 const (
@@ -46,7 +56,9 @@ func FindingsKey(kind string, n mesh.Name) Key {
 // findingKinds are the kinds of the mesh that have findings.
 var findingKinds = map[mesh.Kind]string{
 	mesh.KindPolicy: KindPolicy, mesh.KindSplit: KindSplit,
-	mesh.KindHTTPRoute: KindHTTPRoute, mesh.KindGRPCRoute: KindGRPCRoute, mesh.KindGateway: KindGateway,
+	mesh.KindHTTPRoute: KindHTTPRoute, mesh.KindGRPCRoute: KindGRPCRoute,
+	mesh.KindTLSRoute: KindTLSRoute, mesh.KindTCPRoute: KindTCPRoute,
+	mesh.KindGateway: KindGateway, mesh.KindBackendTLS: KindBackendTLS, mesh.KindExternal: KindExternal,
 }
 
 // FindingsFor is the [FindingsKey] of an object; ok is false for a kind of which
@@ -81,14 +93,15 @@ func findings(k Key, v *mesh.View) []mesh.Finding {
 		if e, ok := v.External(n); ok {
 			return externalFindings(e, v)
 		}
+	case KindBackendTLS:
+		if p, ok := v.BackendTLSPolicy(n); ok {
+			return backendTLSFindings(p, v)
+		}
 	case KindGateway:
 		return gatewayFindings(n, v)
-	case KindHTTPRoute:
-		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindHTTPRoute, Name: n}); ok {
-			return routeFindings(r, v)
-		}
-	case KindGRPCRoute:
-		if r, ok := v.Route(mesh.Ref{Kind: mesh.KindGRPCRoute, Name: n}); ok {
+	}
+	if of, ok := RouteKinds()[kind]; ok {
+		if r, ok := v.Route(mesh.Ref{Kind: of, Name: n}); ok {
 			return routeFindings(r, v)
 		}
 	}

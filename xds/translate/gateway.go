@@ -35,17 +35,18 @@ const (
 	gatewayHeadersTimeout = 10 * time.Second
 )
 
-// gatewayListener is one listener on all ports of a gateway. For HTTP there is a chain
-// for each port, for HTTPS one for each of the Gateway's listeners, chosen by the name
-// that the client asks for.
-func gatewayListener(name string, v *mesh.View) *listener.Listener {
+// gatewayListener is one listener on all ports of a gateway. For HTTP and TCP there is a
+// chain for each port, for HTTPS one for each of the Gateway's listeners, and for TLS one
+// for each of their routes, chosen by the name that the client asks for.
+func gatewayListener(name string, v *mesh.View) Result {
 	c := v.Config()
 	l := baseListener(ListenerGateway, gatewayIdle, c)
 	n, _ := objectName(name)
 	g, ok := gatewayOf(n, v)
 	if !ok {
-		return idle(l)
+		return Result{Message: idle(l)}
 	}
+	o := outbound{client: g.Meta.Namespace, view: v}
 	var ports, clear []uint16
 	encrypted := false
 	held, served := holdingListeners(g, v)
@@ -58,13 +59,19 @@ func gatewayListener(name string, v *mesh.View) *listener.Listener {
 		case at.Protocol == mesh.ListenerHTTPS:
 			encrypted = true
 			l.FilterChains = append(l.FilterChains, httpsChain(at, served[i], c))
+		case at.Protocol == mesh.ListenerTLS:
+			encrypted = true
+			l.FilterChains = append(l.FilterChains, o.tlsChains(g, at, served[i], held)...)
+		case at.Protocol == mesh.ListenerTCP:
+			clear = append(clear, at.Port)
+			l.FilterChains = append(l.FilterChains, o.tcpChain(g, at))
 		case first:
 			clear = append(clear, at.Port)
 			l.FilterChains = append(l.FilterChains, httpChain(at, c))
 		}
 	}
 	if len(ports) == 0 {
-		return idle(l)
+		return Result{Message: idle(l)}
 	}
 	if encrypted {
 		// A client hello may come late, over bad lines.
@@ -83,7 +90,8 @@ func gatewayListener(name string, v *mesh.View) *listener.Listener {
 	for _, a := range addresses[1:] {
 		l.AdditionalAddresses = append(l.AdditionalAddresses, &listener.AdditionalAddress{Address: a})
 	}
-	return l
+	slices.Sort(o.clusters)
+	return Result{Message: l, Clusters: slices.Compact(o.clusters)}
 }
 
 func idle(l *listener.Listener) *listener.Listener {
@@ -103,32 +111,44 @@ func httpChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
 // httpsChain closes connections to a listener that lacks its certificate: its host is
 // nobody else's.
 func httpsChain(at mesh.Listener, served bool, c *mesh.Config) *listener.FilterChain {
-	match := &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port)), TransportProtocol: "tls"}
-	if at.Hostname != "" {
-		match.ServerNames = []string{at.Hostname}
-	}
-	name := fmt.Sprintf("%d|%s", at.Port, at.Name)
 	if !served {
-		return &listener.FilterChain{
-			Name: name, FilterChainMatch: match,
-			Filters: []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, c, gatewayLog)},
-		}
+		return closing(at, c)
 	}
+	out := encryptedChain(at, at.Hostname)
+	out.Filters = []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))}
+	out.TransportSocket = certified(at, "h2", "http/1.1")
+	return out
+}
+
+// closing closes the connections to a listener of TLS that nothing else is for.
+func closing(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
+	out := encryptedChain(at, at.Hostname)
+	out.Filters = []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, c, gatewayLog)}
+	return out
+}
+
+// encryptedChain is for clients of a listener who ask for one of the hosts; "" and "*"
+// are all.
+func encryptedChain(at mesh.Listener, hosts ...string) *listener.FilterChain {
+	match := &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port)), TransportProtocol: "tls"}
+	if !slices.Contains(hosts, "") && !slices.Contains(hosts, "*") {
+		match.ServerNames = hosts
+	}
+	return &listener.FilterChain{Name: fmt.Sprintf("%d|%s", at.Port, at.Name), FilterChainMatch: match}
+}
+
+// certified is TLS that ends here, with the listener's certificates.
+func certified(at mesh.Listener, alpn ...string) *core.TransportSocket {
 	context := &tls.CommonTlsContext{
 		TlsParams:     &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2},
-		AlpnProtocols: []string{"h2", "http/1.1"},
+		AlpnProtocols: alpn,
 	}
 	for _, secret := range at.Certificates {
 		context.TlsCertificateSdsSecretConfigs = append(context.TlsCertificateSdsSecretConfigs, sds(PrefixCertificate+secret.Name.String()))
 	}
-	return &listener.FilterChain{
-		Name:             name,
-		FilterChainMatch: match,
-		Filters:          []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))},
-		TransportSocket: &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
-			TypedConfig: typed(&tls.DownstreamTlsContext{CommonTlsContext: context}),
-		}},
-	}
+	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
+		TypedConfig: typed(&tls.DownstreamTlsContext{CommonTlsContext: context}),
+	}}
 }
 
 // gatewayRouteName is the name of a listener's routes: one for all HTTP listeners of a
@@ -145,7 +165,7 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = httpFilters()
+	m.HttpFilters = httpFilters(filterCORS)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
 	m.SkipXffAppend = false

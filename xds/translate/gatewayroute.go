@@ -25,7 +25,7 @@ const gatewayGroup = "gateway.networking.k8s.io"
 func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []*mesh.Route {
 	attached := func(namespace string) []*mesh.Route {
 		rs := v.Routes(mesh.KindService, svc.Name, func(r *mesh.Route) bool {
-			return r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port.Port)
+			return r.OfRequests() && r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port.Port)
 		})
 		if of := mostSpecific(rs); of != 0 {
 			rs = slices.DeleteFunc(rs, func(r *mesh.Route) bool { return r.Of != of })
@@ -122,7 +122,7 @@ func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View
 	}
 	out := rule{
 		request: headersOf(in.Filters.Request), response: headersOf(in.Filters.Response),
-		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite,
+		redirect: in.Filters.Redirect, rewrite: in.Filters.Rewrite, cors: in.Filters.CORS,
 		timeout: in.Timeout, tryTimeout: in.TryTimeout, retries: routeRetries(in.Retries),
 	}
 	for _, b := range in.Backends {
@@ -182,12 +182,7 @@ func grantFault(from mesh.GrantFrom, kind string, to mesh.Name, v *mesh.View) *f
 	)}
 }
 
-func kindName(k mesh.Kind) string {
-	if k == mesh.KindGRPCRoute {
-		return KindGRPCRoute
-	}
-	return KindHTTPRoute
-}
+func kindName(k mesh.Kind) string { return findingKinds[k] }
 
 // routeFindings are two conditions for each parent.
 func routeFindings(r *mesh.Route, v *mesh.View) []mesh.Finding {
@@ -242,6 +237,9 @@ func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
 	none := func(format string, args ...any) *fault {
 		return &fault{conditionAccepted, reasonNoMatchingParent, fmt.Sprintf(format, args...)}
 	}
+	if !r.OfRequests() {
+		return &fault{conditionAccepted, reasonUnsupportedValue, fmt.Sprintf("a %s is for a Gateway's connections; those to a Service are shared out by a TrafficSplit", kindName(r.Of))}
+	}
 	svc, ok := v.Service(p.Name)
 	switch {
 	case !ok:
@@ -256,7 +254,7 @@ func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
 		}
 		held = true
 		rivals := v.Routes(mesh.KindService, svc.Name, func(o *mesh.Route) bool {
-			return o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port.Port)
+			return o.OfRequests() && o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port.Port)
 		})
 		if len(rivals) > 0 {
 			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s too, and of the more specific kind, which wins; give them different ports", kindName(rivals[0].Of), rivals[0].Meta.Name, port.Port, p.Name)}

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,14 @@ func objects(t *testing.T, text []byte) []runtime.Object {
 		text = bytes.ReplaceAll(text, []byte("$certificate"), certificate)
 		text = bytes.ReplaceAll(text, []byte("$key"), key)
 	}
+	if bytes.Contains(text, []byte("$bundle")) {
+		certificate, _ := selfSigned(t)
+		plain, err := base64.StdEncoding.DecodeString(string(certificate))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.ReplaceAll(text, []byte("$bundle"), []byte(strconv.Quote(string(plain))))
+	}
 	decode := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out []runtime.Object
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
@@ -239,6 +248,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		for _, p := range svc.Ports {
 			name := fmt.Sprintf("%s|%d", svc.Name, p.Port)
 			add(translate.Secret, "san|"+name, "")
+			if len(s.BackendTLSPolicies()) > 0 {
+				add(translate.Secret, "san|"+name+"|tls", "")
+			}
 			for x := range s.Splits() {
 				if x.Service == svc.Name.Name && x.Meta.Namespace == svc.Namespace {
 					add(translate.Secret, "san|"+name+"|split", "")
@@ -262,12 +274,18 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	for p := range s.Policies() {
 		out = append(out, translate.FindingsKey(translate.KindPolicy, p.Meta.Name))
 	}
+	for _, p := range s.BackendTLSPolicies() {
+		out = append(out, translate.FindingsKey(translate.KindBackendTLS, p.Meta.Name))
+	}
 	for x := range s.Splits() {
 		out = append(out, translate.FindingsKey(translate.KindSplit, x.Meta.Name))
 	}
 	for g := range s.Gateways() {
 		gateway := g.Meta.Name.String()
 		add(translate.Listener, "gateway", gateway)
+		for _, c := range translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s)).Clusters {
+			cluster(c, []string{g.Meta.Namespace})
+		}
 		for _, l := range g.Listeners {
 			for _, name := range []string{fmt.Sprintf("gateway|%d", l.Port), fmt.Sprintf("gateway|%d|%s", l.Port, l.Name)} {
 				add(translate.Route, name, gateway)
@@ -282,11 +300,8 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		out = append(out, translate.FindingsKey(translate.KindGateway, g.Meta.Name))
 	}
 	for r := range s.Routes() {
-		kind := translate.KindHTTPRoute
-		if r.Of == mesh.KindGRPCRoute {
-			kind = translate.KindGRPCRoute
-		}
-		out = append(out, translate.FindingsKey(kind, r.Meta.Name))
+		k, _ := translate.FindingsFor(r.Ref())
+		out = append(out, k)
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
@@ -329,6 +344,8 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 		checkWords(t, f)
 		parent := ""
 		switch kind := k.Name[:strings.IndexByte(k.Name, '/')]; {
+		case kind == translate.KindBackendTLS:
+			parent = map[mesh.Kind]string{mesh.KindGateway: "Gateway ", mesh.KindService: "Service "}[f.Ancestor.Kind] + f.Ancestor.Name.String() + ": "
 		case strings.HasSuffix(kind, "Route"):
 			parent = fmt.Sprintf("parentRefs[%d]: ", f.Parent)
 		case kind == translate.KindGateway && f.Parent >= 0:
@@ -361,7 +378,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
 		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted},
 	}
-	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute {
+	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
 		words = map[string][]string{
 			string(gatewayv1.RouteConditionAccepted): {
 				string(gatewayv1.RouteReasonAccepted), string(gatewayv1.RouteReasonNoMatchingParent),
@@ -371,6 +388,17 @@ func checkWords(t *testing.T, f mesh.Finding) {
 			string(gatewayv1.RouteConditionResolvedRefs): {
 				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
 				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
+			},
+		}
+	}
+	if f.Kind == mesh.KindBackendTLS {
+		words = map[string][]string{
+			string(gatewayv1.PolicyConditionAccepted): {
+				string(gatewayv1.PolicyReasonAccepted), string(gatewayv1.PolicyReasonConflicted), string(gatewayv1.PolicyReasonInvalid),
+				string(gatewayv1.PolicyReasonTargetNotFound), string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate),
+			},
+			string(gatewayv1.BackendTLSPolicyConditionResolvedRefs): {
+				string(gatewayv1.BackendTLSPolicyReasonResolvedRefs), string(gatewayv1.BackendTLSPolicyReasonInvalidCACertificateRef), string(gatewayv1.BackendTLSPolicyReasonInvalidKind),
 			},
 		}
 	}

@@ -31,8 +31,6 @@ func listenerFor(k Key, v *mesh.View) *listener.Listener {
 		return egressListener(k.For, v)
 	case ListenerInbound:
 		return inboundListener(k.For, v)
-	case ListenerGateway:
-		return gatewayListener(k.For, v)
 	case ListenerStats:
 		return directListener(ListenerStats, PortStats, v.Config(), &route.Route{
 			Match: pathMatch("/stats/prometheus"),

@@ -69,6 +69,8 @@ const (
 	prefixService  = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
 	prefixEdge     = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
 	prefixEdgeH2   = "h2|"   // and in HTTP/2
+	prefixBytes    = "raw|"  // as svc|, for a gateway's connections, whatever is in them
+	prefixDecoded  = "dec|"  // and for those whose TLS ended at the gateway
 	prefixTCP      = "tcp|"  // tcp|address:port: an original destination, for TCP
 	prefixHTTP     = "http|" // http|address:port: a pod's address, for HTTP
 	prefixExternal = "ext|"  // ext|host:port, ext|address:port: an external service
@@ -102,10 +104,12 @@ func OfService(name string) bool {
 		strings.HasPrefix(name, prefixTCP) || strings.HasPrefix(name, prefixHTTP) || strings.HasPrefix(name, prefixExternal)
 }
 
-// servicePrefixes are those of clusters for HTTP that are named by a service.
-func servicePrefixes() []string { return []string{prefixService, prefixEdge, prefixEdgeH2} }
+// servicePrefixes are those of clusters that are named by a service.
+func servicePrefixes() []string {
+	return []string{prefixService, prefixEdge, prefixEdgeH2, prefixBytes, prefixDecoded}
+}
 
-// name is that of the cluster for HTTP to the endpoints.
+// name is that of the cluster to the endpoints.
 func (e endpointsOf) name(prefix string) string {
 	name := fmt.Sprintf("%s%s|%d", prefix, e.service, e.port)
 	if e.labels != "" {
@@ -192,7 +196,8 @@ func resolve(name string, v *mesh.View) (destination, bool) {
 			return destination{}, false
 		}
 		p, ok := svc.Port(number)
-		return destination{service: svc, port: p, http: true, prefix: prefix, labels: labels}, ok
+		http := prefix != prefixBytes && prefix != prefixDecoded
+		return destination{service: svc, port: p, http: http, prefix: prefix, labels: labels}, ok
 	}
 	rest, http := strings.CutPrefix(name, prefixHTTP)
 	if !http {

@@ -118,7 +118,7 @@ func serviceManager(c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("outbound", routeTimeout)
 	keyed(m, original)
 	m.AccessLog = accessLog(c, outboundLog)
-	m.HttpFilters = httpFilters(filterOnDemand, filterFault)
+	m.HttpFilters = httpFilters(filterCORS, filterOnDemand, filterFault)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_ScopedRoutes{ScopedRoutes: &hcm.ScopedRoutes{
 		Name:            "outbound",
 		RdsConfigSource: ads(),

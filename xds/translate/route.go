@@ -68,6 +68,7 @@ type rule struct {
 	rewrite  *mesh.Rewrite
 	backends []share
 	mirrors  []mirror
+	cors     *mesh.CORS
 	affinity *mesh.Hash // nil: each request is shared out anew
 	// timeout, tryTimeout and retries are nil where policies say.
 	timeout, tryTimeout *time.Duration
@@ -145,6 +146,7 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		Name: r.name, Match: requestMatch(r.match),
 		RequestHeadersToAdd: r.request.add, RequestHeadersToRemove: r.request.remove,
 		ResponseHeadersToAdd: r.response.add, ResponseHeadersToRemove: r.response.remove,
+		TypedPerFilterConfig: crossOrigin(r.cors),
 	}
 	if r.redirect != nil {
 		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.scheme, o.port)}

@@ -25,9 +25,9 @@ const (
 )
 
 // connectionSplit is the split that holds for connections to the destination; nil:
-// none. One that yields to a route holds for none either.
+// none. One that yields to a route holds for none either, nor for a route's backends.
 func connectionSplit(d destination, v *mesh.View) *mesh.Split {
-	if d.http || len(routesFor(d.service, d.port, d.service.Namespace, v)) > 0 {
+	if d.http || d.prefix != "" || len(routesFor(d.service, d.port, d.service.Namespace, v)) > 0 {
 		return nil
 	}
 	return splitFor(d.service, d.port, v)

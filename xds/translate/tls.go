@@ -38,6 +38,11 @@ func secret(k Key, v *mesh.View) Result {
 	}
 	vc := &tls.CertificateValidationContext{TrustedCa: inline(v.Trust().PEM)}
 	if rest, ok := strings.CutPrefix(k.Name, PrefixSAN); ok {
+		if rest, ok := strings.CutSuffix(rest, ofTLS); ok {
+			if n, port, ok := servicePort(rest); ok {
+				return Result{Message: validationSecret(k.Name, trusted(n, port, v))}
+			}
+		}
 		var ids []string
 		rest, split := strings.CutSuffix(rest, ofSplit)
 		if n, port, ok := servicePort(rest); ok && split {
@@ -47,7 +52,11 @@ func secret(k Key, v *mesh.View) Result {
 		}
 		vc.MatchTypedSubjectAltNames = sans(ids)
 	}
-	return Result{Message: &tls.Secret{Name: k.Name, Type: &tls.Secret_ValidationContext{ValidationContext: vc}}}
+	return Result{Message: validationSecret(k.Name, vc)}
+}
+
+func validationSecret(name string, vc *tls.CertificateValidationContext) *tls.Secret {
+	return &tls.Secret{Name: name, Type: &tls.Secret_ValidationContext{ValidationContext: vc}}
 }
 
 // serverIdentities are the SPIFFE IDs of the pods behind a service, sorted.

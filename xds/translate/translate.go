@@ -33,6 +33,9 @@ func Build(k Key, v *mesh.View) Result {
 		if k.Name == ListenerProbes {
 			return probesListener(k.For, v)
 		}
+		if k.Name == ListenerGateway {
+			return gatewayListener(k.For, v)
+		}
 		return Result{Message: listenerFor(k, v)}
 	case Scope:
 		return Result{Message: scope(k)}

@@ -1,0 +1,98 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// tlsChains are those of a TLS listener: one for each route, by the names that it has at
+// the listener, and one that closes what is the listener's and no route's. A name that
+// several routes have is the oldest one's; one that another listener of the port says more
+// about is that listener's.
+func (o *outbound) tlsChains(g *mesh.Gateway, at mesh.Listener, served bool, held []mesh.Listener) []*listener.FilterChain {
+	c := o.view.Config()
+	if !served {
+		return []*listener.FilterChain{closing(at, c)}
+	}
+	anothers := func(host string) bool {
+		return slices.ContainsFunc(held, func(r mesh.Listener) bool {
+			return r.Port == at.Port && covers(r.Hostname, host) && specificity(r.Hostname) > specificity(at.Hostname)
+		})
+	}
+	prefix := prefixDecoded
+	if at.Passthrough {
+		prefix = prefixBytes
+	}
+	var out []*listener.FilterChain
+	var taken []string
+	for _, r := range attachedRoutes(g, at, o.view) {
+		var hosts []string
+		for _, h := range hostsOf(at, r) {
+			if !slices.Contains(taken, h) && !anothers(h) {
+				hosts, taken = append(hosts, h), append(taken, h)
+			}
+		}
+		if len(hosts) == 0 {
+			continue
+		}
+		chain := encryptedChain(at, hosts...)
+		chain.Name += "|" + r.Meta.Name.String()
+		chain.Filters = []*listener.Filter{o.connections(r, prefix)}
+		if at.Terminates() {
+			chain.TransportSocket = certified(at)
+		}
+		out = append(out, chain)
+	}
+	if !slices.Contains(taken, cmp.Or(at.Hostname, "*")) {
+		out = append(out, closing(at, c))
+	}
+	return out
+}
+
+// tcpChain is that of a TCP listener, all of whose connections are the oldest route's.
+func (o *outbound) tcpChain(g *mesh.Gateway, at mesh.Listener) *listener.FilterChain {
+	out := &listener.FilterChain{
+		Name:             fmt.Sprint(at.Port),
+		FilterChainMatch: &listener.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port))},
+		Filters:          []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)},
+	}
+	if rs := attachedRoutes(g, at, o.view); len(rs) > 0 {
+		out.Filters = []*listener.Filter{o.connections(rs[0], prefixBytes)}
+	}
+	return out
+}
+
+// connections shares out connections between a route's backends. The share of a backend
+// that does not exist is closed, and the others' does not grow.
+func (o *outbound) connections(r *mesh.Route, prefix string) *listener.Filter {
+	p := tcpProxyConfig("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)
+	p.IdleTimeout = nil // Envoy's own, an hour: clients from outside vanish without a word
+	p.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	w := &tcpproxy.TcpProxy_WeightedCluster{}
+	for _, b := range r.Rules[0].Backends {
+		if b.Weight == 0 {
+			continue
+		}
+		to := ClusterBlackhole
+		if backendFault(mesh.Name{}, r, b.Backend, o.view) == nil {
+			to = endpointsOf{service: b.Name, port: b.Port}.name(prefix)
+			o.clusters = append(o.clusters, to)
+		}
+		w.Clusters = append(w.Clusters, &tcpproxy.TcpProxy_WeightedCluster_ClusterWeight{Name: to, Weight: b.Weight})
+	}
+	switch len(w.Clusters) {
+	case 0: // closed
+	case 1:
+		p.ClusterSpecifier = &tcpproxy.TcpProxy_Cluster{Cluster: w.Clusters[0].Name}
+	default:
+		p.ClusterSpecifier = &tcpproxy.TcpProxy_WeightedClusters{WeightedClusters: w}
+	}
+	return networkFilter(tcpProxyName, p)
+}
