@@ -248,6 +248,7 @@ func (c *Controller) acknowledged(refs []mesh.Ref) {
 			objects = append(objects, object{translate.KindGRPCRoute, r.Name})
 		case mesh.KindConfig:
 			objects = append(objects, object{kindConfig, mesh.Name{Name: v1alpha1.MeshConfigName}})
+		default: // has no condition that tells of it
 		}
 	}
 	c.enqueue(objects)
