@@ -117,12 +117,13 @@ bench-path: ## Measure what a request costs on its way through two proxies, agai
 	@e2e/cluster/with.sh bash -c 'e2e/images/build.sh fortio && go run -C e2e ./bench/path $(BENCH_FLAGS)'
 
 .PHONY: lint
-lint: ## Report what is not formatted or looks wrong.
+lint: ## Report what is not formatted or looks wrong (the first time compiles the linters, which takes minutes).
 	go vet ./...
 	go -C e2e vet ./...
 	@unformatted=$$($(TOOL) gofumpt -l $$(git ls-files '*.go')); \
 	if [ "$$unformatted" ]; then printf 'not formatted by gofumpt:\n%s\n' "$$unformatted"; exit 1; fi
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+	go tool -modfile=.ci/tools/lint/go.mod golangci-lint run
 
 .PHONY: verify
 verify: ## Fail if a generated file is not what its sources say.

@@ -90,6 +90,12 @@ func (c *chaos) fault() {
 		{"a server is deleted", c.deleteServer},
 		{"a policy is changed", c.toggle},
 	}
+	if clocksCanBeSet() {
+		kinds = append(kinds,
+			kind{"a replica's clock is wrong", func() { c.jumpClocks(1) }},
+			kind{"all replicas' clocks are wrong", func() { c.jumpClocks(9) }},
+		)
+	}
 	k := kinds[c.random.IntN(len(kinds))]
 	c.faults[k.name]++
 	c.t.Logf("%s: %s", time.Now().Format("15:04:05.000"), k.name)
@@ -167,6 +173,40 @@ func (c *chaos) freezeProxy() {
 	thaw := freeze(c.t, c.bystander)
 	c.wait(time.Duration(1+c.random.IntN(5)) * time.Second)
 	thaw()
+}
+
+// jumpClocks sets the clocks of some replicas forwards or back, by less or more than a
+// certificate's life. Meanwhile a policy changes and a server is replaced, or time goes
+// by; then the clocks are right again.
+func (c *chaos) jumpClocks(count int) {
+	pods, err := replicas(c.t.Context(), c.s.c)
+	must(c.t, err)
+	c.random.Shuffle(len(pods), func(i, j int) { pods[i], pods[j] = pods[j], pods[i] })
+	offset := time.Hour + time.Duration(c.random.Int64N(int64(29*time.Hour)))
+	if c.random.IntN(2) == 0 {
+		offset = -offset
+	}
+	c.t.Logf("by %v", offset.Round(time.Minute))
+	var jumped []*os.Process
+	right := func() {
+		for _, process := range jumped {
+			must(c.t, setClock(process, 0))
+		}
+		jumped = nil
+	}
+	c.t.Cleanup(right) // if the run ends before
+	for _, p := range pods[:min(count, len(pods))] {
+		if process, err := replicaProcess(p.Name); err == nil { // else it is just being started again
+			must(c.t, setClock(process, offset))
+			jumped = append(jumped, process)
+		}
+	}
+	if c.random.IntN(2) == 0 {
+		c.deleteServer()
+	} else {
+		c.wait(time.Duration(1+c.random.IntN(8)) * time.Second)
+	}
+	right()
 }
 
 // badObject applies what cannot hold, and takes it away again.

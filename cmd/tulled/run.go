@@ -62,6 +62,7 @@ type controlPlane struct {
 	gateways     *gateway.Controller
 	preview      *replicas.Preview
 	serving      atomic.Bool // proxies, on the xDS address
+	clock        *clock
 }
 
 // run is the control plane, until the context ends.
@@ -98,6 +99,10 @@ func (p *controlPlane) startManager(context.Context) error {
 		return fmt.Errorf("finding the API server: %w", err)
 	}
 	config.QPS, config.Burst = 50, 100
+	if p.clock, err = newClock(p.log.WithName("clock"), metrics.Registry); err != nil {
+		return err
+	}
+	config.Wrap(p.clock.listening)
 	lease, err := newLease(config, p.options.namespace, p.options.pod, p.log.WithName("lease"))
 	if err != nil {
 		return err
@@ -136,7 +141,7 @@ func (p *controlPlane) openAuthority(ctx context.Context) error {
 	}
 	p.authority, err = ca.Open(ctx, ca.AuthorityOptions{
 		Store: secret.New(direct, types.NamespacedName{Namespace: p.options.namespace, Name: caSecret}),
-		Log:   p.log.WithName("ca"), Registerer: metrics.Registry,
+		Log:   p.log.WithName("ca"), Registerer: metrics.Registry, Now: p.clock.Now,
 	})
 	if err != nil {
 		return err
@@ -150,7 +155,7 @@ func (p *controlPlane) openAuthority(ctx context.Context) error {
 		OnRenew: func(identity string) {
 			p.builder.Invalidate(build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: identity})
 		},
-		Log: p.log.WithName("ca"), Registerer: metrics.Registry,
+		Log: p.log.WithName("ca"), Registerer: metrics.Registry, Now: p.clock.Now,
 	})
 	if err != nil {
 		return err

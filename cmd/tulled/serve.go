@@ -32,14 +32,14 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making a client for tokens: %w", err)
 	}
-	p.tokens = server.NewVerifier(clientset)
+	p.tokens = server.NewVerifier(clientset, p.clock.Now)
 	s, err := server.New(server.Options{
 		Builder: p.builder,
 		Tokens:  p.tokens,
 		TLS:     p.certificates.ServingTLS(),
 		Replica: p.options.pod, MaxStreamAge: p.options.maxStreamAge,
 		Replicas: func() int { return replicas.Ready(p.builder.Built(), p.ownService(), p.options.pod) },
-		Log:      p.log.WithName("xds"), Metrics: metrics.Registry,
+		Log:      p.log.WithName("xds"), Metrics: metrics.Registry, Now: p.clock.Now,
 	})
 	if err != nil {
 		return err
@@ -112,13 +112,13 @@ func (p *controlPlane) wireStatus(context.Context) error {
 	})); err != nil {
 		return fmt.Errorf("adding the gathering of acknowledgements: %w", err)
 	}
-	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry})
+	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry, Now: p.clock.Now})
 	return p.status.SetupWithManager(p.manager)
 }
 
 // wireGateways has the leader keep what Gateways are given.
 func (p *controlPlane) wireGateways(context.Context) error {
-	p.gateways = gateway.New(gateway.Options{Findings: p.builder, Settings: p.injection().settings})
+	p.gateways = gateway.New(gateway.Options{Findings: p.builder, Settings: p.injection().settings, Now: p.clock.Now})
 	return p.gateways.SetupWithManager(p.manager)
 }
 
@@ -153,7 +153,9 @@ func (p *controlPlane) peers() replicas.Peers {
 			DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 				roots := x509.NewCertPool()
 				roots.AppendCertsFromPEM(p.authority.Roots())
-				d := tls.Dialer{NetDialer: dialer, Config: &tls.Config{RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS13}}
+				d := tls.Dialer{NetDialer: dialer, Config: &tls.Config{
+					RootCAs: roots, ServerName: name, MinVersion: tls.VersionTLS13, Time: p.clock.Now,
+				}}
 				return d.DialContext(ctx, network, address)
 			},
 			MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute,

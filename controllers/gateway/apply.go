@@ -192,7 +192,7 @@ func replicasAreOwned(fields []metav1.ManagedFieldsEntry) bool {
 		var is struct {
 			Spec map[string]any `json:"f:spec"`
 		}
-		if f.FieldsV1 == nil || json.Unmarshal(f.FieldsV1.Raw, &is) != nil {
+		if f.FieldsV1 == nil || json.Unmarshal(f.FieldsV1.GetRawBytes(), &is) != nil {
 			continue
 		}
 		if _, ok := is.Spec["f:replicas"]; ok {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -115,7 +116,7 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 	if equality.Semantic.DeepEqual(have, want) {
 		return reconcile.Result{}, nil
 	}
-	kind := gatewayv1.SchemeGroupVersion.WithKind("GatewayClass")
+	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GatewayClass")
 	err := applyStatus(ctx, c.writer, kind, &class, &want)
 	if err != nil {
 		// The CRD of a Gateway API older than 1.4 has no features, and refuses them.

@@ -253,8 +253,9 @@ func applicationProtocol(p gatewayv1.ProtocolType) string {
 		return "https"
 	case gatewayv1.TLSProtocolType, gatewayv1.TCPProtocolType:
 		return "tcp"
+	default:
+		return ""
 	}
-	return ""
 }
 
 // sharedProtocol is what is true of all listeners of a port.

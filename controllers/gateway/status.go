@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -74,7 +75,7 @@ func (c *Controller) report(ctx context.Context, gw *gatewayv1.Gateway, problem 
 	if stamp(&want, &have, c.now()) {
 		return nil
 	}
-	if err := applyStatus(ctx, c.client.Status(), gatewayv1.SchemeGroupVersion.WithKind(translate.KindGateway), gw, &want); err != nil {
+	if err := applyStatus(ctx, c.client.Status(), schema.GroupVersion(gatewayv1.GroupVersion).WithKind(translate.KindGateway), gw, &want); err != nil {
 		return fmt.Errorf("writing the status of Gateway %s: %w", client.ObjectKeyFromObject(gw), err)
 	}
 	c.note(gw, func(r *record) { r.read, r.wrote = gw.ResourceVersion, want })
@@ -200,6 +201,7 @@ func supportedKinds(l gatewayv1.Listener) []gatewayv1.RouteGroupKind {
 		can = []gatewayv1.Kind{"TLSRoute"}
 	case gatewayv1.TCPProtocolType:
 		can = []gatewayv1.Kind{"TCPRoute"}
+	default: // none
 	}
 	out := []gatewayv1.RouteGroupKind{} // also where there is none: that says something
 	add := func(k gatewayv1.Kind) {

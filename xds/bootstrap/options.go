@@ -78,7 +78,7 @@ func (o Options) validate() error {
 		}
 	}
 	if o.Port == 0 {
-		problems = append(problems, errors.New("Port is 0"))
+		problems = append(problems, errors.New("the Port is 0"))
 	}
 	if o.MaxConnections == 0 {
 		problems = append(problems, errors.New("MaxConnections is 0: no client could connect"))

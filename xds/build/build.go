@@ -305,6 +305,7 @@ func (b *Builder) serve(w *work, r request) {
 			delete(b.followers, r.fact)
 		}
 		return
+	case subscribe, unsubscribe, invalidate: // one key after the other
 	}
 	for _, k := range r.keys {
 		switch {

@@ -157,8 +157,9 @@ func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value, src S
 		return s.provided(v, src)
 	case translate.Cluster:
 		return sub.why != implied || s.types[t].wildcard
+	default:
+		return true
 	}
-	return true
 }
 
 // provided reports whether the clusters that the value names were sent, and

@@ -116,6 +116,7 @@ func (s *Stream) subscribedAll(t translate.Type, held map[string]string) {
 		if s.binding.Ready != "" {
 			s.hold(t, s.binding.Ready, chosen)
 		}
+	default: // is asked for by name
 	}
 	for _, name := range names {
 		s.hold(t, name, chosen)

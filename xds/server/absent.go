@@ -68,7 +68,7 @@ func (st *stream) remains() *absent {
 	if !st.state.Known() {
 		return nil
 	}
-	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: time.Now()}
+	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now()}
 	for h := range st.state.Holdings() {
 		if h.Key.Type != translate.Secret { // or certificates would be issued for nobody
 			a.held = append(a.held, h)

@@ -87,8 +87,9 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 			k.For = translate.ForEndpoints(name, p.locality)
 		}
 		return k, true // a name that means nothing gets something empty
+	default:
+		return k, false
 	}
-	return k, false
 }
 
 func inboundRoute(name string) bool {

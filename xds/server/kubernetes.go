@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,8 +19,8 @@ import (
 // to get the non-resource URLs /openid/v1/jwks and
 // /.well-known/openid-configuration (ClusterRole
 // system:service-account-issuer-discovery) and to create TokenReviews
-// (ClusterRole system:auth-delegator).
-func NewVerifier(client kubernetes.Interface) *Tokens {
+// (ClusterRole system:auth-delegator). A token has expired by the given clock.
+func NewVerifier(client kubernetes.Interface, now func() time.Time) *Tokens {
 	get := func(path string) func(context.Context) ([]byte, error) {
 		return func(ctx context.Context) ([]byte, error) {
 			return client.Discovery().RESTClient().Get().AbsPath(path).DoRaw(ctx)
@@ -29,6 +30,7 @@ func NewVerifier(client kubernetes.Interface) *Tokens {
 		Keys:   get("/openid/v1/jwks"),
 		Issuer: get("/.well-known/openid-configuration"),
 		Review: func(ctx context.Context, token string) (Peer, error) { return review(ctx, client, token) },
+		Now:    now,
 	})
 }
 

@@ -70,6 +70,8 @@ type Options struct {
 	Replicas func() int
 	Log      logr.Logger
 	Metrics  prometheus.Registerer // may be nil
+	// Now is the wall clock, of what other replicas are told; nil: time.Now.
+	Now func() time.Time
 }
 
 // Limits of one connection. A request of Envoy's names each resource that it
@@ -113,6 +115,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.PodWait == 0 {
 		o.PodWait = 10 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	m, err := newMetrics(o.Metrics)
 	if err != nil {

@@ -121,8 +121,9 @@ func (t *Tokens) Verify(ctx context.Context, token string) (Peer, error) {
 		return peer, nil
 	case forged:
 		return Peer{}, refuse(reasonSignature, err)
+	default:
+		return t.review(ctx, token, peer, err)
 	}
-	return t.review(ctx, token, peer, err)
 }
 
 // check is all that a token must say, whoever signed it.

@@ -101,6 +101,10 @@ tulle_xds_convergence_seconds_bucket{le="+Inf"} 7x60`},
 			fires:  []string{`tulle_certificate_least_life_left_ratio{kind="workload"} 0.2x60`},
 			silent: []string{`tulle_certificate_least_life_left_ratio{kind="workload"} 0.45x60`},
 		},
+		"TulleClockWrong": {
+			fires:  []string{`tulle_clock_ahead_seconds{pod="tulled-0"} -3600x60`},
+			silent: []string{`tulle_clock_ahead_seconds{pod="tulled-0"} 2x60`, `tulle_clock_ahead_seconds{pod="tulled-0"} 0x50 3600x1 0x9`},
+		},
 		"TulleIssuerEnds": {
 			fires:  []string{`tulle_ca_issuer_expiry_timestamp_seconds 2000000x60`},
 			silent: []string{`tulle_ca_issuer_expiry_timestamp_seconds 3000000x60`},

@@ -68,7 +68,8 @@ func (n *Node) watch(ctx context.Context, log logr.Logger) <-chan struct{} {
 			select {
 			case <-ctx.Done():
 				return
-			case <-w.Errors: // one of them is that there were too many events
+			case err := <-w.Errors: // one of them is that there were too many events
+				log.V(1).Info("changes of the node's folders may have been missed; looking at them", "why", err)
 			case _, ok := <-w.Events:
 				if !ok {
 					return
