@@ -7,7 +7,10 @@ package v1alpha1
 // not counted.
 //
 // Of policies that select a workload, those that are most specific hold: the ones with
-// a selector, else the namespace's, else the mesh's. Equally specific ones add up.
+// a selector, else the namespace's, else the mesh's. Equally specific ones add up. At a
+// Gateway those hold that name the listener in targetRefs, else those that name the
+// Gateway, and no others. Each of its pods counts for itself, and in it each port, or of
+// HTTPS each listener.
 type RateLimit struct {
 	// rules are looked at all together: a request needs what every rule that it
 	// matches has left. Their order means nothing.
@@ -34,9 +37,10 @@ type RateLimitRule struct {
 	Limit RateLimitValue `json:"limit"`
 
 	// perCaller gives each caller the limit for itself, by the identity in its
-	// certificate. Callers without mutual TLS share one. A pod tells 1,000
-	// callers apart; of more, the one that has not called for longest begins
-	// anew.
+	// certificate. Callers without mutual TLS share one. At a Gateway, whose callers
+	// have no such certificate, a caller is a peer's address (IPv6: its /64). A pod
+	// tells 1,000 callers apart; of more, the one that has not called for longest
+	// begins anew.
 	// +optional
 	PerCaller bool `json:"perCaller,omitempty"`
 
@@ -93,7 +97,7 @@ type RateLimitValue struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.ports) || has(self.methods) || has(self.paths) || has(self.headers)",message="an entry of to says nothing: write ports, methods, paths or headers, or leave to out to match every request"
 type RateLimitOperation struct {
-	// ports are container ports, not the Service's.
+	// ports are container ports, not the Service's; of a Gateway those of its listeners.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1

@@ -74,6 +74,15 @@ func typedFilter(name string, m proto.Message) *hcm.HttpFilter {
 	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(m)}}
 }
 
+// dormant filters are in no request's chain but where the routes enable them.
+func dormant(fs ...httpFilter) []*hcm.HttpFilter {
+	out := httpFilters(fs...)
+	for _, f := range out[:len(fs)] {
+		f.Disabled = true
+	}
+	return out
+}
+
 func disabled(f *hcm.HttpFilter) *hcm.HttpFilter {
 	f.Disabled = true
 	return f

@@ -32,6 +32,7 @@ const (
 	reasonConflicted      = "Conflicted"
 	reasonServiceNotFound = "ServiceNotFound"
 	reasonPortNotFound    = "PortNotFound"
+	reasonTargetNotFound  = "TargetNotFound"
 )
 
 // FindingsKey is the target that says what the status of an object is.
@@ -170,6 +171,13 @@ func invalid(why string) *fault {
 func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	fs := []*fault{invalid(p.Invalid)}
 	for _, t := range p.Targets {
+		if t.Kind == 0 {
+			continue // Invalid says so
+		}
+		if t.Kind != mesh.KindService {
+			fs = append(fs, targetFault(t, v))
+			continue
+		}
 		svc, ok := v.Service(t.Name)
 		switch {
 		case !ok:
@@ -186,7 +194,11 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	return report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+	out := report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+	if note := unmatched(p); note != "" && out[0].OK {
+		out[0].Message += ", but " + note
+	}
+	return out
 }
 
 // mtlsConflict finds a policy with the same selector that is stricter about

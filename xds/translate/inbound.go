@@ -273,14 +273,7 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 		toApplication(safe, "reset,reset-before-request"),
 		toApplication(prefixMatch("/"), "reset-before-request"),
 	)
-	filters := map[string]*anypb.Any{}
-	verdicts := authorization(in.policies, in.config.TrustDomain, true)
-	if verdicts.deny != nil {
-		filters[denyName] = typed(perRoute(verdicts.deny))
-	}
-	if verdicts.allow != nil {
-		filters[allowName] = typed(perRoute(verdicts.allow))
-	}
+	filters := authorizationFilters(in.policies, in.config)
 	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
 		filters[rateLimitName] = typed(limit)
 	}
@@ -288,6 +281,19 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	return r
+}
+
+// authorizationFilters are what the two filters enforce on requests.
+func authorizationFilters(policies []*mesh.Policy, c *mesh.Config) map[string]*anypb.Any {
+	filters := map[string]*anypb.Any{}
+	verdicts := authorization(policies, c.TrustDomain, true)
+	if verdicts.deny != nil {
+		filters[denyName] = typed(perRoute(verdicts.deny))
+	}
+	if verdicts.allow != nil {
+		filters[allowName] = typed(perRoute(verdicts.allow))
+	}
+	return filters
 }
 
 // toApplication tries again when the application closes an idle connection just

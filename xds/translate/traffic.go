@@ -66,31 +66,35 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 		out.locality.Prefer = s.Distribution
 	}
 	for _, p := range trafficPolicies(client, service, port, v) {
-		t := p.Traffic
-		set(&out.timeout, t.Timeout)
-		set(&out.idle, t.IdleTimeout)
-		set(&out.connections, t.Connections)
-		set(&out.breaker, t.CircuitBreaker)
-		set(&out.balancer, t.LoadBalancer)
-		set(&out.locality, t.Locality)
-		if t.OutlierDetection != nil {
-			out.outliers = t.OutlierDetection
-		}
-		if t.Fault != nil {
-			out.fault = t.Fault
-		}
-		if r := t.Retries; r != nil {
-			out.retries = *r
-			budget := &chosenBudget
-			if len(r.On) == 0 {
-				out.retries.On, budget = defaultRetries.On, defaultRetries.Budget
-			}
-			if r.Budget == nil {
-				out.retries.Budget = budget
-			}
-		}
+		out.take(p.Traffic)
 	}
 	return out
+}
+
+// take takes over what a section says.
+func (t *traffic) take(from *mesh.Traffic) {
+	set(&t.timeout, from.Timeout)
+	set(&t.idle, from.IdleTimeout)
+	set(&t.connections, from.Connections)
+	set(&t.breaker, from.CircuitBreaker)
+	set(&t.balancer, from.LoadBalancer)
+	set(&t.locality, from.Locality)
+	if from.OutlierDetection != nil {
+		t.outliers = from.OutlierDetection
+	}
+	if from.Fault != nil {
+		t.fault = from.Fault
+	}
+	if r := from.Retries; r != nil {
+		t.retries = *r
+		budget := &chosenBudget
+		if len(r.On) == 0 {
+			t.retries.On, budget = defaultRetries.On, defaultRetries.Budget
+		}
+		if r.Budget == nil {
+			t.retries.Budget = budget
+		}
+	}
 }
 
 // set takes over what is said.
@@ -114,7 +118,7 @@ func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View
 	narrow := func(withPort bool) func(*mesh.Policy) bool {
 		return func(p *mesh.Policy) bool {
 			for _, t := range p.Targets {
-				if t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
+				if t.Kind == mesh.KindService && t.Name == service && (t.Port == port) == withPort && (withPort || t.Port == 0) {
 					return true
 				}
 			}
@@ -131,6 +135,21 @@ func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View
 		add(client, narrow(false))
 		add(client, narrow(true))
 	}
+	return out
+}
+
+// routeTraffic are the traffic sections about a route, in the order in which they
+// override one another. They go before those about the Service that is called, and
+// behind what the route's own rules say.
+func routeTraffic(r *mesh.Route, v *mesh.View) []*mesh.Traffic {
+	var out []*mesh.Traffic
+	about := mesh.Target{Kind: r.Of, Name: r.Meta.Name}
+	for _, p := range v.Policies(r.Meta.Namespace, mesh.SectionTraffic, func(p *mesh.Policy) bool {
+		return p.Invalid == "" && slices.Contains(p.Targets, about)
+	}) {
+		out = append(out, p.Traffic)
+	}
+	slices.Reverse(out) // the oldest last: it wins
 	return out
 }
 
