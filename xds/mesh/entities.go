@@ -60,6 +60,8 @@ type Config struct {
 	// AccessLog is the JSON access log's form: key to Envoy format operator.
 	// nil is the default form, empty turns the log off.
 	AccessLog map[string]string
+	// RateLimitService counts requests of global rate limits; nil: there is none.
+	RateLimitService *RateLimitService
 }
 
 // EgressMode says what happens to traffic that leaves the cluster.

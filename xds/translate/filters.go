@@ -30,7 +30,7 @@ type httpFilter int
 const (
 	filterDeny      httpFilter = iota // authorization: who is refused
 	filterAllow                       // authorization: who is let in
-	filterRateLimit                   // how many of those who are let in
+	filterRateLimit                   // how many of those who are let in; then what the mesh's service counts (askingService)
 	filterOnDemand                    // routes and clusters that are fetched when first used
 	filterFault                       // delays and errors that a policy asks for
 	filterRouter
@@ -47,8 +47,9 @@ const (
 // These two are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
-	rateLimitName = "tulle.ratelimit"
-	faultName     = "tulle.fault"
+	rateLimitName   = "tulle.ratelimit"
+	globalLimitName = "tulle.ratelimit.global" // where the mesh has a rate limit service
+	faultName       = "tulle.fault"
 )
 
 func (f httpFilter) filter() *hcm.HttpFilter {

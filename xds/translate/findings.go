@@ -188,13 +188,16 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 			}
 		}
 	}
+	if p.RateLimit != nil && p.Invalid == "" {
+		fs = append(fs, globalFault(p, v))
+	}
 	if p.MTLS != nil && p.Invalid == "" {
 		fs = append(fs, mtlsConflict(p, v))
 	}
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	out := report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+	out := report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0 || hasGlobal(p), fs...)
 	if note := unmatched(p); note != "" && out[0].OK {
 		out[0].Message += ", but " + note
 	}

@@ -145,7 +145,7 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = dormant(filterDeny, filterAllow, filterRateLimit, filterFault)
+	m.HttpFilters = askingService(dormant(filterDeny, filterAllow, filterRateLimit, filterFault), c)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
 	m.SkipXffAppend = false
@@ -188,6 +188,7 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 		sites = append(sites, site{l, attachedRoutes(g, l, v)})
 	}
 	guards := guardsOf(g, ls, v)
+	o.clusters = append(o.clusters, guards.clusters...)
 	c.TypedPerFilterConfig = guards.limits
 	for _, domain := range domains(sites, rivals) {
 		host := &route.VirtualHost{

@@ -21,6 +21,8 @@ type guards struct {
 	limits map[string]*anypb.Any
 	// told says that limits tell listeners apart.
 	told bool
+	// clusters are those of services that are asked.
+	clusters []string
 	// authorization of each listener.
 	authorization map[string]map[string]*anypb.Any
 }
@@ -42,7 +44,7 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 			at[p] = append(at[p], l.Name)
 		}
 	}
-	limit := noLimit(gatewayLimitStat)
+	limit, global := noLimit(gatewayLimitStat), globalLimits{edge: true}
 	for _, p := range limits {
 		condition := ""
 		if len(at[p]) < len(ls) {
@@ -50,9 +52,18 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 			condition = listenerIsOneOf(at[p])
 		}
 		addLimits(limit, p, c.TrustDomain, condition, byAddress())
+		global.add(p, c.TrustDomain, condition)
 	}
+	filters := map[string]*anypb.Any{}
 	if len(limit.Descriptors) > 0 {
-		out.limits = map[string]*anypb.Any{rateLimitName: typed(limit)}
+		filters[rateLimitName] = typed(limit)
+	}
+	if l := global.config(); l != nil {
+		filters[globalLimitName] = l
+		out.clusters = askedClusters(limits, c)
+	}
+	if len(filters) > 0 {
+		out.limits = filters
 	}
 	return out
 }

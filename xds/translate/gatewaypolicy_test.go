@@ -63,6 +63,12 @@ func edgeView(first, other uint16, more ...mesh.Entity) *mesh.View {
 
 func startEdge(t *testing.T, policies ...mesh.Entity) *edge {
 	t.Helper()
+	return startEdgeBeside(t, nil, policies...)
+}
+
+// startEdgeBeside is startEdge with clusters that it may ask.
+func startEdgeBeside(t *testing.T, beside []*cluster.Cluster, policies ...mesh.Entity) *edge {
+	t.Helper()
 	e := &edge{t: t, app: startApplication(t), first: uint16(freePort(t)), other: uint16(freePort(t))}
 	for _, p := range policies {
 		if p, ok := p.(*mesh.Policy); ok && p.Authorization != nil {
@@ -78,7 +84,7 @@ func startEdge(t *testing.T, policies ...mesh.Entity) *edge {
 	v := edgeView(e.first, e.other, policies...)
 	to := &cluster.Cluster{Name: "h1|shop/web|80", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}}
 	to.LoadAssignment = assignment(to.Name, lbEndpoint(netip.MustParseAddrPort(e.app.Addr().String()), false))
-	b := &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{Clusters: []*cluster.Cluster{to}}}
+	b := &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{Clusters: append(beside, to)}}
 	for _, port := range []uint16{e.first, e.other} {
 		name := fmt.Sprint(PrefixGateway, port)
 		m := gatewayManager(name, v.Config())

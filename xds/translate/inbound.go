@@ -226,7 +226,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	stat := "inbound"
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = httpFilters(filterDeny, filterAllow, filterRateLimit)
+	m.HttpFilters = askingService(httpFilters(filterDeny, filterAllow, filterRateLimit), in.config)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
 	if mtls {
@@ -277,10 +277,27 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
 		filters[rateLimitName] = typed(limit)
 	}
+	global := globalLimits{edge: false}
+	for _, p := range in.limits {
+		global.add(p, in.config.TrustDomain, "")
+	}
+	if limit := global.config(); limit != nil {
+		filters[globalLimitName] = limit
+	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	return r
+}
+
+// inboundClusters are the application's, and those of services that are asked about its
+// requests.
+func inboundClusters(profile string, v *mesh.View) []string {
+	out := []string{ClusterInbound}
+	if p, ok := v.Profile(profile); ok {
+		out = append(out, askedClusters(rateLimits(p.Namespace, p.Labels, v), v.Config())...)
+	}
+	return out
 }
 
 // authorizationFilters are what the two filters enforce on requests.

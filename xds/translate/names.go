@@ -62,7 +62,7 @@ const unreachedHeader = "x-tulle-unreached"
 const (
 	prefixService = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
 	prefixEdge    = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
-	prefixEdgeH2  = "h2|"   // and in HTTP/2
+	prefixEdgeH2  = "h2|"   // and in HTTP/2, also for what a proxy itself calls
 	prefixTCP     = "tcp|"  // tcp|address:port: an original destination, for TCP
 	prefixHTTP    = "http|" // http|address:port: a pod's address, for HTTP
 )

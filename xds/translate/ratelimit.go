@@ -38,6 +38,8 @@ const (
 	maxExpression = 100_000
 	// callerKey names the part of a descriptor that is the caller.
 	callerKey = "caller"
+	// callerExpression is the identity in the certificate that the peer proved to have.
+	callerExpression = "connection.mtls ? connection.uri_san_peer_certificate : '-'"
 )
 
 // rateLimits are the rateLimit sections that hold for a workload.
@@ -67,7 +69,7 @@ func mostSpecificLimits(levels [][]*mesh.Policy) []*mesh.Policy {
 func limitsPaths(policies []*mesh.Policy) bool {
 	for _, p := range policies {
 		for _, r := range p.RateLimit.Rules {
-			if slices.ContainsFunc(r.To, func(o mesh.RateLimitOperation) bool { return len(o.Paths) > 0 }) {
+			if slices.ContainsFunc(r.To, func(o mesh.RateLimitOperation) bool { return len(o.Paths) > 0 }) || tellsPath(r.Global) {
 				return true
 			}
 		}
@@ -111,13 +113,16 @@ type caller struct {
 }
 
 func byCertificate() caller {
-	return caller{callerKey, expression(callerKey, "connection.mtls ? connection.uri_san_peer_certificate : '-'")}
+	return caller{callerKey, expression(callerKey, callerExpression)}
 }
 
 // addLimits adds a policy's rules, for the requests of which the condition holds, too
 // (empty: of all).
 func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, trustDomain, condition string, each caller) {
 	for i, r := range p.RateLimit.Rules {
+		if r.Global != nil {
+			continue
+		}
 		match := rateLimitMatch(r, p.Meta.Namespace, trustDomain)
 		if condition != "" {
 			match = and(condition, match)
