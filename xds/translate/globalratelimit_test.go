@@ -217,6 +217,23 @@ func TestGlobalLimitOfAGatewayIsToldThePeersAddress(t *testing.T) {
 	})
 }
 
+func TestGlobalRuleSaysWhatItLacks(t *testing.T) {
+	counter := &mesh.Service{Name: mesh.Name{Namespace: "limits", Name: "counter"}, Ports: []mesh.ServicePort{{Port: 8081}}}
+	other := &mesh.Service{Name: counter.Name, Ports: []mesh.ServicePort{{Port: 80}}}
+	p := limits(asking("a", mesh.RateLimitRule{}))
+	for want, es := range map[string][]mesh.Entity{
+		reasonServiceNotFound + ": the mesh has no rate limit service": {},
+		reasonServiceNotFound + ": there is no Service limits/counter": {serviceOf(false)},
+		reasonPortNotFound + ": Service limits/counter, the mesh's":    {serviceOf(false), other},
+		reasonResolvedRefs + ": everything":                            {serviceOf(false), counter},
+	} {
+		f := policyFindings(p, view(es...))[1]
+		if got := f.Reason + ": " + f.Message; f.Type != conditionResolvedRefs || f.OK != strings.HasPrefix(want, reasonResolvedRefs) || !strings.HasPrefix(got, want) {
+			t.Errorf("%s=%t %s, want %s", f.Type, f.OK, got, want)
+		}
+	}
+}
+
 // Without a rule the listener is as it is, and the service is not asked.
 func TestGlobalRulesAreNotInTheListener(t *testing.T) {
 	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
