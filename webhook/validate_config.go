@@ -32,6 +32,10 @@ func (c *checks) config(m *v1alpha1.MeshConfig) {
 		c.resources(spec.Child("proxy", "resources"), *r)
 	}
 	c.accessLog(spec.Child("accessLog", "fields"), m.Spec.AccessLog.Formats())
+	if s := m.Spec.RateLimitService; s != nil {
+		c.serviceName(spec.Child("rateLimitService", "name"), s.Name)
+		c.namespace(spec.Child("rateLimitService", "namespace"), s.Namespace)
+	}
 }
 
 // clusterRanges checks ranges whose traffic goes to the mesh's own listener.

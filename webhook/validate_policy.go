@@ -18,11 +18,13 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	if s := p.Spec.Selector; s != nil {
 		c.labels(spec.Child("selector", "matchLabels"), s.MatchLabels)
 	}
+	edge := false
 	for i, t := range p.Spec.TargetRefs {
 		at := spec.Child("targetRefs").Index(i)
-		if t.Kind != "ExternalService" {
+		if t.Group == "" {
 			c.serviceName(at.Child("name"), t.Name)
 		}
+		edge = edge || t.Kind == "Gateway"
 		if t.Namespace != "" {
 			c.namespace(at.Child("namespace"), t.Namespace)
 		}
@@ -32,11 +34,17 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 			at := spec.Child("authorization", "rules").Index(i)
 			for j, s := range rule.From {
 				c.source(at.Child("from").Index(j), s)
+				c.atGateway(edge, at.Child("from").Index(j), s)
 			}
 		}
 	}
 	if l := p.Spec.RateLimit; l != nil {
 		c.rateLimit(spec.Child("rateLimit"), l)
+		for i, rule := range l.Rules {
+			for j, s := range rule.From {
+				c.atGateway(edge, spec.Child("rateLimit", "rules").Index(i).Child("from").Index(j), s)
+			}
+		}
 	}
 	if t := p.Spec.Traffic; t != nil && t.Fault != nil {
 		c.headers(spec.Child("traffic", "fault", "headers"), t.Fault.Headers, "the fault")
@@ -85,6 +93,13 @@ func (c *checks) source(at *field.Path, s v1alpha1.Source) {
 	}
 	for i, block := range s.IPBlocks {
 		c.prefix(at.Child("ipBlocks").Index(i), block, "10.0.0.0/8, or 192.0.2.7/32 for one address")
+	}
+}
+
+// atGateway warns of what no caller of a Gateway has.
+func (c *checks) atGateway(edge bool, at *field.Path, s v1alpha1.Source) {
+	if edge && len(s.Identities)+len(s.Namespaces)+len(s.ServiceAccounts) > 0 {
+		c.warn(at, "callers of a Gateway are outside of the mesh and have no identity in it: this entry never matches, in a Deny rule either; tell them apart by ipBlocks, or put the rule into a policy about workloads")
 	}
 }
 

@@ -39,6 +39,9 @@ const (
 	// ReasonPortNotFound is the reason of ResolvedRefs=False where a Service
 	// exists and does not have the port that the object names.
 	ReasonPortNotFound = "PortNotFound"
+	// ReasonTargetNotFound is the reason of ResolvedRefs=False where a Gateway,
+	// listener or route that targetRefs names does not exist, or is not Tulle's.
+	ReasonTargetNotFound = "TargetNotFound"
 	// ReasonProgrammed is the reason of Programmed=True.
 	ReasonProgrammed = "Programmed"
 	// ReasonPending is the reason of Programmed=False while proxies have yet to

@@ -81,6 +81,71 @@ type MeshConfigSpec struct {
 	// +optional
 	// +kubebuilder:default={}
 	AccessLog AccessLog `json:"accessLog,omitzero"`
+
+	// rateLimitService counts the requests of rateLimit rules with global, over all
+	// pods. Without it these rules do not hold. The first one, and a change of it,
+	// drains the connections to all workloads.
+	// +optional
+	RateLimitService *RateLimitService `json:"rateLimitService,omitempty"`
+}
+
+// FailureMode says what becomes of a request when a service that was to decide about
+// it does not answer.
+//
+// +kubebuilder:validation:Enum=Open;Closed
+type FailureMode string
+
+const (
+	// FailureModeOpen lets the request in.
+	FailureModeOpen FailureMode = "Open"
+	// FailureModeClosed answers it with 503.
+	FailureModeClosed FailureMode = "Closed"
+)
+
+// RateLimitService is a Service whose pods speak Envoy's rate limit protocol
+// (envoy.service.ratelimit.v3, gRPC). It is called as any Service is: by mutual TLS of
+// the mesh where its pods are in the mesh, by the identity of the workload that asks.
+type RateLimitService struct {
+	// namespace of the Service.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+
+	// name of the Service.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// port of the Service; 8081 by default.
+	// +optional
+	// +kubebuilder:default=8081
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+
+	// domain under which the service looks up its limits.
+	// +optional
+	// +kubebuilder:default=tulle
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Domain string `json:"domain,omitempty"`
+
+	// timeout of a question to the service, such as 20ms; 100ms by default.
+	// +optional
+	// +kubebuilder:default="100ms"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s') && duration(self) <= duration('10s')",message="every request waits for the service: write a timeout above zero and up to 10s, such as 100ms"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+
+	// failureMode is what becomes of a request about which the service does not
+	// answer in time: Open lets it in, Closed answers it with 503.
+	// +optional
+	// +kubebuilder:default=Open
+	FailureMode FailureMode `json:"failureMode,omitempty"`
 }
 
 // MeshMTLS is the mesh-wide default of mutual TLS.

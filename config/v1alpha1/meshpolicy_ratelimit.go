@@ -2,12 +2,16 @@ package v1alpha1
 
 // RateLimit bounds how many HTTP requests each selected pod takes. Each pod counts
 // for itself, so that with three pods behind a Service its callers get three times as
-// many. What is over a limit is answered with 429, for gRPC with RESOURCE_EXHAUSTED,
+// many; rules with global are counted for all pods together by the mesh's rate limit
+// service. What is over a limit is answered with 429, for gRPC with RESOURCE_EXHAUSTED,
 // and with retry-after and the x-ratelimit headers. Connections that are not HTTP are
 // not counted.
 //
 // Of policies that select a workload, those that are most specific hold: the ones with
-// a selector, else the namespace's, else the mesh's. Equally specific ones add up.
+// a selector, else the namespace's, else the mesh's. Equally specific ones add up. At a
+// Gateway those hold that name the listener in targetRefs, else those that name the
+// Gateway, and no others. Each of its pods counts for itself, and in it each port, or of
+// HTTPS each listener.
 type RateLimit struct {
 	// rules are looked at all together: a request needs what every rule that it
 	// matches has left. Their order means nothing.
@@ -21,6 +25,9 @@ type RateLimit struct {
 // RateLimitRule bounds the requests that one of from and one of to match; a list that
 // is left out matches every request.
 //
+// +kubebuilder:validation:XValidation:rule="has(self.limit) != has(self.global)",message="a rule has a limit, which each pod counts for itself, or global, which the mesh's rate limit service counts: write one of the two"
+// +kubebuilder:validation:XValidation:rule="!has(self.global) || has(self.name)",message="the rate limit service knows a rule by its name: write name"
+// +kubebuilder:validation:XValidation:rule="!has(self.global) || !has(self.perCaller) || !self.perCaller",message="perCaller is of a limit that each pod counts: write a descriptor with attribute: Caller"
 // +kubebuilder:validation:XValidation:rule="!has(self.from) || self.from.all(s, !has(s.ipBlocks))",message="a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts"
 type RateLimitRule struct {
 	// name of the rule, for people.
@@ -30,13 +37,19 @@ type RateLimitRule struct {
 	Name string `json:"name,omitempty"`
 
 	// limit is how many of the requests that match a pod takes.
-	// +required
-	Limit RateLimitValue `json:"limit"`
+	// +optional
+	Limit *RateLimitValue `json:"limit,omitempty"`
+
+	// global has the rate limit service of the MeshConfig decide about the requests
+	// that match, which so are counted for all pods together.
+	// +optional
+	Global *GlobalRateLimit `json:"global,omitempty"`
 
 	// perCaller gives each caller the limit for itself, by the identity in its
-	// certificate. Callers without mutual TLS share one. A pod tells 1,000
-	// callers apart; of more, the one that has not called for longest begins
-	// anew.
+	// certificate. Callers without mutual TLS share one. At a Gateway, whose callers
+	// have no such certificate, a caller is a peer's address (IPv6: its /64). A pod
+	// tells 1,000 callers apart; of more, the one that has not called for longest
+	// begins anew.
 	// +optional
 	PerCaller bool `json:"perCaller,omitempty"`
 
@@ -53,6 +66,63 @@ type RateLimitRule struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	To []RateLimitOperation `json:"to,omitempty"`
+}
+
+// GlobalRateLimit is what the rate limit service is told of a request: a descriptor
+// whose first entry is {rule: <namespace>/<policy>/<name of the rule>}. How many
+// requests a descriptor stands for is in the service's own configuration.
+type GlobalRateLimit struct {
+	// descriptors are the further entries of the descriptor, in their order.
+	// +optional
+	// +listType=map
+	// +listMapKey=key
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Descriptors []RateLimitDescriptor `json:"descriptors,omitempty"`
+}
+
+// RateLimitAttribute is what is known of a request.
+//
+// +kubebuilder:validation:Enum=Caller;Method;Path
+type RateLimitAttribute string
+
+// The attributes.
+const (
+	RateLimitCaller RateLimitAttribute = "Caller"
+	RateLimitMethod RateLimitAttribute = "Method"
+	RateLimitPath   RateLimitAttribute = "Path"
+)
+
+// RateLimitDescriptor is an entry of a descriptor.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.value) ? 1 : 0) + (has(self.header) ? 1 : 0) + (has(self.attribute) ? 1 : 0) == 1",message="an entry has one source: write value, header or attribute"
+type RateLimitDescriptor struct {
+	// key by which the service knows the entry.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule="self != 'rule'",message="the entry rule is there already: write another key"
+	Key string `json:"key"`
+
+	// value that is always the same.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Value string `json:"value,omitempty"`
+
+	// header whose value it is. A request without it is not asked about: callers
+	// choose what they send.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9!#$%&'*+\-.^_|~]+$`
+	Header string `json:"header,omitempty"`
+
+	// attribute of the request. Caller: the identity in the caller's certificate, or
+	// '-' without mutual TLS; at a Gateway, where callers have none, the entry is
+	// {remote_address: <the peer's address>} instead. Path: without the query.
+	// +optional
+	Attribute RateLimitAttribute `json:"attribute,omitempty"`
 }
 
 // RateLimitUnit is a span of time.
@@ -93,7 +163,7 @@ type RateLimitValue struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.ports) || has(self.methods) || has(self.paths) || has(self.headers)",message="an entry of to says nothing: write ports, methods, paths or headers, or leave to out to match every request"
 type RateLimitOperation struct {
-	// ports are container ports, not the Service's.
+	// ports are container ports, not the Service's; of a Gateway those of its listeners.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1

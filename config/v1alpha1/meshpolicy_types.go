@@ -4,7 +4,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // MeshPolicy is what a platform or a team lays down about workloads. A policy
 // speaks for one side: mtls, authorization and rateLimit are enforced where the
-// selected workloads run, traffic describes how clients call a Service.
+// selected workloads run (the latter two also at a Gateway), traffic describes how
+// clients call a Service.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -35,7 +36,11 @@ type MeshPolicy struct {
 // +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.authorization) || has(self.rateLimit) || has(self.traffic)",message="a policy needs at least one section: write mtls, authorization, rateLimit or traffic"
 // +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.authorization) || has(self.rateLimit)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls, authorization and rateLimit what workloads accept; put traffic in a MeshPolicy of its own"
 // +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && has(self.selector))",message="traffic is about calls to Services, not about the workloads that selector picks: name the Services in targetRefs, or leave both out for all Services"
-// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic)",message="targetRefs names what a traffic section is about: use selector to pick the workloads for mtls, authorization and rateLimit"
+// +kubebuilder:validation:XValidation:rule="!(has(self.targetRefs) && has(self.selector))",message="selector picks workloads, targetRefs names Gateways: write one of the two, and a MeshPolicy for each"
+// +kubebuilder:validation:XValidation:rule="!(has(self.targetRefs) && has(self.mtls))",message="mtls is about workloads, whom selector picks, and not about a Gateway's clients, who are outside of the mesh: put mtls in a MeshPolicy without targetRefs"
+// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic) || self.targetRefs.all(t, t.kind == 'Gateway')",message="authorization and rateLimit attach to a Gateway: write group: gateway.networking.k8s.io and kind: Gateway in targetRefs, or use selector to pick the workloads that they are about"
+// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || !has(self.traffic) || self.targetRefs.all(t, t.kind != 'Gateway')",message="traffic is about calls to a Service, or about the requests of an HTTPRoute or GRPCRoute: name one of these in targetRefs; for what a Gateway sends, the Service or route that it sends it by"
+// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || !has(self.traffic) || self.targetRefs.all(t, t.kind == 'Service') || !(has(self.traffic.connections) || has(self.traffic.circuitBreaker) || has(self.traffic.outlierDetection) || has(self.traffic.loadBalancer) || has(self.traffic.retries) && has(self.traffic.retries.budget))",message="connections, circuitBreaker, outlierDetection, loadBalancer and the budget of retries are about connections to a Service: name the Service in targetRefs; of a route write timeout, idleTimeout, retries or fault"
 type MeshPolicySpec struct {
 	// selector picks the workloads that mtls, authorization and rateLimit are
 	// about, in the policy's namespace. Without it they are about all workloads of the
@@ -44,9 +49,12 @@ type MeshPolicySpec struct {
 	// +optional
 	Selector *WorkloadSelector `json:"selector,omitempty"`
 
-	// targetRefs names what traffic is about. Without it, traffic is about
-	// calls to every Service of the policy's namespace, and about calls by that
-	// namespace's workloads.
+	// targetRefs names what traffic is about: Services, or HTTPRoutes and GRPCRoutes,
+	// for the requests of these. Without it, traffic is about calls to every Service
+	// of the policy's namespace, and about calls by that namespace's workloads. Of
+	// authorization and rateLimit it names Gateways of the class tulle, at which they
+	// are then enforced instead of at workloads. Policies without it do not hold at
+	// Gateways: whoever comes from outside of the mesh has no identity in it.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
@@ -58,11 +66,13 @@ type MeshPolicySpec struct {
 	// +optional
 	MTLS *MTLS `json:"mtls,omitempty"`
 
-	// authorization says who may call the selected workloads, and what.
+	// authorization says who may call the selected workloads or come in by the
+	// Gateways of targetRefs, and what. At a Gateway nothing holds but what names it.
 	// +optional
 	Authorization *Authorization `json:"authorization,omitempty"`
 
-	// rateLimit says how many requests the selected workloads take.
+	// rateLimit says how many requests the selected workloads take, or the Gateways
+	// of targetRefs.
 	// +optional
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
 
@@ -102,18 +112,24 @@ func (s *WorkloadSelector) Labels() map[string]string {
 	return labels
 }
 
-// TargetRef names what clients call.
+// GatewayGroup is the API group of Gateways and their routes.
+const GatewayGroup = "gateway.networking.k8s.io"
+
+// TargetRef names what a policy is about.
 //
-// +kubebuilder:validation:XValidation:rule="self.kind == 'ExternalService' ? self.group == 'mesh.tulle.dev' : self.kind == 'Service' && size(self.group) == 0",message="the target of traffic is a Service or an ExternalService: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService"
+// +kubebuilder:validation:XValidation:rule="self.kind == 'Service' ? size(self.group) == 0 : self.kind == 'ExternalService' ? self.group == 'mesh.tulle.dev' : self.kind in ['Gateway', 'HTTPRoute', 'GRPCRoute'] && self.group == 'gateway.networking.k8s.io'",message="a target is a Service (leave group out, or write \"\"), an ExternalService of the group mesh.tulle.dev, or of the group gateway.networking.k8s.io a Gateway, HTTPRoute or GRPCRoute: write group and kind so"
+// +kubebuilder:validation:XValidation:rule="self.kind in ['Service', 'ExternalService'] || !has(self.__namespace__)",message="a policy stands in the namespace of the Gateway or route that it is about: leave namespace out"
+// +kubebuilder:validation:XValidation:rule="self.kind in ['Service', 'ExternalService'] || !has(self.port)",message="port is of a Service or an ExternalService: leave it out, and name a listener of a Gateway by sectionName"
+// +kubebuilder:validation:XValidation:rule="self.kind == 'Gateway' || !has(self.sectionName)",message="sectionName names a listener of a Gateway: leave it out"
 type TargetRef struct {
-	// group of the target: "" is Kubernetes' core group, mesh.tulle.dev that of
-	// ExternalServices.
+	// group of the target: "" (Kubernetes' core group) of a Service, mesh.tulle.dev of
+	// an ExternalService, gateway.networking.k8s.io of all others.
 	// +optional
 	// +kubebuilder:default=""
 	// +kubebuilder:validation:MaxLength=253
 	Group string `json:"group"`
 
-	// kind of the target: Service or ExternalService.
+	// kind of the target: Service, ExternalService, Gateway, HTTPRoute or GRPCRoute.
 	// +optional
 	// +kubebuilder:default=Service
 	// +kubebuilder:validation:MaxLength=63
@@ -125,9 +141,16 @@ type TargetRef struct {
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
 
-	// namespace of the target; the policy's own by default. In the target's
-	// namespace a policy binds all its clients, elsewhere only the clients in
-	// the policy's namespace, for whom it wins.
+	// sectionName is the listener of a Gateway that the policy is about; all by
+	// default.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	SectionName string `json:"sectionName,omitempty"`
+
+	// namespace of a Service; the policy's own by default, and always that of
+	// other targets. In the target's namespace a policy binds all its clients,
+	// elsewhere only the clients in the policy's namespace, for whom it wins.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
@@ -205,6 +228,12 @@ const (
 // add up: a request that any Deny rule matches is refused; otherwise it is let
 // in if no policy for the workload has an Allow rule or denies by default, or
 // if one of the Allow rules matches.
+//
+// At a Gateway those policies add up that name it, or the listener, in targetRefs,
+// and no others: its callers are outside of the mesh and have no identity in it, so
+// that a rule of the whole mesh that lets namespaces in would close every way into
+// the mesh. There, ports are the listener's, and a rule with identities, namespaces or
+// serviceAccounts never matches.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.rules) || self.default == 'Deny'",message="authorization says nothing: write rules, or default: Deny to refuse all that no rule of another policy allows"
 type Authorization struct {

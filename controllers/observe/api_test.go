@@ -81,8 +81,8 @@ spec:
 `)), &mesh.Policy{
 		Meta: metaOf("calls"),
 		Targets: []mesh.Target{
-			{Kind: "Service", Name: mesh.Name{Namespace: "shop", Name: "reviews"}},
-			{Kind: "Service", Name: mesh.Name{Namespace: "other", Name: "x"}, Port: 80},
+			{Kind: mesh.KindService, Name: mesh.Name{Namespace: "shop", Name: "reviews"}},
+			{Kind: mesh.KindService, Name: mesh.Name{Namespace: "other", Name: "x"}, Port: 80},
 		},
 		Traffic: &mesh.Traffic{
 			Timeout: &timeout,

@@ -105,6 +105,7 @@ func (s *sources) mesh(rootNamespace string) *mesh.Config {
 		ServiceRanges:       ranges(s.services, spec.ClusterRanges.Services),
 		PodRanges:           ranges(s.pods, spec.ClusterRanges.Pods),
 	}
+	out.RateLimitService = rateLimitService(spec.RateLimitService)
 	if l := spec.Certificates.Lifetime; l != nil {
 		out.CertificateLifetime = l.Duration
 	}

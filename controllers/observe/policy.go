@@ -61,7 +61,7 @@ func policy(p *v1alpha1.MeshPolicy) *mesh.Policy {
 	out := &mesh.Policy{
 		Meta:          meta(p.ObjectMeta),
 		Selector:      selector(p.Spec.Selector, &bad),
-		Targets:       targets(p, &bad),
+		Targets:       targets(&p.Spec, p.Namespace, &bad),
 		MTLS:          mtls(p.Spec.MTLS, &bad),
 		Authorization: authorization(p.Spec.Authorization, &bad),
 		RateLimit:     rateLimit(p.Spec.RateLimit, &bad),
@@ -91,17 +91,28 @@ func (p *problems) labels(field string, labels map[string]string) map[string]str
 	return labels
 }
 
-func targets(p *v1alpha1.MeshPolicy, bad *problems) []mesh.Target {
+// targets leaves a target that the section cannot have where it is: the invalid policy
+// fails closed at Gateways that it names.
+func targets(s *v1alpha1.MeshPolicySpec, namespace string, bad *problems) []mesh.Target {
 	var out []mesh.Target
-	for i, r := range p.Spec.TargetRefs {
+	for i, r := range s.TargetRefs {
 		field := fmt.Sprintf("spec.targetRefs[%d]", i)
 		kind := cmp.Or(r.Kind, "Service")
-		if (r.Group != "" || kind != "Service") && (r.Group != v1alpha1.Group || kind != "ExternalService") {
-			bad.add("%s: a %s of group %q cannot be a target: write kind: Service and leave group out, or group: mesh.tulle.dev and kind: ExternalService", field, kind, r.Group)
-		}
 		t := mesh.Target{
-			Kind: kind,
-			Name: mesh.Name{Namespace: cmp.Or(r.Namespace, p.Namespace), Name: r.Name},
+			Kind: targetKind(r.Group, kind), Section: r.SectionName,
+			Name: mesh.Name{Namespace: cmp.Or(r.Namespace, namespace), Name: r.Name},
+		}
+		switch {
+		case t.Kind == 0:
+			bad.add("%s: a %s of group %q cannot be a target: write a Service and leave group out, an ExternalService of group %s, or a Gateway, HTTPRoute or GRPCRoute of group %s", field, kind, r.Group, v1alpha1.Group, v1alpha1.GatewayGroup)
+		case t.Kind != mesh.KindService && t.Kind != mesh.KindExternal && t.Namespace != namespace:
+			bad.add("%s: a policy stands in the namespace of the %s that it is about: leave namespace out", field, kind)
+		case (s.Traffic == nil) != (t.Kind == mesh.KindGateway):
+			bad.add("%s: a %s has no such section: traffic is about a Service or route, authorization and rateLimit about a Gateway", field, kind)
+		case s.MTLS != nil:
+			bad.add("%s: mtls is about workloads, whom selector picks: put it in a policy without targetRefs", field)
+		case s.Selector != nil:
+			bad.add("%s: selector picks workloads: write one of the two", field)
 		}
 		if r.Port != 0 {
 			t.Port = bad.port(field+".port", r.Port)
@@ -109,6 +120,23 @@ func targets(p *v1alpha1.MeshPolicy, bad *problems) []mesh.Target {
 		out = append(out, t)
 	}
 	return out
+}
+
+// targetKind is 0 for a kind that cannot be a target.
+func targetKind(group, kind string) mesh.Kind {
+	switch group + "/" + kind {
+	case "/Service":
+		return mesh.KindService
+	case v1alpha1.Group + "/ExternalService":
+		return mesh.KindExternal
+	case v1alpha1.GatewayGroup + "/Gateway":
+		return mesh.KindGateway
+	case v1alpha1.GatewayGroup + "/HTTPRoute":
+		return mesh.KindHTTPRoute
+	case v1alpha1.GatewayGroup + "/GRPCRoute":
+		return mesh.KindGRPCRoute
+	}
+	return 0
 }
 
 func mtlsMode(m v1alpha1.MTLSMode) (mesh.MTLSMode, bool) {

@@ -11,7 +11,8 @@
 // The subcommands:
 //
 //	serve    answers HTTP/1, h2c, WebSocket, gRPC, client-first TCP,
-//	         server-first TCP and its own TLS
+//	         server-first TCP and its own TLS, and counts as a server of Envoy's
+//	         rate limit protocol
 //	call     makes one call and reports its time and how it ended
 //	load     makes calls at a steady rate and reports counts and latencies
 //	job      makes one call and exits, as a batch Job does

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -85,6 +86,7 @@ func newServer(o serveOptions) (*server, error) {
 	s.tls = &http.Server{Handler: s.handler(), ReadHeaderTimeout: time.Minute}
 	s.grpc = grpc.NewServer()
 	s.grpc.RegisterService(echoServiceDesc(), echoServer{})
+	rls.RegisterRateLimitServiceServer(s.grpc, &limiter{counts: map[string]int{}})
 	s.health = health.NewServer()
 	s.health.SetServingStatus(healthService, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s.grpc, s.health)

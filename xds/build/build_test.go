@@ -238,7 +238,7 @@ func (w world) policy() *mesh.Policy {
 			p.Traffic.Locality = &mesh.LocalityPreference{Prefer: w.near(), Overprovisioning: 140}
 		}
 		if w.IntN(2) == 0 {
-			p.Targets = []mesh.Target{{Kind: "Service", Name: w.id("s")}, {Kind: "ExternalService", Name: w.id("e")}}
+			p.Targets = []mesh.Target{{Kind: mesh.KindService, Name: w.id("s")}, {Kind: mesh.KindExternal, Name: w.id("e")}}
 		}
 	}
 	if w.IntN(8) == 0 {

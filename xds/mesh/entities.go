@@ -60,6 +60,8 @@ type Config struct {
 	// AccessLog is the JSON access log's form: key to Envoy format operator.
 	// nil is the default form, empty turns the log off.
 	AccessLog map[string]string
+	// RateLimitService counts requests of global rate limits; nil: there is none.
+	RateLimitService *RateLimitService
 }
 
 // EgressMode says what happens to traffic that leaves the cluster.
@@ -226,8 +228,10 @@ type Policy struct {
 	Meta
 	// Selector picks workloads; nil picks all of the namespace, or in the root
 	// namespace all of the mesh.
-	Selector      *Selector
-	Targets       []Target // for Traffic
+	Selector *Selector
+	// Targets are what the policy is about instead: of Authorization and RateLimit
+	// Gateways, of Traffic Services and routes.
+	Targets       []Target
 	MTLS          *MTLS
 	Authorization *Authorization
 	RateLimit     *RateLimit
@@ -256,11 +260,12 @@ func (s *Selector) Matches(labels map[string]string) bool {
 	return true
 }
 
-// Target names what a client-side section is about.
+// Target names what a policy is about.
 type Target struct {
-	Kind string // "Service" or "ExternalService"
+	Kind Kind // KindService, KindExternal, KindGateway, KindHTTPRoute or KindGRPCRoute; 0: nothing that is known
 	Name
-	Port uint16 // 0: all ports
+	Port    uint16 // of a Service or an external one; 0: all ports
+	Section string // the name of a Gateway's listener; empty: all
 }
 
 // MTLS is a policy's mtls section. Ports are container ports.

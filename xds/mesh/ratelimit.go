@@ -20,8 +20,42 @@ type RateLimitRule struct {
 	Requests, Burst uint32
 	Unit            time.Duration
 	PerCaller       bool // each caller's identity has the limit for itself
-	From            []Source
-	To              []RateLimitOperation
+	// Global has the rate limit service count, instead; nil: the pod does.
+	Global *GlobalRateLimit
+	From   []Source
+	To     []RateLimitOperation
+}
+
+// GlobalRateLimit is what the rate limit service is told of a request, after the rule.
+type GlobalRateLimit struct {
+	Entries []RateLimitEntry
+}
+
+// RateLimitEntry is a key and where its value is from: one of the others.
+type RateLimitEntry struct {
+	Key, Value string
+	Header     string // lower case
+	Attribute  RateLimitAttribute
+}
+
+// RateLimitAttribute is what is known of a request.
+type RateLimitAttribute uint8
+
+// The attributes.
+const (
+	NoAttribute RateLimitAttribute = iota
+	CallerAttribute
+	MethodAttribute
+	PathAttribute
+)
+
+// RateLimitService is a Service that speaks Envoy's rate limit protocol.
+type RateLimitService struct {
+	Service Name
+	Port    uint16
+	Domain  string
+	Timeout time.Duration
+	Closed  bool // requests are refused while it does not answer
 }
 
 // RateLimitOperation matches when each field that is not empty has a value that

@@ -377,7 +377,7 @@ func TestExternalServices(t *testing.T) {
 		external("shop", "wrong-name", origination("wrong-name.example.org", string(o.ca), "")),
 		mesh.Put(&mesh.Policy{
 			Meta:    mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "at"}},
-			Targets: []mesh.Target{{Kind: "ExternalService", Name: mesh.Name{Namespace: "shop", Name: "at"}}},
+			Targets: []mesh.Target{{Kind: mesh.KindExternal, Name: mesh.Name{Namespace: "shop", Name: "at"}}},
 			Traffic: &mesh.Traffic{Timeout: new(500 * time.Millisecond)},
 		}),
 	)

@@ -26,7 +26,6 @@ const (
 
 // Reasons of conditions of a BackendTLSPolicy that are the Gateway API's.
 const (
-	reasonTargetNotFound     = "TargetNotFound"
 	reasonNoValidCertificate = "NoValidCACertificate"
 	reasonInvalidAuthority   = "InvalidCACertificateRef"
 )
@@ -132,7 +131,7 @@ func backendTLSFindings(p *mesh.BackendTLS, v *mesh.View) []mesh.Finding {
 	faults := map[mesh.Ref][]*fault{}
 	for _, t := range p.Targets {
 		service := mesh.Name{Namespace: p.Meta.Namespace, Name: t.Service}
-		f := targetFault(p, t, v)
+		f := backendTLSTargetFault(p, t, v)
 		ancestors := []mesh.Ref{{Kind: mesh.KindService, Name: service}}
 		for _, r := range v.RoutesTo(service) {
 			ancestors = append(ancestors, gatewaysOf(r, v)...)
@@ -191,7 +190,7 @@ func authorityFaults(p *mesh.BackendTLS, v *mesh.View) []*fault {
 }
 
 // targetFault looks for what keeps a policy from holding for a target.
-func targetFault(p *mesh.BackendTLS, t mesh.BackendTLSTarget, v *mesh.View) *fault {
+func backendTLSTargetFault(p *mesh.BackendTLS, t mesh.BackendTLSTarget, v *mesh.View) *fault {
 	service := mesh.Name{Namespace: p.Meta.Namespace, Name: t.Service}
 	svc, ok := v.Service(service)
 	if !ok {

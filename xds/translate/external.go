@@ -183,7 +183,7 @@ func externalConflict(e *mesh.External, p mesh.ExternalPort, v *mesh.View) *faul
 // say that name it. Those without targets are about Services.
 func externalTraffic(client string, e external, v *mesh.View) traffic {
 	out := traffic{retries: defaultRetries, locality: mesh.LocalityPreference{Overprovisioning: mesh.DefaultOverprovisioning}}
-	target := mesh.Target{Kind: KindExternal, Name: e.Meta.Name, Port: e.port.Number}
+	target := mesh.Target{Kind: mesh.KindExternal, Name: e.Meta.Name, Port: e.port.Number}
 	out.merge(targeting(client, target, v))
 	return out
 }

@@ -32,7 +32,7 @@ const (
 	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
 	filterDeny                        // authorization: who is refused
 	filterAllow                       // authorization: who is let in
-	filterRateLimit                   // how many of those who are let in
+	filterRateLimit                   // how many of those who are let in; then what the mesh's service counts (askingService)
 	filterOnDemand                    // routes and clusters that are fetched when first used
 	filterFault                       // delays and errors that a policy asks for
 	filterForward                     // names outside of the cluster that are looked up when called
@@ -50,10 +50,11 @@ const (
 // These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
-	rateLimitName = "tulle.ratelimit"
-	faultName     = "tulle.fault"
-	forwardName   = "tulle.forward"
-	corsName      = "tulle.cors"
+	forwardName     = "tulle.forward"
+	corsName        = "tulle.cors"
+	rateLimitName   = "tulle.ratelimit"
+	globalLimitName = "tulle.ratelimit.global" // where the mesh has a rate limit service
+	faultName       = "tulle.fault"
 )
 
 func (f httpFilter) filter() *hcm.HttpFilter {
@@ -81,6 +82,15 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 
 func typedFilter(name string, m proto.Message) *hcm.HttpFilter {
 	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(m)}}
+}
+
+// dormant filters are in no request's chain but where the routes enable them.
+func dormant(fs ...httpFilter) []*hcm.HttpFilter {
+	out := httpFilters(fs...)
+	for _, f := range out[:len(fs)] {
+		f.Disabled = true
+	}
+	return out
 }
 
 func disabled(f *hcm.HttpFilter) *hcm.HttpFilter {

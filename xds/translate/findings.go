@@ -24,9 +24,6 @@ const (
 	KindExternal  = "ExternalService"
 )
 
-// targetService is the kind of a target that is a Service.
-const targetService = "Service"
-
 // RouteKinds are the kinds of routes by their names.
 func RouteKinds() map[string]mesh.Kind {
 	return map[string]mesh.Kind{
@@ -46,6 +43,7 @@ const (
 	reasonConflicted      = "Conflicted"
 	reasonServiceNotFound = "ServiceNotFound"
 	reasonPortNotFound    = "PortNotFound"
+	reasonTargetNotFound  = "TargetNotFound"
 )
 
 // FindingsKey is the target that says what the status of an object is.
@@ -191,8 +189,15 @@ func invalid(why string) *fault {
 func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	fs := []*fault{invalid(p.Invalid)}
 	for _, t := range p.Targets {
-		if t.Kind == KindExternal {
+		if t.Kind == 0 {
+			continue // Invalid says so
+		}
+		if t.Kind == mesh.KindExternal {
 			fs = append(fs, externalTarget(t, v))
+			continue
+		}
+		if t.Kind != mesh.KindService {
+			fs = append(fs, targetFault(t, v))
 			continue
 		}
 		svc, ok := v.Service(t.Name)
@@ -205,13 +210,20 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 			}
 		}
 	}
+	if p.RateLimit != nil && p.Invalid == "" {
+		fs = append(fs, globalFault(p, v))
+	}
 	if p.MTLS != nil && p.Invalid == "" {
 		fs = append(fs, mtlsConflict(p, v))
 	}
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	return report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+	out := report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0 || hasGlobal(p), fs...)
+	if note := unmatched(p); note != "" && out[0].OK {
+		out[0].Message += ", but " + note
+	}
+	return out
 }
 
 // mtlsConflict finds a policy with the same selector that is stricter about

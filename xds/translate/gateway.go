@@ -165,7 +165,7 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = httpFilters(filterCORS)
+	m.HttpFilters = askingService(dormant(filterCORS, filterDeny, filterAllow, filterRateLimit, filterFault), c)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
 	m.SkipXffAppend = false
@@ -207,19 +207,26 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	for _, l := range ls {
 		sites = append(sites, site{l, attachedRoutes(g, l, v)})
 	}
+	guards := guardsOf(g, ls, v)
+	o.clusters = append(o.clusters, guards.clusters...)
+	c.TypedPerFilterConfig = guards.limits
 	for _, domain := range domains(sites, rivals) {
-		o.routes = nil
+		host := &route.VirtualHost{
+			Name: domain, Domains: []string{domain},
+			RequestHeadersToRemove: []string{dstHeader}, ResponseHeadersToRemove: []string{unreachedHeader},
+		}
 		if misdirected(ls, rivals, domain) {
-			o.routes = []*route.Route{{Match: prefixMatch("/"), Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 421}}}}
+			host.Routes = []*route.Route{{Match: prefixMatch("/"), Action: answer(421)}}
 		} else {
-			for _, r := range hostRules(sites, domain, v) {
+			o.routes = nil
+			at := ownerOf(sites, domain)
+			for _, r := range hostRules(at, domain, v) {
 				o.add(r)
 			}
+			host.Routes = o.routes
+			guards.guard(host, at.Name)
 		}
-		c.VirtualHosts = append(c.VirtualHosts, &route.VirtualHost{
-			Name: domain, Domains: []string{domain}, Routes: o.routes,
-			RequestHeadersToRemove: []string{dstHeader}, ResponseHeadersToRemove: []string{unreachedHeader},
-		})
+		c.VirtualHosts = append(c.VirtualHosts, host)
 	}
 	slices.Sort(o.clusters)
 	return Result{Message: c, Clusters: slices.Compact(o.clusters)}
@@ -268,10 +275,8 @@ func domains(sites []site, rivals []mesh.Listener) []string {
 	return slices.Compact(out)
 }
 
-// hostRules are the rules for a host: of routes that are attached to the listener
-// whose hostname says most about it, by how much their own says, and then by what they
-// match.
-func hostRules(sites []site, domain string, v *mesh.View) []rule {
+// ownerOf is the listener whose host it is: the one whose hostname says most about it.
+func ownerOf(sites []site, domain string) site {
 	at := sites[0]
 	best := -1
 	for _, s := range sites {
@@ -279,6 +284,12 @@ func hostRules(sites []site, domain string, v *mesh.View) []rule {
 			at, best = s, specificity(s.Hostname)
 		}
 	}
+	return at
+}
+
+// hostRules are the rules for a host: of routes that are attached to the listener whose
+// it is, by how much their own hostnames say, and then by what they match.
+func hostRules(at site, domain string, v *mesh.View) []rule {
 	type ranked struct {
 		rule
 		host int

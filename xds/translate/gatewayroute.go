@@ -67,6 +67,7 @@ func routeRules(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 func rulesOf(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 	var out []rule
 	for _, r := range routes {
+		policies := routeTraffic(r, v)
 		for i := range r.Rules {
 			matches := r.Rules[i].Matches
 			if len(matches) == 0 {
@@ -76,6 +77,7 @@ func rulesOf(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 				}
 			}
 			one := routeRule(called, r, &r.Rules[i], v)
+			one.policies = policies
 			for j, m := range matches {
 				one.name, one.match = fmt.Sprintf("%s#%d.%d", cmp.Or(r.Rules[i].Name, r.Meta.Name.String()), i, j), m
 				out = append(out, one)

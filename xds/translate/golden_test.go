@@ -376,7 +376,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 	t.Helper()
 	words := map[string][]string{
 		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
-		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted},
+		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted, v1alpha1.ReasonTargetNotFound},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
 		words = map[string][]string{

@@ -226,7 +226,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	stat := "inbound"
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = httpFilters(filterDeny, filterAllow, filterRateLimit)
+	m.HttpFilters = askingService(httpFilters(filterDeny, filterAllow, filterRateLimit), in.config)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
 	if mtls {
@@ -273,21 +273,44 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 		toApplication(safe, "reset,reset-before-request"),
 		toApplication(prefixMatch("/"), "reset-before-request"),
 	)
+	filters := authorizationFilters(in.policies, in.config)
+	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
+		filters[rateLimitName] = typed(limit)
+	}
+	global := globalLimits{edge: false}
+	for _, p := range in.limits {
+		global.add(p, in.config.TrustDomain, "")
+	}
+	if limit := global.config(); limit != nil {
+		filters[globalLimitName] = limit
+	}
+	r.VirtualHosts[0].TypedPerFilterConfig = filters
+	// An answer of the application is never tried again, whatever it says.
+	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
+	return r
+}
+
+// inboundClusters are the application's, and those of services that are asked about its
+// requests.
+func inboundClusters(profile string, v *mesh.View) []string {
+	out := []string{ClusterInbound}
+	if p, ok := v.Profile(profile); ok {
+		out = append(out, askedClusters(rateLimits(p.Namespace, p.Labels, v), v.Config())...)
+	}
+	return out
+}
+
+// authorizationFilters are what the two filters enforce on requests.
+func authorizationFilters(policies []*mesh.Policy, c *mesh.Config) map[string]*anypb.Any {
 	filters := map[string]*anypb.Any{}
-	verdicts := authorization(in.policies, in.config.TrustDomain, true)
+	verdicts := authorization(policies, c.TrustDomain, true)
 	if verdicts.deny != nil {
 		filters[denyName] = typed(perRoute(verdicts.deny))
 	}
 	if verdicts.allow != nil {
 		filters[allowName] = typed(perRoute(verdicts.allow))
 	}
-	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
-		filters[rateLimitName] = typed(limit)
-	}
-	r.VirtualHosts[0].TypedPerFilterConfig = filters
-	// An answer of the application is never tried again, whatever it says.
-	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
-	return r
+	return filters
 }
 
 // toApplication tries again when the application closes an idle connection just

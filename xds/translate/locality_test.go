@@ -99,7 +99,7 @@ func TestClientsShareALoadAssignmentUnlessTheirNamespaceHasASay(t *testing.T) {
 	}
 	policy := func(namespace string, p *mesh.LocalityPreference) *mesh.Policy {
 		return &mesh.Policy{
-			Meta: mesh.Meta{Name: mesh.Name{Namespace: namespace, Name: "p"}}, Targets: []mesh.Target{{Kind: "Service", Name: web}},
+			Meta: mesh.Meta{Name: mesh.Name{Namespace: namespace, Name: "p"}}, Targets: []mesh.Target{{Kind: mesh.KindService, Name: web}},
 			Traffic: &mesh.Traffic{Locality: p, LoadBalancer: &mesh.LoadBalancer{Type: mesh.Random}},
 		}
 	}

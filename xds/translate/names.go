@@ -68,7 +68,7 @@ const unreachedHeader = "x-tulle-unreached"
 const (
 	prefixService  = "svc|"  // svc|namespace/name|port: a service, for HTTP; |a=b,c=d: some of its pods
 	prefixEdge     = "h1|"   // as svc|, for a gateway, in HTTP/1.1 whatever its clients speak
-	prefixEdgeH2   = "h2|"   // and in HTTP/2
+	prefixEdgeH2   = "h2|"   // and in HTTP/2, also for what a proxy itself calls
 	prefixBytes    = "raw|"  // as svc|, for a gateway's connections, whatever is in them
 	prefixDecoded  = "dec|"  // and for those whose TLS ended at the gateway
 	prefixTCP      = "tcp|"  // tcp|address:port: an original destination, for TCP

@@ -12,12 +12,12 @@ import (
 
 // selected are the policies with the section that select a workload of the
 // namespace with the labels, from the least specific to the most; equally
-// specific ones stand with the winner first.
+// specific ones stand with the winner first. Those that name Gateways select none.
 func selected(namespace string, labels map[string]string, section mesh.Section, v *mesh.View) [][]*mesh.Policy {
 	root := v.Config().RootNamespace
 	levels := make([][]*mesh.Policy, 3)
 	add := func(ns string, broad int) {
-		for _, p := range v.Policies(ns, section, func(p *mesh.Policy) bool { return p.Selector.Matches(labels) }) {
+		for _, p := range v.Policies(ns, section, func(p *mesh.Policy) bool { return len(p.Targets) == 0 && p.Selector.Matches(labels) }) {
 			level := broad
 			if p.Selector != nil {
 				level = 2
@@ -28,6 +28,24 @@ func selected(namespace string, labels map[string]string, section mesh.Section, 
 	add(root, 0)
 	if namespace != root {
 		add(namespace, 1)
+	}
+	return levels
+}
+
+// attached are the policies with the section that hold at a listener of a Gateway: those
+// that name the Gateway, and then, more specific, those that name the listener. No
+// others do: who comes in there is outside of the mesh.
+func attached(g *mesh.Gateway, listener string, section mesh.Section, v *mesh.View) [][]*mesh.Policy {
+	names := func(p *mesh.Policy, section string) bool {
+		return slices.Contains(p.Targets, mesh.Target{Kind: mesh.KindGateway, Name: g.Meta.Name, Section: section})
+	}
+	levels := make([][]*mesh.Policy, 2)
+	for _, p := range v.Policies(g.Meta.Namespace, section, func(p *mesh.Policy) bool { return names(p, "") || names(p, listener) }) {
+		if names(p, "") {
+			levels[0] = append(levels[0], p)
+		} else {
+			levels[1] = append(levels[1], p)
+		}
 	}
 	return levels
 }
@@ -85,9 +103,5 @@ func takesMTLS(w *mesh.Workload, port uint16, v *mesh.View) bool {
 // authorizations are all authorization sections that hold for a workload: they
 // add up.
 func authorizations(namespace string, labels map[string]string, v *mesh.View) []*mesh.Policy {
-	var out []*mesh.Policy
-	for _, level := range selected(namespace, labels, mesh.SectionAuthorization, v) {
-		out = append(out, level...)
-	}
-	return out
+	return slices.Concat(selected(namespace, labels, mesh.SectionAuthorization, v)...)
 }

@@ -89,7 +89,7 @@ func TestConsumersTrafficPolicyWinsForItsOwnNamespace(t *testing.T) {
 		}
 	}
 	reviews := mesh.Name{Namespace: "shop", Name: "reviews"}
-	all, one := mesh.Target{Kind: "Service", Name: reviews}, mesh.Target{Kind: "Service", Name: reviews, Port: 80}
+	all, one := mesh.Target{Kind: mesh.KindService, Name: reviews}, mesh.Target{Kind: mesh.KindService, Name: reviews, Port: 80}
 	v := view(
 		timeout("tulle-system", "mesh", 0, 1*time.Second),
 		timeout("shop", "namespace", 0, 2*time.Second),

@@ -22,9 +22,11 @@ import (
 )
 
 const (
-	// rateLimitStat is in the label envoy_local_http_ratelimit_prefix of the metrics
-	// envoy_http_local_rate_limit_ok, _rate_limited and _enforced.
-	rateLimitStat = "inbound"
+	// rateLimitStat, or at gateways gatewayLimitStat, is in the label
+	// envoy_local_http_ratelimit_prefix of the metrics envoy_http_local_rate_limit_ok,
+	// _rate_limited and _enforced.
+	rateLimitStat    = "inbound"
+	gatewayLimitStat = "gateway"
 	// maxCallers is how many callers a rule tells apart, by which what callers can make
 	// a proxy remember is bounded. Of more, the one that has not called for longest is
 	// forgotten.
@@ -36,13 +38,20 @@ const (
 	maxExpression = 100_000
 	// callerKey names the part of a descriptor that is the caller.
 	callerKey = "caller"
+	// callerExpression is the identity in the certificate that the peer proved to have.
+	callerExpression = "connection.mtls ? connection.uri_san_peer_certificate : '-'"
 )
 
-// rateLimits are the rateLimit sections that hold for a workload: all of the most
-// specific level that has any. One that cannot be understood is as if absent.
+// rateLimits are the rateLimit sections that hold for a workload.
 func rateLimits(namespace string, labels map[string]string, v *mesh.View) []*mesh.Policy {
+	return mostSpecificLimits(selected(namespace, labels, mesh.SectionRateLimit, v))
+}
+
+// mostSpecificLimits are all sections of the most specific level that has any. One that
+// cannot be understood is as if absent.
+func mostSpecificLimits(levels [][]*mesh.Policy) []*mesh.Policy {
 	var out []*mesh.Policy
-	for _, level := range selected(namespace, labels, mesh.SectionRateLimit, v) {
+	for _, level := range levels {
 		var sound []*mesh.Policy
 		for _, p := range level {
 			if p.Invalid == "" {
@@ -60,7 +69,7 @@ func rateLimits(namespace string, labels map[string]string, v *mesh.View) []*mes
 func limitsPaths(policies []*mesh.Policy) bool {
 	for _, p := range policies {
 		for _, r := range p.RateLimit.Rules {
-			if slices.ContainsFunc(r.To, func(o mesh.RateLimitOperation) bool { return len(o.Paths) > 0 }) {
+			if slices.ContainsFunc(r.To, func(o mesh.RateLimitOperation) bool { return len(o.Paths) > 0 }) || tellsPath(r.Global) {
 				return true
 			}
 		}
@@ -73,8 +82,19 @@ func limitsPaths(policies []*mesh.Policy) bool {
 // looked up only if it does. Every descriptor that is found must have a token left.
 // https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/local_rate_limit_filter
 func rateLimit(policies []*mesh.Policy, trustDomain string) *localratelimit.LocalRateLimit {
-	out := &localratelimit.LocalRateLimit{
-		StatPrefix: rateLimitStat,
+	out := noLimit(rateLimitStat)
+	for _, p := range policies {
+		addLimits(out, p, trustDomain, "", byCertificate())
+	}
+	if len(out.Descriptors) == 0 {
+		return nil
+	}
+	return out
+}
+
+func noLimit(stat string) *localratelimit.LocalRateLimit {
+	return &localratelimit.LocalRateLimit{
+		StatPrefix: stat,
 		// What no rule matches takes from this, which is never empty.
 		TokenBucket:                     tokens(math.MaxUint32, math.MaxUint32, time.Second),
 		AlwaysConsumeDefaultTokenBucket: wrapperspb.Bool(false),
@@ -84,33 +104,48 @@ func rateLimit(policies []*mesh.Policy, trustDomain string) *localratelimit.Loca
 		EnableRetryAfterHeader:          true,
 		RateLimitedAsResourceExhausted:  true,
 	}
-	for _, p := range policies {
-		for i, r := range p.RateLimit.Rules {
-			match := rateLimitMatch(r, p.Meta.Namespace, trustDomain)
-			if len(match) > maxExpression {
-				continue
-			}
-			key := fmt.Sprintf("%s#%d", p.Meta.Name, i)
-			if r.Name != "" {
-				key += "." + r.Name
-			}
-			entries := []*ratelimit.RateLimitDescriptor_Entry{{Key: key, Value: "true"}}
-			actions := []*route.RateLimit_Action{expression(key, match)}
-			if r.PerCaller {
-				entries = append(entries, &ratelimit.RateLimitDescriptor_Entry{Key: callerKey}) // any: a bucket for each value
-				actions = append(actions, expression(callerKey, "connection.mtls ? connection.uri_san_peer_certificate : '-'"))
-			}
-			out.Descriptors = append(out.Descriptors, &ratelimit.LocalRateLimitDescriptor{
-				Entries: entries, TokenBucket: tokens(r.Burst, r.Requests, r.Unit),
-			})
-			// The headers are for answers to requests that a rule is about.
-			out.RateLimits = append(out.RateLimits, &route.RateLimit{Actions: actions, XRatelimitOption: route.RateLimit_DRAFT_VERSION_03})
+}
+
+// caller tells callers apart: the key of the entry that the action makes.
+type caller struct {
+	key    string
+	action *route.RateLimit_Action
+}
+
+func byCertificate() caller {
+	return caller{callerKey, expression(callerKey, callerExpression)}
+}
+
+// addLimits adds a policy's rules, for the requests of which the condition holds, too
+// (empty: of all).
+func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, trustDomain, condition string, each caller) {
+	for i, r := range p.RateLimit.Rules {
+		if r.Global != nil {
+			continue
 		}
+		match := rateLimitMatch(r, p.Meta.Namespace, trustDomain)
+		if condition != "" {
+			match = and(condition, match)
+		}
+		if len(match) > maxExpression {
+			continue
+		}
+		key := fmt.Sprintf("%s#%d", p.Meta.Name, i)
+		if r.Name != "" {
+			key += "." + r.Name
+		}
+		entries := []*ratelimit.RateLimitDescriptor_Entry{{Key: key, Value: "true"}}
+		actions := []*route.RateLimit_Action{expression(key, match)}
+		if r.PerCaller {
+			entries = append(entries, &ratelimit.RateLimitDescriptor_Entry{Key: each.key}) // any: a bucket for each value
+			actions = append(actions, each.action)
+		}
+		to.Descriptors = append(to.Descriptors, &ratelimit.LocalRateLimitDescriptor{
+			Entries: entries, TokenBucket: tokens(r.Burst, r.Requests, r.Unit),
+		})
+		// The headers are for answers to requests that a rule is about.
+		to.RateLimits = append(to.RateLimits, &route.RateLimit{Actions: actions, XRatelimitOption: route.RateLimit_DRAFT_VERSION_03})
 	}
-	if len(out.Descriptors) == 0 {
-		return nil
-	}
-	return out
 }
 
 func tokens(most, fill uint32, every time.Duration) *typev3.TokenBucket {

@@ -19,7 +19,7 @@ import (
 
 func routeFor(k Key, v *mesh.View) Result {
 	if k.Name == RouteInbound {
-		return Result{Message: inboundRoutes(k.For, v), Clusters: []string{ClusterInbound}}
+		return Result{Message: inboundRoutes(k.For, v), Clusters: inboundClusters(k.For, v)}
 	}
 	if strings.HasPrefix(k.Name, PrefixGateway) {
 		return gatewayRoutes(k.Name, k.For, v)
@@ -73,6 +73,7 @@ type rule struct {
 	// timeout, tryTimeout and retries are nil where policies say.
 	timeout, tryTimeout *time.Duration
 	retries             *mesh.Retries
+	policies            []*mesh.Traffic // about the route whose rule it is
 }
 
 // endpointsOf are a service's endpoints by one of its ports, those of pods with some
@@ -137,8 +138,10 @@ func (o *outbound) add(r rule) {
 	}
 }
 
-func failing() *route.Route_DirectResponse {
-	return &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 500}}
+func failing() *route.Route_DirectResponse { return answer(500) }
+
+func answer(status uint32) *route.Route_DirectResponse {
+	return &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: status}}
 }
 
 func (o *outbound) routesFor(r rule) []*route.Route {
@@ -147,6 +150,10 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		RequestHeadersToAdd: r.request.add, RequestHeadersToRemove: r.request.remove,
 		ResponseHeadersToAdd: r.response.add, ResponseHeadersToRemove: r.response.remove,
 		TypedPerFilterConfig: crossOrigin(r.cors),
+	}
+	called := o.called(r)
+	if called.fault != o.traffic.fault { // which is of the virtual host
+		out.TypedPerFilterConfig = called.faults()
 	}
 	if r.redirect != nil {
 		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.scheme, o.port)}
@@ -164,14 +171,14 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		return []*route.Route{out}
 	}
 	if broken == 0 {
-		out.Action = &route.Route_Route{Route: o.action(r)}
+		out.Action = &route.Route_Route{Route: o.action(r, called)}
 		return []*route.Route{out}
 	}
 	// The share of what does not exist fails, and the others' does not grow.
 	some := &route.Route{Name: r.name + "#broken", Match: requestMatch(r.match), Action: failing()}
 	some.Match.RuntimeFraction = &core.RuntimeFractionalPercent{DefaultValue: fraction(broken, sum)}
 	r.backends = independent(r.backends)
-	out.Action = &route.Route_Route{Route: o.action(r)}
+	out.Action = &route.Route_Route{Route: o.action(r, called)}
 	return []*route.Route{some, out}
 }
 
@@ -201,8 +208,7 @@ func fraction(part, whole uint64) *typev3.FractionalPercent {
 	return &typev3.FractionalPercent{Numerator: uint32(part * million / whole), Denominator: typev3.FractionalPercent_MILLION}
 }
 
-func (o *outbound) action(r rule) *route.RouteAction {
-	called := o.called(r)
+func (o *outbound) action(r rule, called traffic) *route.RouteAction {
 	retries := called.retries
 	if r.retries != nil {
 		retries = *r.retries
@@ -269,11 +275,20 @@ func (o *outbound) action(r rule) *route.RouteAction {
 }
 
 // called is what policies say of requests that the rule is about: of those to the
-// service that was called, or at a gateway to the first backend.
+// service that was called, or at a gateway to the first backend, and of those of the
+// route whose rule it is.
 func (o *outbound) called(r rule) traffic {
-	if !o.atGateway() {
-		return o.traffic
+	out := o.traffic
+	if o.atGateway() {
+		out = o.first(r)
 	}
+	for _, p := range r.policies {
+		out.take(p)
+	}
+	return out
+}
+
+func (o *outbound) first(r rule) traffic {
 	for _, b := range r.backends {
 		if !b.to.missing() {
 			return trafficFor(o.client, b.to.service, b.to.port, o.view)

@@ -72,28 +72,32 @@ func trafficFor(client string, service mesh.Name, port uint16, v *mesh.View) tra
 // merge takes over what policies say, in the order in which they override one another.
 func (t *traffic) merge(ps []*mesh.Policy) {
 	for _, p := range ps {
-		said := p.Traffic
-		set(&t.timeout, said.Timeout)
-		set(&t.idle, said.IdleTimeout)
-		set(&t.connections, said.Connections)
-		set(&t.breaker, said.CircuitBreaker)
-		set(&t.balancer, said.LoadBalancer)
-		set(&t.locality, said.Locality)
-		if said.OutlierDetection != nil {
-			t.outliers = said.OutlierDetection
+		t.take(p.Traffic)
+	}
+}
+
+// take takes over what a section says.
+func (t *traffic) take(from *mesh.Traffic) {
+	set(&t.timeout, from.Timeout)
+	set(&t.idle, from.IdleTimeout)
+	set(&t.connections, from.Connections)
+	set(&t.breaker, from.CircuitBreaker)
+	set(&t.balancer, from.LoadBalancer)
+	set(&t.locality, from.Locality)
+	if from.OutlierDetection != nil {
+		t.outliers = from.OutlierDetection
+	}
+	if from.Fault != nil {
+		t.fault = from.Fault
+	}
+	if r := from.Retries; r != nil {
+		t.retries = *r
+		budget := &chosenBudget
+		if len(r.On) == 0 {
+			t.retries.On, budget = defaultRetries.On, defaultRetries.Budget
 		}
-		if said.Fault != nil {
-			t.fault = said.Fault
-		}
-		if r := said.Retries; r != nil {
-			t.retries = *r
-			budget := &chosenBudget
-			if len(r.On) == 0 {
-				t.retries.On, budget = defaultRetries.On, defaultRetries.Budget
-			}
-			if r.Budget == nil {
-				t.retries.Budget = budget
-			}
+		if r.Budget == nil {
+			t.retries.Budget = budget
 		}
 	}
 }
@@ -114,7 +118,7 @@ func trafficPolicies(client string, service mesh.Name, port uint16, v *mesh.View
 	if service.Namespace != root {
 		out = append(out, overriding(service.Namespace, v, broad)...)
 	}
-	return append(out, targeting(client, mesh.Target{Kind: targetService, Name: service, Port: port}, v)...)
+	return append(out, targeting(client, mesh.Target{Kind: mesh.KindService, Name: service, Port: port}, v)...)
 }
 
 // targeting are the policies that name the target, its port or not, in the order in which
@@ -137,6 +141,21 @@ func overriding(ns string, v *mesh.View, fits func(*mesh.Policy) bool) []*mesh.P
 	ps := v.Policies(ns, mesh.SectionTraffic, func(p *mesh.Policy) bool { return p.Invalid == "" && fits(p) })
 	slices.Reverse(ps)
 	return ps
+}
+
+// routeTraffic are the traffic sections about a route, in the order in which they
+// override one another. They go before those about the Service that is called, and
+// behind what the route's own rules say.
+func routeTraffic(r *mesh.Route, v *mesh.View) []*mesh.Traffic {
+	var out []*mesh.Traffic
+	about := mesh.Target{Kind: r.Of, Name: r.Meta.Name}
+	for _, p := range v.Policies(r.Meta.Namespace, mesh.SectionTraffic, func(p *mesh.Policy) bool {
+		return p.Invalid == "" && slices.Contains(p.Targets, about)
+	}) {
+		out = append(out, p.Traffic)
+	}
+	slices.Reverse(out) // the oldest last: it wins
+	return out
 }
 
 // shape makes a cluster as the policies say that it is called.
