@@ -2,6 +2,7 @@ package observe
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -34,10 +35,12 @@ func rateLimit(l *v1alpha1.RateLimit, bad *problems) *mesh.RateLimit {
 		}
 		for j, s := range r.From {
 			at := fmt.Sprintf("%s.from[%d]", field, j)
-			if len(s.IPBlocks) > 0 {
-				bad.add("%s.ipBlocks: a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts", at)
+			from := source(at, s, bad)
+			known := mesh.Source{Identities: from.Identities, Namespaces: from.Namespaces, ServiceAccounts: from.ServiceAccounts}
+			if !reflect.DeepEqual(from, known) {
+				bad.add("%s: a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts", at)
 			}
-			rule.From = append(rule.From, source(at, s, bad))
+			rule.From = append(rule.From, known)
 		}
 		for j, o := range r.To {
 			rule.To = append(rule.To, rateLimitOperation(fmt.Sprintf("%s.to[%d]", field, j), o, bad))

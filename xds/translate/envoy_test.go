@@ -19,6 +19,7 @@ import (
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -91,7 +92,7 @@ func startEnvoyWith(t *testing.T, a *application, ofListener, ofRoutes []*mesh.P
 	}
 	profile := mesh.ProfileOf(w)
 	m := inboundOf(profile, with(ofListener)).manager(false)
-	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, with(ofRoutes))}
+	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesIn(profile, with(ofRoutes))}
 	port := freePort(t)
 	to := staticCluster(ClusterInbound)
 	to.ClusterDiscoveryType, to.LbPolicy = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, cluster.Cluster_ROUND_ROBIN
@@ -364,4 +365,9 @@ func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
 			t.Errorf("from %q: the header is not what it was: %s", from, seen[0])
 		}
 	}
+}
+
+// routesIn are the inbound routes of the profile.
+func routesIn(p *mesh.Profile, v *mesh.View) *route.RouteConfiguration {
+	return inboundRoutes(p.ID, v).Message.(*route.RouteConfiguration)
 }

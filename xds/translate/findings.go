@@ -32,6 +32,10 @@ const (
 	reasonConflicted      = "Conflicted"
 	reasonServiceNotFound = "ServiceNotFound"
 	reasonPortNotFound    = "PortNotFound"
+
+	reasonAuthorizerNotFound = "AuthorizerNotFound"
+	reasonClientUnknown      = "ClientUnknown"
+	reasonNotHTTP            = "NotHTTP"
 )
 
 // FindingsKey is the target that says what the status of an object is.
@@ -101,7 +105,10 @@ func report(kind mesh.Kind, m mesh.Meta, refs bool, fs ...*fault) []mesh.Finding
 		if f.condition == conditionResolvedRefs {
 			to = &resolved
 		}
-		if to.OK {
+		switch {
+		case f.reason == reasonNotHTTP && to.OK: // it holds, though hardly as it is meant
+			to.Reason, to.Message = f.reason, f.message
+		case f.reason != reasonNotHTTP && to.OK:
 			to.OK, to.Reason, to.Message = false, f.reason, f.message
 		}
 	}
@@ -186,7 +193,12 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	return report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0, fs...)
+	refs := len(p.Targets) > 0
+	if p.Authorization != nil && p.Invalid == "" {
+		fs = append(fs, authorizationFaults(p, v)...)
+		refs = refs || slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Custom })
+	}
+	return report(mesh.KindPolicy, p.Meta, refs, fs...)
 }
 
 // mtlsConflict finds a policy with the same selector that is stricter about

@@ -148,6 +148,7 @@ func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m.HttpFilters = httpFilters()
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
+	m.XffNumTrustedHops = hopsBefore(c)
 	m.SkipXffAppend = false
 	m.PreserveExternalRequestId = false
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
