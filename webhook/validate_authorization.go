@@ -81,8 +81,16 @@ func (c *checks) operation(at *field.Path, o v1alpha1.Operation) {
 	for i, p := range o.NotPaths {
 		c.path(at.Child("notPaths").Index(i), p)
 	}
+	for i, h := range o.Hosts {
+		if problem := mesh.HostProblem(h); problem != "" {
+			c.refuse(at.Child("hosts").Index(i), h, "%s", problem)
+		}
+	}
 	for i, h := range o.NotHosts {
 		at := at.Child("notHosts").Index(i)
+		if problem := mesh.HostProblem(h); problem != "" {
+			c.refuse(at, h, "%s", problem)
+		}
 		c.open(at, h, "*.example or shop.*")
 		if strings.ContainsAny(h, "/:") {
 			c.refuse(at, h, "a host has no scheme, port or path: write shop.example, and the port in notPorts")
@@ -127,8 +135,8 @@ func (c *checks) condition(at *field.Path, w v1alpha1.Condition) {
 			seen[name] = true
 		}
 		c.values(at, h.Values, h.NotValues, "admin*, *-admin or *", func(at *field.Path, v string) {
-			if v != strings.TrimSpace(v) {
-				c.refuse(at, v, "no header's value begins or ends with a blank: leave it out")
+			if problem := mesh.ValueProblem(v); problem != "" {
+				c.refuse(at, v, "%s", problem)
 			}
 		})
 	}

@@ -374,8 +374,10 @@ type Condition struct {
 }
 
 // HeaderCondition matches a request by one of its headers. A header that is sent more
-// than once, or has commas, has several values: Allow wants all of them to match, any
-// other action is content with one.
+// than once, or has commas, has several values, and nobody can say which the
+// application takes. In an Allow rule values matches a header with one value alone; in
+// any other rule one of them is enough, and notValues spares a header with one value
+// alone.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.values) || has(self.notValues)",message="a header says nothing without a value: write values, with '*' for any, or notValues"
 type HeaderCondition struct {

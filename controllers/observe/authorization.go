@@ -120,6 +120,11 @@ func operation(field string, o v1alpha1.Operation, bad *problems) mesh.Operation
 	for i, p := range o.NotPorts {
 		out.NotPorts = append(out.NotPorts, bad.port(fmt.Sprintf("%s.notPorts[%d]", field, i), p))
 	}
+	for _, h := range slices.Concat(o.Hosts, o.NotHosts) {
+		if problem := mesh.HostProblem(h); problem != "" {
+			bad.add("%s: host %q: %s", field, h, problem)
+		}
+	}
 	bad.templates(field+".paths", o.Paths)
 	bad.templates(field+".notPaths", o.NotPaths)
 	for _, g := range o.GRPC {
@@ -147,6 +152,11 @@ func condition(field string, c *v1alpha1.Condition, bad *problems) mesh.Conditio
 	for i, h := range c.Headers {
 		if problem := mesh.HeaderProblem(h.Name); problem != "" {
 			bad.add("%s.headers[%d].name: %s", field, i, problem)
+		}
+		for _, v := range slices.Concat(h.Values, h.NotValues) {
+			if problem := mesh.ValueProblem(v); problem != "" {
+				bad.add("%s.headers[%d]: value %q: %s", field, i, v, problem)
+			}
 		}
 		out.Headers = append(out.Headers, mesh.HeaderCondition{Name: strings.ToLower(h.Name), Values: h.Values, NotValues: h.NotValues})
 	}

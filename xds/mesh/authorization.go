@@ -117,9 +117,11 @@ type Condition struct {
 func (c *Condition) HasSNI() bool { return len(c.SNI) > 0 || len(c.NotSNI) > 0 }
 
 // HeaderCondition matches when one of Values does (or it is empty) and none of
-// NotValues. A header's values are what stands between commas in all of its lines;
-// an Allow rule wants all of them to match, others one. A leading or trailing "*"
-// makes a suffix or prefix; "*" alone is any, in an Allow rule any that is not empty.
+// NotValues does. A header's values are what stands between commas in all of its lines,
+// and what they are together counts against the request. For Values of an Allow rule
+// the header must have one value alone, which matches, and so for NotValues elsewhere
+// to be any help; else one of its values is enough. A leading or trailing "*" makes a
+// suffix or prefix; "*" alone is any, in an Allow rule any that is not empty.
 type HeaderCondition struct {
 	Name              string // lower case, without '_'
 	Values, NotValues []string

@@ -45,8 +45,8 @@ func (p Protocol) Opaque() bool { return p == TCP || p == TLS }
 // filled in, and what Kubernetes itself tells about the cluster.
 type Config struct {
 	// Generation is the MeshConfig's; 0 where there is none.
-	Generation    int64
-	TrustDomain   string
+	Generation  int64
+	TrustDomain string
 	// Aliases are other names of TrustDomain: an identity of one is the identity of
 	// all. See [Config.TrustDomains].
 	Aliases       []string

@@ -26,6 +26,9 @@ func PathTemplate(path string) (expression, problem string) {
 	if !ok {
 		return "", "a template begins with '/': write /users/{id}/orders"
 	}
+	if !printable(path) {
+		return "", "a path has printable characters of ASCII alone: write others in their escaped form, such as %C3%A4"
+	}
 	var out strings.Builder
 	names := map[string]bool{}
 	segments := strings.Split(rest, "/")
@@ -62,6 +65,33 @@ func PathTemplate(path string) (expression, problem string) {
 		}
 	}
 	return "(?s)" + out.String(), ""
+}
+
+// printable reports whether the text is of printable ASCII: proxies count what they
+// compare with in bytes, and take so many.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// ValueProblem says why no rule can be about the value of a header.
+func ValueProblem(value string) string {
+	switch {
+	case !printable(value):
+		return "the value of a header has printable characters of ASCII alone here"
+	case value != strings.TrimSpace(value):
+		return "no header's value begins or ends with a blank: leave it out"
+	case strings.Contains(value, ","):
+		return "what stands between commas is a value of its own: write each by itself"
+	}
+	return ""
+}
+
+// HostProblem says why no request is for a host.
+func HostProblem(host string) string {
+	if !printable(host) {
+		return "a host has printable characters of ASCII alone: write its name as DNS has it, such as xn--bcher-kva.example"
+	}
+	return ""
 }
 
 // maxHeaderParts bounds the names under which a header could be passed by, of which

@@ -15,10 +15,10 @@ import (
 type logSide int
 
 const (
-	outboundLog logSide = iota // the client's sidecar
-	inboundLog                 // the server's
-	inboundTCPLog              // the same, of what is not HTTP
-	gatewayLog                 // a gateway, whose clients are outside
+	outboundLog   logSide = iota // the client's sidecar
+	inboundLog                   // the server's
+	inboundTCPLog                // the same, of what is not HTTP
+	gatewayLog                   // a gateway, whose clients are outside
 )
 
 // fields are the default access log, one JSON object a line. Operators are

@@ -161,9 +161,7 @@ func decides(r mesh.Rule) bool { return r.Action != mesh.Audit && !r.DryRun }
 // application.
 func refuseAmbiguous(deny *ruleSet, policies []*mesh.Policy) {
 	if matchesPaths(policies) {
-		deny.put("ambiguous path", &rbacconfig.Policy{Principals: anyPrincipal(), Permissions: []*rbacconfig.Permission{
-			urlPath(regex(ambiguousPath)), not(urlPath(regex(plainPath))),
-		}})
+		deny.put("ambiguous path", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{urlPath(regex(ambiguousPath))}, Principals: anyPrincipal()})
 	}
 	var others []*rbacconfig.Permission
 	for _, name := range headersNamed(policies) {
@@ -183,10 +181,6 @@ func refuseAmbiguous(deny *ruleSet, policies []*mesh.Policy) {
 // normalise, and the new rules come to it at once; this refuses there what they
 // could be passed by with. On newer connections nothing is left to refuse.
 const ambiguousPath = `(?s).*(//|\\|%(2[D-Fd-f]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEe])).*|.*/\.\.?(/.*)?`
-
-// plainPath is a path of printable characters of ASCII (RFC 3986, section 2). An
-// expression's '.' takes no byte that is not of UTF-8.
-const plainPath = `[!-~]*`
 
 // matchesPaths reports whether any rule that decides asks for a path.
 func matchesPaths(policies []*mesh.Policy) bool {
@@ -261,7 +255,7 @@ func (k known) policy(r mesh.Rule, namespace string) *rbacconfig.Policy {
 			permissions = append(permissions, k.permission(op))
 		}
 	}
-	when, ok := k.condition(r.When, strict)
+	when, expression, ok := k.condition(r.When, strict)
 	if !ok || len(permissions) == 0 {
 		return nil
 	}
@@ -284,7 +278,11 @@ func (k known) policy(r mesh.Rule, namespace string) *rbacconfig.Policy {
 			return nil
 		}
 	}
-	return &rbacconfig.Policy{Permissions: permissions, Principals: principals}
+	out := &rbacconfig.Policy{Permissions: permissions, Principals: principals}
+	if expression != "" {
+		out.Condition = parsed(expression)
+	}
+	return out
 }
 
 func anyPermission() []*rbacconfig.Permission {

@@ -7,67 +7,98 @@ import (
 
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"github.com/google/cel-go/cel"
+	expr "google.golang.org/genproto/googleapis/api/expr/v1alpha1"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// condition is what must hold besides; false where an Allow rule asks for what is not
-// known, and so never matches.
-func (k known) condition(c mesh.Condition, strict bool) ([]*rbacconfig.Permission, bool) {
+// condition is what must hold besides: permissions, and an expression in CEL, which may
+// be empty. It is false where an Allow rule asks for what is not known, and so never
+// matches.
+func (k known) condition(c mesh.Condition, strict bool) (all []*rbacconfig.Permission, expression string, possible bool) {
 	if strict && (len(c.Headers) > 0 && !k.http || c.HasSNI() && !k.sni) {
-		return nil, false
+		return nil, "", false
 	}
-	var all []*rbacconfig.Permission
+	var terms []string
 	if k.http {
 		for _, h := range c.Headers {
-			if len(h.Values) > 0 {
-				all = append(all, headerValues(h.Name, h.Values, strict))
+			switch {
+			case len(h.Values) > 0 && strict:
+				terms = append(terms, onlyValue(h.Name, h.Values))
+			case len(h.Values) > 0:
+				all = append(all, someValue(h.Name, h.Values))
 			}
-			if len(h.NotValues) > 0 {
-				all = append(all, not(headerValues(h.Name, h.NotValues, !strict)))
+			switch {
+			case len(h.NotValues) > 0 && strict:
+				all = append(all, not(someValue(h.Name, h.NotValues)))
+			case len(h.NotValues) > 0:
+				terms = append(terms, "!("+onlyValue(h.Name, h.NotValues)+")")
 			}
 		}
 	}
 	if k.sni {
 		all = append(all, k.serverName(c, strict)...)
 	}
-	return all, true
+	if len(terms) > 0 {
+		expression = and(terms...)
+	}
+	return all, expression, true
 }
 
-// headerValues matches a header. Envoy compares all of its lines, joined by commas,
-// and a list in one line means the same (RFC 9110, section 5.3). Which value an
-// application takes nobody can say: strict wants all of them to match, else one is
-// enough.
-func headerValues(name string, values []string, strict bool) *rbacconfig.Permission {
+// someValue matches if one of a header's values does: a header may be sent in several
+// lines, and each may be a list (RFC 9110, section 5.3). RBAC looks at each line by
+// itself.
+func someValue(name string, values []string) *rbacconfig.Permission {
 	if slices.Contains(values, "*") {
-		if strict {
-			return headerPermission(name, regex(`\C*[^ \t,]\C*`)) // any byte; something besides blanks
-		}
 		return headerPresent(name)
 	}
-	// A class, such as [^,], takes no byte that is not of UTF-8, \C takes all. So what
-	// is to be refused cannot be hidden behind such a byte, and who sends one is not
-	// let in.
-	rest := `\C*`
-	if strict {
-		rest = `[^,]*`
-	}
-	one := "(" + strings.Join(each(values, func(v string) string { return valueExpression(v, rest) }), "|") + ")"
-	const blank = `[ \t]*`
-	if strict {
-		return headerPermission(name, regex(blank+one+blank+"(,"+blank+one+blank+")*"))
-	}
-	return headerPermission(name, regex(`(\C*,)?`+blank+one+blank+`(,\C*)?`))
+	return anyOfPermissions(each(values, func(v string) *rbacconfig.Permission {
+		text := regexp.QuoteMeta(v)
+		if p, ok := strings.CutSuffix(v, "*"); ok {
+			text = regexp.QuoteMeta(p) + ".*"
+		} else if s, ok := strings.CutPrefix(v, "*"); ok {
+			text = ".*" + regexp.QuoteMeta(s)
+		}
+		return headerPermission(name, regex(`(?s)(.*,)?[ \t]*`+text+`[ \t]*(,.*)?`))
+	}))
 }
 
-func valueExpression(value, rest string) string {
-	if p, ok := strings.CutSuffix(value, "*"); ok {
-		return regexp.QuoteMeta(p) + rest
+// onlyValue is an expression that holds if the header has one value, and that matches.
+// Which of several the application takes nobody can say. In CEL a header is all its
+// lines, joined by commas: RBAC's own matchers could not tell that there are two.
+func onlyValue(name string, values []string) string {
+	header := "request.headers[" + quoted(name) + "]"
+	matches := each(values, func(v string) string {
+		if v == "*" {
+			return header + ` != ""`
+		}
+		if p, ok := strings.CutSuffix(v, "*"); ok {
+			return header + ".startsWith(" + quoted(p) + ")"
+		}
+		if s, ok := strings.CutPrefix(v, "*"); ok {
+			return header + ".endsWith(" + quoted(s) + ")"
+		}
+		return header + " == " + quoted(v)
+	})
+	return and(quoted(name)+" in request.headers", "!"+header+`.contains(",")`, or(matches))
+}
+
+// parsed is an expression in CEL as RBAC takes it.
+func parsed(expression string) *expr.Expr {
+	env, err := cel.NewEnv()
+	if err != nil {
+		panic(err) // there are no options
 	}
-	if s, ok := strings.CutPrefix(value, "*"); ok {
-		return rest + regexp.QuoteMeta(s)
+	ast, issues := env.Parse(expression)
+	if issues.Err() != nil {
+		panic(issues.Err()) // it is made of literals
 	}
-	return regexp.QuoteMeta(value)
+	out, err := cel.AstToParsedExpr(ast)
+	if err != nil {
+		panic(err)
+	}
+	return out.GetExpr()
 }
 
 func headerPresent(name string) *rbacconfig.Permission {
@@ -104,4 +135,3 @@ func sniPermission(name string) *rbacconfig.Permission {
 	}
 	return &rbacconfig.Permission{Rule: &rbacconfig.Permission_RequestedServerName{RequestedServerName: m}}
 }
-

@@ -22,6 +22,7 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -117,6 +118,14 @@ func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
 	if envoy == "" {
 		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
 	}
+	// As in xds/bootstrap.
+	layer, err := structpb.NewStruct(map[string]any{"re2.max_program_size.error_level": 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.LayeredRuntime = &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{
+		Name: "static", LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer},
+	}}}
 	j, err := protojson.Marshal(b)
 	if err != nil {
 		t.Fatal(err)
