@@ -22,8 +22,8 @@ func TestHeaderRulesCannotBeTalkedRound(t *testing.T) {
 func talkRoundHeaders(t *testing.T, known bool) {
 	const name = "x-user-role"
 	for what, c := range map[string]struct {
-		action           mesh.Action
-		header           mesh.HeaderCondition
+		action          mesh.Action
+		header          mesh.HeaderCondition
 		passes, refused []string // headers of the request, lines between "|"
 	}{
 		"a value is refused": {
@@ -107,7 +107,7 @@ func talkRoundHeaders(t *testing.T, known bool) {
 // A segment of a template is whatever an application may take for one.
 func TestTemplatesAndNotFormsHoldForEveryPath(t *testing.T) {
 	for what, c := range map[string]struct {
-		rule             mesh.Rule
+		rule            mesh.Rule
 		passes, refused []string
 	}{
 		"a template is refused": {

@@ -128,7 +128,9 @@ func meshConfig() *mesh.Config {
 	return &mesh.Config{TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: mesh.MTLSPermissive}
 }
 
-func authorized(rules ...mesh.Rule) *mesh.Policy { return policyWith(&mesh.Authorization{Rules: rules})[0] }
+func authorized(rules ...mesh.Rule) *mesh.Policy {
+	return policyWith(&mesh.Authorization{Rules: rules})[0]
+}
 
 const (
 	friend   = "spiffe://cluster.local/ns/front/sa/friend"
@@ -289,7 +291,9 @@ func TestNameThatAClientAsksForInTLS(t *testing.T) {
 			}()
 		}
 	}()
-	sni := func(action mesh.Action, w mesh.Condition) *mesh.Policy { return authorized(mesh.Rule{Action: action, When: w}) }
+	sni := func(action mesh.Action, w mesh.Condition) *mesh.Policy {
+		return authorized(mesh.Rule{Action: action, When: w})
+	}
 	for _, c := range []struct {
 		policy *mesh.Policy
 		passes map[string]bool // by name; "" is none, "mesh" TCP within mesh mTLS
@@ -321,3 +325,38 @@ type peeked struct {
 }
 
 func (p peeked) Read(b []byte) (int, error) { return p.in.Read(b) }
+
+// What comes in plaintext is counted apart from what comes over mesh mTLS, refused or
+// not, in the metrics that `tulle status --plaintext` reads.
+func TestPlaintextIsCountedApart(t *testing.T) {
+	app := startApplication(t)
+	s := startSidecar(t, app.Addr(), meshConfig(), authorized(mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{NotNamespaces: []string{"front"}}}}))
+	for range 3 {
+		if got := s.ask(friend, "GET / HTTP/1.1", "host: web"); got != 200 {
+			t.Errorf("over mesh mTLS: %d", got)
+		}
+	}
+	for range 2 {
+		if got := s.ask("", "GET / HTTP/1.1", "host: web"); got != 403 {
+			t.Errorf("in plaintext: %d", got)
+		}
+	}
+	s.handshake("a.example") // TLS that is not the mesh's
+	r, err := http.Get("http://" + s.admin + "/stats")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"http.inbound.downstream_rq_total: 3", "http.inbound-plain.downstream_rq_total: 2"} {
+		if !strings.Contains(string(body), want+"\n") {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	if !strings.Contains(string(body), "tcp.plain-tcp.downstream_cx_total: ") || strings.Contains(string(body), "tcp.plain-tcp.downstream_cx_total: 0\n") {
+		t.Error("a connection in plaintext is not counted")
+	}
+}
