@@ -2,21 +2,27 @@ package translate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	file "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	stream "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/genproto/googleapis/rpc/status"
@@ -76,8 +82,8 @@ func listen(t *testing.T) net.Listener {
 }
 
 // asks is a sidecar whose rules ask a gRPC and an HTTP authorizer. It returns its
-// address, Envoy's admin address, and the authorizers.
-func asks(t *testing.T, app *application, failOpen bool, policies ...*mesh.Policy) (at, admin string, overGRPC, overHTTP *authorizer) {
+// address, Envoy's admin address, the authorizers, and where its access log is.
+func asks(t *testing.T, app *application, failOpen bool, policies ...*mesh.Policy) (at, admin string, overGRPC, overHTTP *authorizer, log string) {
 	t.Helper()
 	overGRPC, overHTTP = &authorizer{}, &authorizer{}
 	grpcAt, httpAt := listen(t), listen(t)
@@ -110,6 +116,14 @@ func asks(t *testing.T, app *application, failOpen bool, policies ...*mesh.Polic
 	}, es...)
 	profile := mesh.ProfileOf(w)
 	m := inboundOf(profile, v).manager(false)
+	toStdout := &stream.StdoutAccessLog{}
+	if err := m.AccessLog[0].GetTypedConfig().UnmarshalTo(toStdout); err != nil {
+		t.Fatal(err)
+	}
+	log = filepath.Join(t.TempDir(), "access.log")
+	m.AccessLog[0] = &accesslog.AccessLog{Name: "file", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&file.FileAccessLog{
+		Path: log, AccessLogFormat: &file.FileAccessLog_LogFormat{LogFormat: toStdout.GetLogFormat()},
+	})}}
 	routes := inboundRoutes(profile.ID, v)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesIn(profile, v)}
 	port, adminPort := freePort(t), freePort(t)
@@ -140,7 +154,7 @@ func asks(t *testing.T, app *application, failOpen bool, policies ...*mesh.Polic
 	}
 	at, admin = fmt.Sprint("127.0.0.1:", port), fmt.Sprint("127.0.0.1:", adminPort)
 	runEnvoy(t, b, at)
-	return at, admin, overGRPC, overHTTP
+	return at, admin, overGRPC, overHTTP, log
 }
 
 func custom(name, authorizer string, to mesh.Operation) mesh.Rule {
@@ -149,7 +163,7 @@ func custom(name, authorizer string, to mesh.Operation) mesh.Rule {
 
 func TestExternalAuthorizerDecidesOnWhatItsRulesMatch(t *testing.T) {
 	app := startApplication(t)
-	at, _, overGRPC, overHTTP := asks(t, app, false, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+	at, _, overGRPC, overHTTP, _ := asks(t, app, false, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 		custom("a", "grpc", mesh.Operation{Paths: []string{"/g/*", "/both/*"}}),
 		custom("b", "http", mesh.Operation{Paths: []string{"/h/*", "/both/*"}}),
 		custom("c", "gone", mesh.Operation{Paths: []string{"/gone/*"}}),
@@ -197,7 +211,7 @@ func TestAuthorizerThatDoesNotAnswer(t *testing.T) {
 	}{{false, 403}, {true, 200}} {
 		t.Run(fmt.Sprintf("open=%t", c.open), func(t *testing.T) {
 			app := startApplication(t)
-			at, _, overGRPC, overHTTP := asks(t, app, c.open, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+			at, _, overGRPC, overHTTP, _ := asks(t, app, c.open, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 				custom("a", "grpc", mesh.Operation{Paths: []string{"/g/*"}}),
 				custom("b", "http", mesh.Operation{Paths: []string{"/h/*"}}),
 			}})...)
@@ -230,7 +244,7 @@ func TestAuthorizerThatDoesNotAnswer(t *testing.T) {
 // rule.
 func TestRulesThatDoNotDecideAreCounted(t *testing.T) {
 	app := startApplication(t)
-	at, admin, _, _ := asks(t, app, false, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
+	at, admin, _, _, log := asks(t, app, false, policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 		{Name: "noted", Action: mesh.Audit, To: []mesh.Operation{{Paths: []string{"/noted"}}}},
 		{Name: "denies", Action: mesh.Deny, DryRun: true, To: []mesh.Operation{{Paths: []string{"/denied"}}}},
 		{Name: "allows", Action: mesh.Allow, DryRun: true, To: []mesh.Operation{{Paths: []string{"/allowed", "/denied", "/noted"}}}},
@@ -260,5 +274,35 @@ func TestRulesThatDoNotDecideAreCounted(t *testing.T) {
 		if !strings.Contains(string(body), want+"\n") {
 			t.Errorf("the metrics lack\n%s\nthey are\n%s", want, body)
 		}
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; { // Envoy writes it down every second
+		text, err := os.ReadFile(log)
+		if err == nil && strings.Count(string(text), "\n") == 7 {
+			for line := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n") {
+				var l struct {
+					Path  string `json:"path"`
+					Audit string `json:"audit"`
+					Deny  string `json:"dry_run_deny"`
+					Allow string `json:"dry_run_allow"`
+				}
+				if err := json.Unmarshal([]byte(line), &l); err != nil {
+					t.Fatal(err)
+				}
+				want := map[string][3]string{
+					"/noted":   {"shop/p#noted", "", "allowed"},
+					"/denied":  {"", "shop/p#denies", "allowed"},
+					"/allowed": {"", "", "allowed"},
+					"/x//y":    {"", "", "denied"},
+				}[l.Path]
+				if got := [3]string{l.Audit, l.Deny, l.Allow}; got != want {
+					t.Errorf("the log says of %s %q, want %q", l.Path, got, want)
+				}
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the access log is not written: %v\n%s", err, text)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }

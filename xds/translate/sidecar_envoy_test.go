@@ -360,3 +360,65 @@ func TestPlaintextIsCountedApart(t *testing.T) {
 		t.Error("a connection in plaintext is not counted")
 	}
 }
+
+// On connections that are not HTTP a Custom rule refuses, and rules that only note are
+// counted.
+func TestRulesOnConnectionsThatAreNotHTTP(t *testing.T) {
+	l := listen(t)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
+		}
+	}()
+	echoes := func(s *sidecarProxy) bool {
+		c, err := net.Dial("tcp", s.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, "\x00hello\n")
+		line, err := bufio.NewReader(c).ReadString('\n')
+		return err == nil && line == "\x00hello\n"
+	}
+	closed := startSidecar(t, l.Addr(), meshConfig(), authorized(mesh.Rule{Action: mesh.Custom, Authorizer: "nobody", To: []mesh.Operation{{Methods: []string{"GET"}}}}))
+	if echoes(closed) {
+		t.Error("a Custom rule lets a connection pass about which nobody can be asked")
+	}
+	s := startSidecar(t, l.Addr(), meshConfig(), authorized(
+		mesh.Rule{Name: "noted", Action: mesh.Audit},
+		mesh.Rule{Name: "denies", Action: mesh.Deny, DryRun: true, To: []mesh.Operation{{Methods: []string{"GET"}}}},
+		mesh.Rule{Name: "allows", DryRun: true, From: []mesh.Source{{Namespaces: []string{"front"}}}},
+	))
+	if !echoes(s) {
+		t.Error("rules that only note refuse a connection")
+	}
+	r, err := http.Get("http://" + s.admin + "/stats")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"plain-tcp.rbac.audit_.shadow_denied: 1", "plain-tcp.rbac.dry_run_deny_.shadow_denied: 1", "plain-tcp.rbac.dry_run_allow_.shadow_denied: 1",
+	} {
+		if !strings.Contains(string(body), want+"\n") {
+			t.Errorf("the metrics lack %s", want)
+			for line := range strings.SplitSeq(string(body), "\n") {
+				if strings.Contains(line, "rbac") {
+					t.Log(line)
+				}
+			}
+		}
+	}
+}
