@@ -36,6 +36,16 @@ func (c *checks) config(m *v1alpha1.MeshConfig) {
 		c.serviceName(spec.Child("rateLimitService", "name"), s.Name)
 		c.namespace(spec.Child("rateLimitService", "namespace"), s.Namespace)
 	}
+	for i, a := range m.Spec.TrustDomainAliases {
+		if a == m.Spec.TrustDomain {
+			c.refuse(spec.Child("trustDomainAliases").Index(i), a, "this is the trust domain itself: write its other names")
+		}
+	}
+	for i, a := range m.Spec.ExternalAuthorizers {
+		at := spec.Child("externalAuthorizers").Index(i).Child("service")
+		c.namespace(at.Child("namespace"), a.Service.Namespace)
+		c.serviceName(at.Child("name"), a.Service.Name)
+	}
 }
 
 // clusterRanges checks ranges whose traffic goes to the mesh's own listener.

@@ -31,10 +31,9 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	}
 	if a := p.Spec.Authorization; a != nil {
 		for i, rule := range a.Rules {
-			at := spec.Child("authorization", "rules").Index(i)
+			c.rule(spec.Child("authorization", "rules").Index(i), rule)
 			for j, s := range rule.From {
-				c.source(at.Child("from").Index(j), s)
-				c.atGateway(edge, at.Child("from").Index(j), s)
+				c.atGateway(edge, spec.Child("authorization", "rules").Index(i).Child("from").Index(j), s)
 			}
 		}
 	}
@@ -84,15 +83,6 @@ func (c *checks) labels(at *field.Path, labels map[string]v1alpha1.LabelValue) {
 		if mesh.RevisionLabel(key) {
 			c.refuse(at.Key(key), key, "this label differs from one rollout to the next: name a label of the workload, such as app")
 		}
-	}
-}
-
-func (c *checks) source(at *field.Path, s v1alpha1.Source) {
-	for i, id := range s.Identities {
-		c.identity(at.Child("identities").Index(i), id)
-	}
-	for i, block := range s.IPBlocks {
-		c.prefix(at.Child("ipBlocks").Index(i), block, "10.0.0.0/8, or 192.0.2.7/32 for one address")
 	}
 }
 

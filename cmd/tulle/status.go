@@ -61,6 +61,8 @@ type proxyStatus struct {
 	Resources map[string]int `json:"resources,omitempty"`
 	Pending   []resource     `json:"pending,omitempty"`
 	Rejected  []resource     `json:"rejected,omitempty"`
+	// Plaintext is what came in without mutual TLS; nil where it was not asked for.
+	Plaintext *plaintext `json:"plaintext,omitempty"`
 }
 
 // replicaStatus is a replica of the control plane, and why it did not answer.
@@ -74,8 +76,9 @@ type status struct {
 	Replicas []replicaStatus `json:"replicas"`
 	Proxies  []proxyStatus   `json:"proxies"`
 
-	scope string // what was asked for, in words
-	hint  string // what to do where there is nothing
+	plaintext bool   // every proxy was asked what comes in without mutual TLS
+	scope     string // what was asked for, in words
+	hint      string // what to do where there is nothing
 }
 
 func (s *status) data() any { return s }
@@ -88,7 +91,7 @@ func (s *status) lacks() bool {
 
 func (a *app) statusCommand() *cobra.Command {
 	var format string
-	var all bool
+	var all, plain bool
 	cmd := &cobra.Command{
 		Use:     "status [POD...]",
 		Aliases: []string{"ps"},
@@ -102,12 +105,18 @@ acknowledged yet (SYNCED), and resources that Envoy refused, in its own words
 A POD is NAME, NAMESPACE/NAME, or a workload such as deploy/NAME. Without one,
 all meshed pods of the namespace are shown.
 
+With --plaintext every proxy that is shown is asked, by port-forward to its admin
+endpoint, how many HTTP requests and TCP connections came to it in plaintext since
+it started, those that were refused included. Where none did for as long as callers
+take to call, mtls.mode: Strict cuts nobody off. Probes do not count.
+
 Exit codes: 0 every proxy has all, 1 error, 2 a proxy is not connected, has not
 acknowledged or has rejected something, or a replica did not answer.`),
 		Example: a.text(`
   {tulle} status                      # this namespace
   {tulle} status -A                   # the whole mesh
   {tulle} status deploy/frontend -n shop
+  {tulle} status -A --plaintext       # who is called in plaintext still
   {tulle} status -A -o json | jq -r '.proxies[] | select(.state != "synced") | .pod'`),
 		ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -125,6 +134,9 @@ acknowledged or has rejected something, or a replica did not answer.`),
 			if err != nil {
 				return err
 			}
+			if plain {
+				c.plaintext(cmd.Context(), s)
+			}
 			if err := a.show(format, s); err != nil {
 				return err
 			}
@@ -135,6 +147,7 @@ acknowledged or has rejected something, or a replica did not answer.`),
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "All namespaces")
+	cmd.Flags().BoolVar(&plain, "plaintext", false, "Also what comes in without mutual TLS, which each proxy is asked for")
 	outputFlag(cmd, &format)
 	return cmd
 }
@@ -323,9 +336,18 @@ func (p *proxyStatus) connected(st stream) {
 
 func (s *status) table(now time.Time) *table {
 	t := &table{header: []string{"POD", "IDENTITY", "CONNECTED TO", "SINCE", "SYNCED", "REJECTED"}}
+	if s.plaintext {
+		t.header = append(t.header, "PLAINTEXT")
+	}
+	row := func(p proxyStatus, cells ...string) {
+		if s.plaintext {
+			cells = append(cells, p.Plaintext.text())
+		}
+		t.row(cells...)
+	}
 	for _, p := range s.Proxies {
 		if p.Since == nil {
-			t.row(p.Pod, p.Identity, p.State, none, none, none)
+			row(p, p.Pod, p.Identity, p.State, none, none, none)
 			continue
 		}
 		synced, rejected := "all", none
@@ -335,7 +357,7 @@ func (s *status) table(now time.Time) *table {
 		if n := len(p.Rejected); n > 0 {
 			rejected = fmt.Sprint(n)
 		}
-		t.row(p.Pod, p.Identity, p.Replica, age(*p.Since, now), synced, rejected)
+		row(p, p.Pod, p.Identity, p.Replica, age(*p.Since, now), synced, rejected)
 	}
 	if len(s.Proxies) == 0 {
 		t.note("No meshed pods in %s. To mesh a namespace: %s.", s.scope, s.hint)
@@ -352,6 +374,9 @@ func (s *status) notes(t *table) {
 		}
 	}
 	for _, p := range s.Proxies {
+		if p.Plaintext != nil && p.Plaintext.Error != "" {
+			t.note("%s did not say what comes in in plaintext: %s", p.Pod, printable(p.Plaintext.Error))
+		}
 		switch p.State {
 		case stateRejected:
 			for _, r := range p.Rejected {

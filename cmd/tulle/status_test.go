@@ -87,7 +87,7 @@ func (h harness) run(t *testing.T, line string) (code int, stdout, stderr string
 			if !ok {
 				return nil, errors.New("connection refused")
 			}
-			if port != portDebug {
+			if want := map[bool]int{true: portDebug, false: portAdmin}[strings.HasPrefix(p.Name, "tulled")]; port != want {
 				t.Errorf("reached port %d of a replica", port)
 			}
 			return serve(t, reply), nil
@@ -337,5 +337,28 @@ func TestAClusterThatDoesNotAnswerIsAnError(t *testing.T) {
 	code := run(context.Background(), []string{"tulle", "status", "--server", "http://" + at}, genericiooptions.IOStreams{Out: &out, ErrOut: &errOut})
 	if code != exitError || !strings.Contains(errOut.String(), "Next:  is the cluster up?") {
 		t.Errorf("exit code %d: %s", code, errOut.String())
+	}
+}
+
+func TestStatusTellsWhoIsCalledInPlaintext(t *testing.T) {
+	h := harness{
+		objects: []runtime.Object{tulled("tulled-1"), pod("shop/a", withProxy), pod("shop/b", withProxy), pod("shop/c", withProxy), pod("shop/d", withProxy, inPhase(corev1.PodPending))},
+		replies: map[string]string{
+			"tulled-1": streamsOf(streamOf("shop/a", "tulled-1", time.Minute), streamOf("shop/b", "tulled-1", time.Minute), streamOf("shop/c", "tulled-1", time.Minute)),
+			"a":        `{"stats": [{"name": "http.inbound-plain.downstream_rq_total", "value": 12}, {"name": "tcp.plain-tcp.downstream_cx_total", "value": 3}]}`,
+			"b":        `{"stats": [{"name": "http.inbound-plain.downstream_rq_total", "value": 0}]}`,
+			"c":        `not JSON`,
+		},
+	}
+	_, out, _ := h.run(t, "status --plaintext")
+	var got []string
+	for _, row := range split(out) {
+		got = append(got, row[0]+" "+row[len(row)-1])
+	}
+	if diff := cmp.Diff([]string{"POD PLAINTEXT", "shop/a 12 HTTP, 3 TCP", "shop/b none", "shop/c ?", "shop/d -"}, got); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if !strings.Contains(out, "shop/c did not say what comes in in plaintext: ") {
+		t.Errorf("it is not said why of shop/c:\n%s", out)
 	}
 }

@@ -42,6 +42,17 @@ const (
 	// ReasonTargetNotFound is the reason of ResolvedRefs=False where a Gateway,
 	// listener or route that targetRefs names does not exist, or is not Tulle's.
 	ReasonTargetNotFound = "TargetNotFound"
+	// ReasonAuthorizerNotFound is the reason of ResolvedRefs=False where a Custom
+	// rule names an external authorizer that the MeshConfig does not have.
+	ReasonAuthorizerNotFound = "AuthorizerNotFound"
+	// ReasonClientUnknown is the reason of Accepted=False where a rule is about the
+	// client before the gateways, and the MeshConfig does not say how far
+	// X-Forwarded-For is believed: the rule is against every client.
+	ReasonClientUnknown = "ClientUnknown"
+	// ReasonNotHTTP is the reason of Accepted=True where a rule asks for HTTP
+	// attributes on a port that is declared not to be HTTP: it refuses everything
+	// there, or allows nothing.
+	ReasonNotHTTP = "NotHTTP"
 	// ReasonProgrammed is the reason of Programmed=True.
 	ReasonProgrammed = "Programmed"
 	// ReasonPending is the reason of Programmed=False while proxies have yet to

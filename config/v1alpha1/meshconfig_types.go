@@ -51,6 +51,18 @@ type MeshConfigSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the trust domain is part of every identity and cannot be changed: delete the MeshConfig and create it anew, then restart every meshed workload"
 	TrustDomain string `json:"trustDomain,omitempty"`
 
+	// trustDomainAliases are other names of trustDomain, for a migration from one to
+	// the other: callers with identities of these are let in as those of trustDomain,
+	// and rules that name identities of one mean those of all.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.all(d, d.matches('^[a-z0-9._-]+$'))",message="a trust domain has lower-case letters, digits, '.', '-' and '_', and no scheme, port or path: write cluster.local"
+	TrustDomainAliases []string `json:"trustDomainAliases,omitempty"`
+
 	// mtls is the default for workloads that no MeshPolicy speaks about.
 	// +optional
 	// +kubebuilder:default={}
@@ -87,20 +99,145 @@ type MeshConfigSpec struct {
 	// drains the connections to all workloads.
 	// +optional
 	RateLimitService *RateLimitService `json:"rateLimitService,omitempty"`
+
+	// forwardedFor says how far X-Forwarded-For is believed, which remoteIpBlocks of
+	// MeshPolicies are about.
+	// +optional
+	ForwardedFor ForwardedFor `json:"forwardedFor,omitzero"`
+
+	// externalAuthorizers are whom Custom rules of MeshPolicies ask.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	ExternalAuthorizers []ExternalAuthorizer `json:"externalAuthorizers,omitempty"`
 }
+
+// ForwardedFor says how far X-Forwarded-For is believed.
+type ForwardedFor struct {
+	// trustedHops is how many proxies on the way write into the header whom they
+	// heard from: 1 where clients connect to the mesh's gateways, 2 where a load
+	// balancer that writes it is before them. 0 believes nothing.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=16
+	TrustedHops int32 `json:"trustedHops,omitempty"`
+}
+
+// AuthorizerProtocol is how an external authorizer is asked.
+//
+// +kubebuilder:validation:Enum=GRPC;HTTP
+type AuthorizerProtocol string
+
+const (
+	// AuthorizerGRPC is Envoy's envoy.service.auth.v3.Authorization.
+	AuthorizerGRPC AuthorizerProtocol = "GRPC"
+	// AuthorizerHTTP is a request that is answered with 200 where it may pass.
+	AuthorizerHTTP AuthorizerProtocol = "HTTP"
+)
 
 // FailureMode says what becomes of a request when a service that was to decide about
 // it does not answer.
 //
-// +kubebuilder:validation:Enum=Open;Closed
+// +kubebuilder:validation:Enum=Closed;Open
 type FailureMode string
 
 const (
-	// FailureModeOpen lets the request in.
-	FailureModeOpen FailureMode = "Open"
-	// FailureModeClosed answers it with 503.
-	FailureModeClosed FailureMode = "Closed"
+	// FailureClosed refuses the request.
+	FailureClosed FailureMode = "Closed"
+	// FailureOpen lets it pass, to what else decides about it.
+	FailureOpen FailureMode = "Open"
 )
+
+// ExternalAuthorizer is a Service that decides on requests (Envoy's ext_authz).
+//
+// +kubebuilder:validation:XValidation:rule="self.protocol == 'HTTP' || !has(self.pathPrefix) && !has(self.requestHeaders) && !has(self.upstreamHeaders)",message="pathPrefix, requestHeaders and upstreamHeaders are of protocol: HTTP; over gRPC the authorizer is told all headers, and answers with those that it changes"
+type ExternalAuthorizer struct {
+	// name by which rules refer to it.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// service that is asked. Where its pods are meshed, it is asked over mesh mTLS.
+	// +required
+	Service AuthorizerService `json:"service"`
+
+	// protocol: GRPC is envoy.service.auth.v3.Authorization. HTTP is a request of
+	// the same method and path without body, where 200 lets pass, and any other
+	// answer is the client's.
+	// +optional
+	// +kubebuilder:default=GRPC
+	Protocol AuthorizerProtocol `json:"protocol,omitempty"`
+
+	// timeout of a question, from 1ms to 1m.
+	// +optional
+	// +kubebuilder:default="1s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}(h|m|s|ms)){1,4}$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms') && duration(self) <= duration('1m')",message="requests wait for the authorizer: write a timeout from 1ms to 1m, such as 500ms"
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+
+	// failureMode: Closed refuses a request when the authorizer cannot be reached,
+	// fails or takes too long, Open lets it pass to the rules of Deny and Allow.
+	// +optional
+	// +kubebuilder:default=Closed
+	FailureMode FailureMode `json:"failureMode,omitempty"`
+
+	// pathPrefix is put before the path, of HTTP.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^/[A-Za-z0-9._~/-]*$`
+	PathPrefix string `json:"pathPrefix,omitempty"`
+
+	// requestHeaders are those of the request that the authorizer is told, besides
+	// host and authorization, of HTTP.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9!#$%&'*+\-.^_|~]+$`
+	RequestHeaders []string `json:"requestHeaders,omitempty"`
+
+	// upstreamHeaders are those of the authorizer's answer that the application is
+	// told, of HTTP. They replace the client's of that name: have the authorizer answer
+	// with each of them, so that no client can write one.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9!#$%&'*+\-.^_|~]+$`
+	UpstreamHeaders []string `json:"upstreamHeaders,omitempty"`
+}
+
+// AuthorizerService names a Service and one of its ports.
+type AuthorizerService struct {
+	// namespace of the Service.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+
+	// name of the Service.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// port of the Service.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+}
 
 // RateLimitService is a Service whose pods speak Envoy's rate limit protocol
 // (envoy.service.ratelimit.v3, gRPC). It is called as any Service is: by mutual TLS of

@@ -98,12 +98,15 @@ func (s *sources) mesh(rootNamespace string) *mesh.Config {
 	out := &mesh.Config{
 		Generation:          generation,
 		TrustDomain:         cmp.Or(spec.TrustDomain, defaultTrustDomain),
+		Aliases:             spec.TrustDomainAliases,
 		RootNamespace:       rootNamespace,
 		MTLS:                meshMTLS(spec.MTLS.Mode),
 		Egress:              egress(spec.Egress.Mode),
 		CertificateLifetime: defaultLifetime,
 		ServiceRanges:       ranges(s.services, spec.ClusterRanges.Services),
 		PodRanges:           ranges(s.pods, spec.ClusterRanges.Pods),
+		TrustedHops:         uint32(max(0, spec.ForwardedFor.TrustedHops)),
+		Authorizers:         authorizers(spec.ExternalAuthorizers),
 	}
 	out.RateLimitService = rateLimitService(spec.RateLimitService)
 	if l := spec.Certificates.Lifetime; l != nil {

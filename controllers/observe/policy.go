@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -175,69 +174,6 @@ func mtls(m *v1alpha1.MTLS, bad *problems) *mesh.MTLS {
 		}
 		port := bad.port(field+".port", p.Port)
 		out.Ports[port] = max(out.Ports[port], mode(field+".mode", p.Mode))
-	}
-	return out
-}
-
-func authorization(a *v1alpha1.Authorization, bad *problems) *mesh.Authorization {
-	if a == nil {
-		return nil
-	}
-	out := &mesh.Authorization{DefaultDeny: action("spec.authorization.default", a.Default, bad) == mesh.Deny}
-	for i, r := range a.Rules {
-		field := fmt.Sprintf("spec.authorization.rules[%d]", i)
-		rule := mesh.Rule{Name: r.Name, Action: action(field+".action", r.Action, bad)}
-		for j, s := range r.From {
-			rule.From = append(rule.From, source(fmt.Sprintf("%s.from[%d]", field, j), s, bad))
-		}
-		for j, o := range r.To {
-			rule.To = append(rule.To, operation(fmt.Sprintf("%s.to[%d]", field, j), o, bad))
-		}
-		out.Rules = append(out.Rules, rule)
-	}
-	return out
-}
-
-func action(field string, a v1alpha1.AuthorizationAction, bad *problems) mesh.Action {
-	switch a {
-	case "", v1alpha1.AuthorizationAllow:
-		return mesh.Allow
-	case v1alpha1.AuthorizationDeny:
-		return mesh.Deny
-	default:
-		bad.add("%s: %q is no action: write Allow or Deny", field, a)
-		return mesh.Deny
-	}
-}
-
-func source(field string, s v1alpha1.Source, bad *problems) mesh.Source {
-	out := mesh.Source{Identities: s.Identities, Namespaces: s.Namespaces}
-	for _, name := range s.ServiceAccounts {
-		namespace, account, ok := strings.Cut(name, "/")
-		if !ok {
-			namespace, account = "", name
-		}
-		if account == "" || strings.Contains(account, "/") || ok && namespace == "" {
-			bad.add("%s.serviceAccounts: %q is no service account: write name, or namespace/name", field, name)
-			continue
-		}
-		out.ServiceAccounts = append(out.ServiceAccounts, mesh.Name{Namespace: namespace, Name: account})
-	}
-	for _, block := range s.IPBlocks {
-		p, err := netip.ParsePrefix(block)
-		if err != nil {
-			bad.add("%s.ipBlocks: %q is no CIDR: write 10.0.0.0/8, or 192.0.2.7/32 for one address", field, block)
-			continue
-		}
-		out.IPBlocks = append(out.IPBlocks, p.Masked())
-	}
-	return out
-}
-
-func operation(field string, o v1alpha1.Operation, bad *problems) mesh.Operation {
-	out := mesh.Operation{Methods: o.Methods, Paths: o.Paths, Hosts: o.Hosts}
-	for i, p := range o.Ports {
-		out.Ports = append(out.Ports, bad.port(fmt.Sprintf("%s.ports[%d]", field, i), p))
 	}
 	return out
 }

@@ -3,6 +3,7 @@ package observe
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -31,10 +32,12 @@ func rateLimit(l *v1alpha1.RateLimit, bad *problems) *mesh.RateLimit {
 		}
 		for j, s := range r.From {
 			at := fmt.Sprintf("%s.from[%d]", field, j)
-			if len(s.IPBlocks) > 0 {
-				bad.add("%s.ipBlocks: a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts", at)
+			from := source(at, s, bad)
+			known := mesh.Source{Identities: from.Identities, Namespaces: from.Namespaces, ServiceAccounts: from.ServiceAccounts}
+			if !reflect.DeepEqual(from, known) {
+				bad.add("%s: a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts", at)
 			}
-			rule.From = append(rule.From, source(at, s, bad))
+			rule.From = append(rule.From, known)
 		}
 		for j, o := range r.To {
 			rule.To = append(rule.To, rateLimitOperation(fmt.Sprintf("%s.to[%d]", field, j), o, bad))
@@ -99,7 +102,7 @@ func rateLimitService(in *v1alpha1.RateLimitService) *mesh.RateLimitService {
 	out := &mesh.RateLimitService{
 		Service: mesh.Name{Namespace: in.Namespace, Name: in.Name}, Port: uint16(cmp.Or(in.Port, defaultRateLimitPort)), // 1 to 65535, says the API
 		Domain: cmp.Or(in.Domain, defaultRateLimitDomain), Timeout: defaultRateLimitTimeout,
-		Closed: in.FailureMode != "" && in.FailureMode != v1alpha1.FailureModeOpen,
+		Closed: in.FailureMode != "" && in.FailureMode != v1alpha1.FailureOpen,
 	}
 	if in.Timeout != nil {
 		out.Timeout = in.Timeout.Duration

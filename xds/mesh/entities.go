@@ -45,8 +45,11 @@ func (p Protocol) Opaque() bool { return p == TCP || p == TLS }
 // filled in, and what Kubernetes itself tells about the cluster.
 type Config struct {
 	// Generation is the MeshConfig's; 0 where there is none.
-	Generation    int64
-	TrustDomain   string
+	Generation  int64
+	TrustDomain string
+	// Aliases are other names of TrustDomain: an identity of one is the identity of
+	// all. See [Config.TrustDomains].
+	Aliases       []string
 	RootNamespace string // where mesh-wide policies live: Tulle's own namespace
 	MTLS          MTLSMode
 	Egress        EgressMode
@@ -57,6 +60,11 @@ type Config struct {
 	// without duplicates. Traffic to any other address is external.
 	ServiceRanges []netip.Prefix
 	PodRanges     []netip.Prefix
+	// TrustedHops is how many proxies before a workload write into X-Forwarded-For
+	// whom they heard from, the mesh's gateway being one; 0: it is not believed.
+	TrustedHops uint32
+	// Authorizers are the external ones that rules may name, sorted by name.
+	Authorizers []Authorizer
 	// AccessLog is the JSON access log's form: key to Envoy format operator.
 	// nil is the default form, empty turns the log off.
 	AccessLog map[string]string
@@ -272,55 +280,6 @@ type Target struct {
 type MTLS struct {
 	Mode  MTLSMode
 	Ports map[uint16]MTLSMode
-}
-
-// Authorization is a policy's authorization section.
-type Authorization struct {
-	DefaultDeny bool
-	Rules       []Rule
-}
-
-// Action is what a rule that matches does.
-type Action uint8
-
-const (
-	// Allow lets the request in, unless a Deny rule matches too.
-	Allow Action = iota
-	// Deny refuses it.
-	Deny
-)
-
-// Rule matches when one of From matches (or it is empty) and one of To matches
-// (or it is empty).
-type Rule struct {
-	Name   string
-	Action Action
-	From   []Source
-	To     []Operation
-}
-
-// Source matches when each field that is not empty has a value that matches.
-type Source struct {
-	// Identities are SPIFFE IDs; a trailing "*" makes one a prefix.
-	Identities      []string
-	Namespaces      []string
-	ServiceAccounts []Name // an empty namespace is the policy's
-	IPBlocks        []netip.Prefix
-}
-
-// Operation matches when each field that is not empty has a value that
-// matches. A leading or trailing "*" makes a suffix or prefix of a path or
-// host; "*" alone is anything that is there.
-type Operation struct {
-	Ports   []uint16
-	Methods []string
-	Paths   []string
-	Hosts   []string
-}
-
-// HasHTTP reports whether the operation can only be decided on a request.
-func (o Operation) HasHTTP() bool {
-	return len(o.Methods) > 0 || len(o.Paths) > 0 || len(o.Hosts) > 0
 }
 
 // Split is a TrafficSplit.

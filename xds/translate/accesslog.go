@@ -15,9 +15,10 @@ import (
 type logSide int
 
 const (
-	outboundLog logSide = iota // the client's sidecar
-	inboundLog                 // the server's
-	gatewayLog                 // a gateway, whose clients are outside
+	outboundLog   logSide = iota // the client's sidecar
+	inboundLog                   // the server's
+	inboundTCPLog                // the same, of what is not HTTP
+	gatewayLog                   // a gateway, whose clients are outside
 )
 
 // fields are the default access log, one JSON object a line. Operators are
@@ -44,7 +45,8 @@ var fields = map[string]string{
 }
 
 // sideFields are what differs: which connection carries the two identities,
-// and the verdict, which the server's side has.
+// and the verdict, which the server's side has, with what rules that do not decide
+// noted: which one matched, and whether what is allowed would be.
 var sideFields = [...]map[string]string{
 	outboundLog: {
 		"direction":       "outbound",
@@ -62,6 +64,19 @@ var sideFields = [...]map[string]string{
 		"server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
 		"verdict":         "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_engine_result)%",
 		"policy":          "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%",
+		"audit":           "%DYNAMIC_METADATA(envoy.filters.http.rbac:audit_shadow_effective_policy_id)%",
+		"dry_run_deny":    "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_deny_shadow_effective_policy_id)%",
+		"dry_run_allow":   "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_allow_shadow_engine_result)%",
+	},
+	inboundTCPLog: {
+		"direction":       "inbound",
+		"client_identity": "%DOWNSTREAM_PEER_URI_SAN%",
+		"server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
+		"verdict":         "%DYNAMIC_METADATA(envoy.filters.network.rbac:enforced_engine_result)%",
+		"policy":          "%DYNAMIC_METADATA(envoy.filters.network.rbac:enforced_effective_policy_id)%",
+		"audit":           "%DYNAMIC_METADATA(envoy.filters.network.rbac:audit_shadow_effective_policy_id)%",
+		"dry_run_deny":    "%DYNAMIC_METADATA(envoy.filters.network.rbac:dry_run_deny_shadow_effective_policy_id)%",
+		"dry_run_allow":   "%DYNAMIC_METADATA(envoy.filters.network.rbac:dry_run_allow_shadow_engine_result)%",
 	},
 }
 

@@ -17,7 +17,7 @@ func TestRulesOfOneNameAllHold(t *testing.T) {
 	}
 	v := authorization(policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 		deny("admin", "a"), deny("admin", "b"), deny("admin", "c"), deny("4", "d"), deny("", "e"),
-	}}), "cluster.local", true)
+	}}), view(), true)
 	if got := len(v.deny.GetPolicies()); got != 5 {
 		t.Errorf("of five rules %d hold: %v", got, v.deny.GetPolicies())
 	}
@@ -56,7 +56,7 @@ func TestHTTPAttributesOnTCPNeverOpen(t *testing.T) {
 	v := authorization(policyWith(&mesh.Authorization{Rules: []mesh.Rule{
 		{Action: mesh.Allow, To: get},
 		{Action: mesh.Deny, To: get},
-	}}), "cluster.local", false)
+	}}), view(), false)
 	if v.allow == nil || len(v.allow.GetPolicies()) != 0 {
 		t.Errorf("the allow rule lets in %v, want nobody", v.allow)
 	}
@@ -71,7 +71,7 @@ func TestInvalidAuthorizationRefusesEverybody(t *testing.T) {
 	ps := policyWith(&mesh.Authorization{Rules: []mesh.Rule{{Action: mesh.Allow}}})
 	ps[0].Invalid = "it makes no sense"
 	for _, http := range []bool{true, false} {
-		v := authorization(ps, "cluster.local", http)
+		v := authorization(ps, view(), http)
 		for _, p := range v.deny.GetPolicies() {
 			if !p.GetPermissions()[0].GetAny() || !p.GetPrincipals()[0].GetAny() {
 				t.Errorf("http=%v: refused is %v, want everything", http, p)

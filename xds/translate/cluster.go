@@ -192,8 +192,8 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 		c.TypedExtensionProtocolOptions = protocolOptions((&traffic{}).protocols(connectionAge(v)))
 	}
 	if known && takesMTLS(w, d.address.Port(), v) {
-		id := Identity(config.TrustDomain, w.Namespace, w.ServiceAccount)
-		c.TransportSocket = clientTLS(alpn(d.http), validation(SecretRoots, sans([]string{id})...))
+		ids := spellings(Identity(config.TrustDomain, w.Namespace, w.ServiceAccount), config.TrustDomains())
+		c.TransportSocket = clientTLS(alpn(d.http), validation(SecretRoots, sans(ids)...))
 	}
 	return c
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -19,8 +20,10 @@ import (
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -91,7 +94,7 @@ func startEnvoyWith(t *testing.T, a *application, ofListener, ofRoutes []*mesh.P
 	}
 	profile := mesh.ProfileOf(w)
 	m := inboundOf(profile, with(ofListener)).manager(false)
-	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, with(ofRoutes))}
+	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesIn(profile, with(ofRoutes))}
 	port := freePort(t)
 	to := staticCluster(ClusterInbound)
 	to.ClusterDiscoveryType, to.LbPolicy = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, cluster.Cluster_ROUND_ROBIN
@@ -116,6 +119,14 @@ func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
 	if envoy == "" {
 		t.Fatal("ENVOY does not name the Envoy binary; run: make test")
 	}
+	// As in xds/bootstrap.
+	layer, err := structpb.NewStruct(map[string]any{"re2.max_program_size.error_level": 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.LayeredRuntime = &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{
+		Name: "static", LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer},
+	}}}
 	j, err := protojson.Marshal(b)
 	if err != nil {
 		t.Fatal(err)
@@ -144,14 +155,20 @@ func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
 	}
 }
 
+// freePort is one that nobody listens at, below those that connections are given
+// (net.ipv4.ip_local_port_range begins at 32768): packages are tested side by side.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := 12000 + rand.IntN(20000)
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+		if err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port is free")
+	return 0
 }
 
 // An application may close an idle connection just as a request is put on it.
@@ -364,4 +381,9 @@ func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
 			t.Errorf("from %q: the header is not what it was: %s", from, seen[0])
 		}
 	}
+}
+
+// routesIn are the inbound routes of the profile.
+func routesIn(p *mesh.Profile, v *mesh.View) *route.RouteConfiguration {
+	return inboundRoutes(p.ID, v).Message.(*route.RouteConfiguration)
 }

@@ -7,6 +7,7 @@ import (
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	cors "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	faultfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	filterchain "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	localratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	ondemand "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -30,6 +31,8 @@ type httpFilter int
 
 const (
 	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
+	filterAudit                       // authorization: who is noted
+	filterCustom                      // authorization: who is asked about
 	filterDeny                        // authorization: who is refused
 	filterAllow                       // authorization: who is let in
 	filterRateLimit                   // how many of those who are let in; then what the mesh's service counts (askingService)
@@ -50,6 +53,8 @@ const (
 // These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
+	auditName       = "tulle.audit"
+	customName      = "tulle.custom"
 	forwardName     = "tulle.forward"
 	corsName        = "tulle.cors"
 	rateLimitName   = "tulle.ratelimit"
@@ -59,6 +64,10 @@ const (
 
 func (f httpFilter) filter() *hcm.HttpFilter {
 	switch f {
+	case filterAudit:
+		return disabled(typedFilter(auditName, &rbac.RBAC{}))
+	case filterCustom:
+		return disabled(typedFilter(customName, &filterchain.FilterChainConfig{}))
 	case filterDeny:
 		return typedFilter(denyName, &rbac.RBAC{})
 	case filterAllow:
@@ -107,8 +116,14 @@ func httpFilters(fs ...httpFilter) []*hcm.HttpFilter {
 	return out
 }
 
-func perRoute(rules *rbacconfig.RBAC) *rbac.RBACPerRoute {
-	return &rbac.RBACPerRoute{Rbac: &rbac.RBAC{Rules: rules}}
+// perRoute enforces rules, and notes under the prefix what shadow would decide; each
+// may be nil. Rules are counted one by one where there is something to note.
+func perRoute(rules, shadow *rbacconfig.RBAC, note string) *rbac.RBACPerRoute {
+	out := &rbac.RBAC{Rules: rules}
+	if shadow != nil {
+		out.ShadowRules, out.ShadowRulesStatPrefix, out.TrackPerRuleStats = shadow, note, true
+	}
+	return &rbac.RBACPerRoute{Rbac: out}
 }
 
 // maxHeaders is how many headers a message may have. Envoy's default of 100 is

@@ -44,6 +44,10 @@ const (
 	reasonServiceNotFound = "ServiceNotFound"
 	reasonPortNotFound    = "PortNotFound"
 	reasonTargetNotFound  = "TargetNotFound"
+
+	reasonAuthorizerNotFound = "AuthorizerNotFound"
+	reasonClientUnknown      = "ClientUnknown"
+	reasonNotHTTP            = "NotHTTP"
 )
 
 // FindingsKey is the target that says what the status of an object is.
@@ -120,7 +124,10 @@ func report(kind mesh.Kind, m mesh.Meta, refs bool, fs ...*fault) []mesh.Finding
 		if f.condition == conditionResolvedRefs {
 			to = &resolved
 		}
-		if to.OK {
+		switch {
+		case f.reason == reasonNotHTTP && to.OK: // it holds, though hardly as it is meant
+			to.Reason, to.Message = f.reason, f.message
+		case f.reason != reasonNotHTTP && to.OK:
 			to.OK, to.Reason, to.Message = false, f.reason, f.message
 		}
 	}
@@ -219,7 +226,12 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	out := report(mesh.KindPolicy, p.Meta, len(p.Targets) > 0 || hasGlobal(p), fs...)
+	refs := len(p.Targets) > 0 || hasGlobal(p)
+	if p.Authorization != nil && p.Invalid == "" {
+		fs = append(fs, authorizationFaults(p, v)...)
+		refs = refs || slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Custom })
+	}
+	out := report(mesh.KindPolicy, p.Meta, refs, fs...)
 	if note := unmatched(p); note != "" && out[0].OK {
 		out[0].Message += ", but " + note
 	}

@@ -165,9 +165,10 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = askingService(dormant(filterCORS, filterDeny, filterAllow, filterRateLimit, filterFault), c)
+	m.HttpFilters = askingService(dormant(filterCORS, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit, filterFault), c)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
+	m.XffNumTrustedHops = hopsBefore(c)
 	m.SkipXffAppend = false
 	m.PreserveExternalRequestId = false
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE

@@ -36,7 +36,9 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 	var limits []*mesh.Policy
 	at := map[*mesh.Policy][]string{} // the listeners at which each holds
 	for _, l := range ls {
-		out.authorization[l.Name] = authorizationFilters(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), c)
+		verdicts := edge(c).authorization(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), v)
+		out.authorization[l.Name] = verdicts.filters()
+		out.clusters = append(out.clusters, verdicts.clusters()...)
 		for _, p := range mostSpecificLimits(attached(g, l.Name, mesh.SectionRateLimit, v)) {
 			if at[p] == nil {
 				limits = append(limits, p)
@@ -51,8 +53,8 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 			out.told = true
 			condition = listenerIsOneOf(at[p])
 		}
-		addLimits(limit, p, c.TrustDomain, condition, byAddress())
-		global.add(p, c.TrustDomain, condition)
+		addLimits(limit, p, c.TrustDomains(), condition, byAddress())
+		global.add(p, c.TrustDomains(), condition)
 	}
 	filters := map[string]*anypb.Any{}
 	if len(limit.Descriptors) > 0 {
@@ -60,12 +62,17 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 	}
 	if l := global.config(); l != nil {
 		filters[globalLimitName] = l
-		out.clusters = askedClusters(limits, c)
+		out.clusters = append(out.clusters, askedClusters(limits, c)...)
 	}
 	if len(filters) > 0 {
 		out.limits = filters
 	}
 	return out
+}
+
+// edge is what is known of requests at a gateway, which hears from clients itself.
+func edge(c *mesh.Config) known {
+	return known{domains: c.TrustDomains(), http: true, remote: c.TrustedHops > 0, sni: true}
 }
 
 // listenerIsOneOf is a condition in CEL about the virtual host of a request.

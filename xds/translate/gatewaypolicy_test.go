@@ -21,9 +21,9 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// edge is a real Envoy as a gateway with three listeners: open and api at one port, apart
+// edgeEnvoy is a real Envoy as a gateway with three listeners: open and api at one port, apart
 // at another.
-type edge struct {
+type edgeEnvoy struct {
 	t            *testing.T
 	app          *application
 	first, other uint16
@@ -61,15 +61,15 @@ func edgeView(first, other uint16, more ...mesh.Entity) *mesh.View {
 	}, more)...)
 }
 
-func startEdge(t *testing.T, policies ...mesh.Entity) *edge {
+func startEdge(t *testing.T, policies ...mesh.Entity) *edgeEnvoy {
 	t.Helper()
 	return startEdgeBeside(t, nil, policies...)
 }
 
 // startEdgeBeside is startEdge with clusters that it may ask.
-func startEdgeBeside(t *testing.T, beside []*cluster.Cluster, policies ...mesh.Entity) *edge {
+func startEdgeBeside(t *testing.T, beside []*cluster.Cluster, policies ...mesh.Entity) *edgeEnvoy {
 	t.Helper()
-	e := &edge{t: t, app: startApplication(t), first: uint16(freePort(t)), other: uint16(freePort(t))}
+	e := &edgeEnvoy{t: t, app: startApplication(t), first: uint16(freePort(t)), other: uint16(freePort(t))}
 	for _, p := range policies {
 		if p, ok := p.(*mesh.Policy); ok && p.Authorization != nil {
 			for i := range p.Authorization.Rules {
@@ -108,7 +108,7 @@ func at(name, section string, p mesh.Policy) *mesh.Policy {
 }
 
 // get asks port 1 or 2 for a path of a host, from an address, and returns the status.
-func (e *edge) get(from string, port int, host, path string, headers ...string) int {
+func (e *edgeEnvoy) get(from string, port int, host, path string, headers ...string) int {
 	e.t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 5 * time.Second}
 	c, err := d.Dial("tcp", fmt.Sprint("127.0.0.1:", map[int]uint16{1: e.first, 2: e.other}[port]))
@@ -134,7 +134,7 @@ type edgeCall struct {
 	want       int
 }
 
-func (e *edge) expect(calls ...edgeCall) {
+func (e *edgeEnvoy) expect(calls ...edgeCall) {
 	e.t.Helper()
 	for _, c := range calls {
 		if got := e.get(c.from, c.port, c.host, c.path, "x-forwarded-for: 10.9.9.9", "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/shop/sa/web"); got != c.want {

@@ -76,12 +76,12 @@ type globalLimits struct {
 
 // add adds a policy's global rules, for the requests of which the condition holds, too
 // (empty: of all).
-func (g *globalLimits) add(p *mesh.Policy, trustDomain, condition string) {
+func (g *globalLimits) add(p *mesh.Policy, domains []string, condition string) {
 	for _, r := range p.RateLimit.Rules {
 		if r.Global == nil {
 			continue
 		}
-		match := rateLimitMatch(r, p.Meta.Namespace, trustDomain)
+		match := rateLimitMatch(r, p.Meta.Namespace, domains)
 		if condition != "" {
 			match = and(condition, match)
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -121,7 +123,7 @@ func startCounted(t *testing.T, a *application, l net.Addr, closed bool, policie
 		out[i] = &limited{t: t, ca: ca}
 		for mtls, at := range map[bool]*string{true: &out[i].mtls, false: &out[i].open} {
 			m, port := in.manager(mtls), freePort(t)
-			m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v)}
+			m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v).Message.(*routev3.RouteConfiguration)}
 			chain := &listener.FilterChain{Filters: []*listener.Filter{networkFilter(hcmName, m)}}
 			if mtls {
 				chain.TransportSocket = ca.socket()
@@ -136,7 +138,7 @@ func startCounted(t *testing.T, a *application, l net.Addr, closed bool, policie
 	return out
 }
 
-func asking(name string, r mesh.RateLimitRule, entries ...mesh.RateLimitEntry) mesh.RateLimitRule {
+func askingFor(name string, r mesh.RateLimitRule, entries ...mesh.RateLimitEntry) mesh.RateLimitRule {
 	r.Name, r.Global = name, &mesh.GlobalRateLimit{Entries: entries}
 	return r
 }
@@ -146,8 +148,8 @@ func asking(name string, r mesh.RateLimitRule, entries ...mesh.RateLimitEntry) m
 func TestGlobalLimitIsForAllPodsTogether(t *testing.T) {
 	app, l := startApplication(t), startLimiter(t, 3)
 	pods := startCounted(t, app, l.Addr(), false, limits(
-		asking("each", mesh.RateLimitRule{To: []mesh.RateLimitOperation{{Paths: []string{"/each"}}}}, mesh.RateLimitEntry{Key: "who", Attribute: mesh.CallerAttribute}),
-		asking("order", mesh.RateLimitRule{
+		askingFor("each", mesh.RateLimitRule{To: []mesh.RateLimitOperation{{Paths: []string{"/each"}}}}, mesh.RateLimitEntry{Key: "who", Attribute: mesh.CallerAttribute}),
+		askingFor("order", mesh.RateLimitRule{
 			From: []mesh.Source{{Namespaces: []string{"front"}}}, To: []mesh.RateLimitOperation{{Methods: []string{"POST"}, Paths: []string{"/orders/*"}}},
 		}, mesh.RateLimitEntry{Key: "tenant", Header: "x-tenant"}, mesh.RateLimitEntry{Key: "how", Attribute: mesh.MethodAttribute},
 			mesh.RateLimitEntry{Key: "what", Attribute: mesh.PathAttribute}, mesh.RateLimitEntry{Key: "plan", Value: "free"}),
@@ -182,7 +184,7 @@ func TestServiceThatDoesNotAnswer(t *testing.T) {
 	for closed, want := range map[bool]int{false: 200, true: 503} {
 		l := startLimiter(t, 100)
 		pods := startCounted(t, startApplication(t), l.Addr(), closed, limits(
-			asking("all", mesh.RateLimitRule{To: []mesh.RateLimitOperation{{Paths: []string{"/all"}}}}),
+			askingFor("all", mesh.RateLimitRule{To: []mesh.RateLimitOperation{{Paths: []string{"/all"}}}}),
 		))
 		pods[0].expect("while it answers", pods[0].statuses(1, http.DefaultClient, "GET", "/all"), 200)
 		l.lock.Lock()
@@ -202,7 +204,7 @@ func TestGlobalLimitOfAGatewayIsToldThePeersAddress(t *testing.T) {
 	l := startLimiter(t, 2)
 	e := startEdgeBeside(t, []*cluster.Cluster{toLimiter(l.Addr())}, serviceOf(false),
 		at("front", "api", mesh.Policy{RateLimit: &mesh.RateLimit{Rules: []mesh.RateLimitRule{
-			asking("each", mesh.RateLimitRule{}, mesh.RateLimitEntry{Key: "who", Attribute: mesh.CallerAttribute}),
+			askingFor("each", mesh.RateLimitRule{}, mesh.RateLimitEntry{Key: "who", Attribute: mesh.CallerAttribute}),
 		}}}))
 	e.expect(
 		edgeCall{"another listener", local, 1, "www.example", "/ok", 200},
@@ -220,7 +222,7 @@ func TestGlobalLimitOfAGatewayIsToldThePeersAddress(t *testing.T) {
 func TestGlobalRuleSaysWhatItLacks(t *testing.T) {
 	counter := &mesh.Service{Name: mesh.Name{Namespace: "limits", Name: "counter"}, Ports: []mesh.ServicePort{{Port: 8081}}}
 	other := &mesh.Service{Name: counter.Name, Ports: []mesh.ServicePort{{Port: 80}}}
-	p := limits(asking("a", mesh.RateLimitRule{}))
+	p := limits(askingFor("a", mesh.RateLimitRule{}))
 	for want, es := range map[string][]mesh.Entity{
 		reasonServiceNotFound + ": the mesh has no rate limit service": {},
 		reasonServiceNotFound + ": there is no Service limits/counter": {serviceOf(false)},
@@ -239,16 +241,16 @@ func TestGlobalRulesAreNotInTheListener(t *testing.T) {
 	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
 	profile := mesh.ProfileOf(w).ID
 	none := view(w, serviceOf(false))
-	some := view(w, serviceOf(false), limits(asking("a", mesh.RateLimitRule{})))
+	some := view(w, serviceOf(false), limits(askingFor("a", mesh.RateLimitRule{})))
 	key := ForInbound(profile, false)
 	if a, b := inboundListener(key, none), inboundListener(key, some); a.String() != b.String() {
 		t.Error("the first rule changes the listener")
 	}
-	if got := fmt.Sprint(inboundClusters(profile, none), inboundClusters(profile, some)); got != "[inbound] [inbound h2|limits/counter|8081]" {
+	if got := fmt.Sprint(inboundRoutes(profile, none).Clusters, inboundRoutes(profile, some).Clusters); got != "[inbound] [inbound h2|limits/counter|8081]" {
 		t.Errorf("the clusters are %s", got)
 	}
 	// Nor is there anything where the mesh has no service.
-	if got := inboundClusters(profile, view(w, limits(asking("a", mesh.RateLimitRule{})))); len(got) != 1 {
+	if got := inboundRoutes(profile, view(w, limits(askingFor("a", mesh.RateLimitRule{})))).Clusters; len(got) != 1 {
 		t.Errorf("without a service the clusters are %v", got)
 	}
 }

@@ -264,9 +264,12 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	}
 	// Routes may refer to some of a service's pods.
 	for _, k := range out {
-		if k.Type == translate.Route && k.For != "" && k.Name != translate.RouteInbound {
+		if k.Type == translate.Route && k.For != "" {
+			namespace, _, _ := strings.Cut(k.For, "/") // of a profile, or all of it
 			for _, c := range translate.Build(k, mesh.NewView(s)).Clusters {
-				cluster(c, []string{k.For})
+				if c != translate.ClusterInbound {
+					cluster(c, []string{namespace})
+				}
 			}
 		}
 	}
@@ -375,8 +378,11 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 func checkWords(t *testing.T, f mesh.Finding) {
 	t.Helper()
 	words := map[string][]string{
-		v1alpha1.ConditionAccepted:     {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted},
-		v1alpha1.ConditionResolvedRefs: {v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted, v1alpha1.ReasonTargetNotFound},
+		v1alpha1.ConditionAccepted: {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted, v1alpha1.ReasonClientUnknown, v1alpha1.ReasonNotHTTP},
+		v1alpha1.ConditionResolvedRefs: {
+			v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted,
+			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound,
+		},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
 		words = map[string][]string{

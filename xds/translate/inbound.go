@@ -9,11 +9,8 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -32,6 +29,10 @@ const (
 	chainPlainTCP  = "plain-tcp"
 	chainClosed    = "closed"
 )
+
+// statPlain is the prefix of the metrics of HTTP that comes in without mesh mTLS. TCP's
+// is the name of its chain.
+const statPlain = "inbound-plain"
 
 // handshakeTimeout is ample for a client in the same cluster.
 const handshakeTimeout = 15 * time.Second
@@ -117,19 +118,16 @@ func inboundListener(class string, v *mesh.View) *listener.Listener {
 		return l
 	}
 	in := inboundOf(p, v)
-	var noTLS, noHTTP []uint16
+	var noHTTP []uint16
 	for _, port := range in.special() {
-		if in.modes.at(port) == mesh.MTLSDisabled {
-			noTLS = append(noTLS, port)
-		}
 		if in.declared[port].Opaque() {
 			noHTTP = append(noHTTP, port)
 		}
 	}
-	l.ListenerFilters = append(l.ListenerFilters, notOn(tlsInspector(), noTLS), notOn(httpInspector(), noHTTP))
+	l.ListenerFilters = append(l.ListenerFilters, notOn(tlsInspector(), in.unencrypted()), notOn(httpInspector(), noHTTP))
 	used := map[string]bool{}
 	l.FilterChainMatcher = in.matcher(used)
-	for _, c := range in.chains() {
+	for _, c := range in.chains(v) {
 		if used[c.Name] {
 			l.FilterChains = append(l.FilterChains, c)
 		}
@@ -150,6 +148,11 @@ func (in inbound) special() []uint16 {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// unencrypted are the ports that mesh mTLS is not looked for on, sorted.
+func (in inbound) unencrypted() []uint16 {
+	return slices.DeleteFunc(in.special(), func(p uint16) bool { return in.modes.at(p) != mesh.MTLSDisabled })
 }
 
 // matcher chooses the chain, and notes which are used.
@@ -196,25 +199,24 @@ func portMatcher(mode mesh.MTLSMode, p mesh.Protocol, used map[string]bool) *xds
 	return byTLS(tls, plain)
 }
 
-func (in inbound) chains() []*listener.FilterChain {
-	v := authorization(in.policies, in.config.TrustDomain, false)
-	tcp := func(stat string) []*listener.Filter {
-		var out []*listener.Filter
-		for _, rules := range []*rbacconfig.RBAC{v.deny, v.allow} {
-			if rules != nil {
-				out = append(out, networkFilter("envoy.filters.network.rbac", &rbac.RBAC{StatPrefix: stat, Rules: rules}))
-			}
-		}
-		return append(out, tcpProxy(stat, ClusterInbound, in.config, inboundLog))
+func (in inbound) chains(v *mesh.View) []*listener.FilterChain {
+	tcp := func(stat string, k known) []*listener.Filter {
+		filters := k.authorization(in.policies, v).network(stat)
+		return append(filters, tcpProxy(stat, ClusterInbound, in.config, inboundTCPLog))
 	}
-	tls := serverTLS(in.config.TrustDomain)
+	// What name an application's own TLS asks for is seen where it comes as it is, and
+	// is looked at. In the mesh's TLS it is not.
+	hidden := sidecar(in.config, false)
+	seen := hidden
+	seen.sni, seen.blind = true, in.unencrypted()
+	tls := serverTLS(in.config.TrustDomains())
 	// Whoever opens a connection and never completes the handshake is let go.
 	handshake := seconds(handshakeTimeout)
 	return []*listener.FilterChain{
 		{Name: chainMeshHTTP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(true))}},
-		{Name: chainMeshTCP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: tcp(chainMeshTCP)},
+		{Name: chainMeshTCP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: tcp(chainMeshTCP, hidden)},
 		{Name: chainPlainHTTP, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(false))}},
-		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP)},
+		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP, seen)},
 	}
 }
 
@@ -223,11 +225,16 @@ func (in inbound) chains() []*listener.FilterChain {
 // them, as the application will; where rules match paths, what could be read
 // two ways is refused.
 func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
+	// What comes in plaintext is counted apart: where nothing does, Strict is safe.
 	stat := "inbound"
+	if !mtls {
+		stat = statPlain
+	}
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = askingService(httpFilters(filterDeny, filterAllow, filterRateLimit), in.config)
+	m.HttpFilters = askingService(httpFilters(filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit), in.config)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
+	m.XffNumTrustedHops = hopsBefore(in.config)
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
 	if mtls {
 		m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
@@ -241,6 +248,10 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	}
 	return m
 }
+
+// hopsBefore is how many of the trusted hops are in X-Forwarded-For before the client
+// (Envoy's xff_num_trusted_hops): all but the one that wrote it.
+func hopsBefore(c *mesh.Config) uint32 { return max(c.TrustedHops, 1) - 1 }
 
 // sayUnreached tells the client's sidecar when there was no connection to the
 // application: at its start, at its end, or when it has crashed. It is for
@@ -259,10 +270,10 @@ func sayUnreached() *hcm.LocalReplyConfig {
 
 // inboundRoutes send everything to the application, after the authorization
 // that they carry.
-func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
+func inboundRoutes(profile string, v *mesh.View) Result {
 	p, ok := v.Profile(profile)
 	if !ok {
-		return routesOf(RouteInbound) // 404
+		return Result{Message: routesOf(RouteInbound), Clusters: []string{ClusterInbound}} // 404
 	}
 	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v)}
 	safe := prefixMatch("/")
@@ -273,13 +284,14 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 		toApplication(safe, "reset,reset-before-request"),
 		toApplication(prefixMatch("/"), "reset-before-request"),
 	)
-	filters := authorizationFilters(in.policies, in.config)
-	if limit := rateLimit(in.limits, in.config.TrustDomain); limit != nil {
+	verdicts := authorization(in.policies, v, true)
+	filters := verdicts.filters()
+	if limit := rateLimit(in.limits, in.config.TrustDomains()); limit != nil {
 		filters[rateLimitName] = typed(limit)
 	}
 	global := globalLimits{edge: false}
 	for _, p := range in.limits {
-		global.add(p, in.config.TrustDomain, "")
+		global.add(p, in.config.TrustDomains(), "")
 	}
 	if limit := global.config(); limit != nil {
 		filters[globalLimitName] = limit
@@ -287,30 +299,8 @@ func inboundRoutes(profile string, v *mesh.View) *route.RouteConfiguration {
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
-	return r
-}
-
-// inboundClusters are the application's, and those of services that are asked about its
-// requests.
-func inboundClusters(profile string, v *mesh.View) []string {
-	out := []string{ClusterInbound}
-	if p, ok := v.Profile(profile); ok {
-		out = append(out, askedClusters(rateLimits(p.Namespace, p.Labels, v), v.Config())...)
-	}
-	return out
-}
-
-// authorizationFilters are what the two filters enforce on requests.
-func authorizationFilters(policies []*mesh.Policy, c *mesh.Config) map[string]*anypb.Any {
-	filters := map[string]*anypb.Any{}
-	verdicts := authorization(policies, c.TrustDomain, true)
-	if verdicts.deny != nil {
-		filters[denyName] = typed(perRoute(verdicts.deny))
-	}
-	if verdicts.allow != nil {
-		filters[allowName] = typed(perRoute(verdicts.allow))
-	}
-	return filters
+	clusters := slices.Concat([]string{ClusterInbound}, verdicts.clusters(), askedClusters(in.limits, in.config))
+	return Result{Message: r, Clusters: clusters}
 }
 
 // toApplication tries again when the application closes an idle connection just

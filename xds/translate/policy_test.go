@@ -10,14 +10,18 @@ import (
 
 // view is of a mesh with the entities.
 func view(es ...mesh.Entity) *mesh.View {
+	return viewOf(&mesh.Config{
+		TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: mesh.MTLSPermissive,
+		PodRanges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
+	}, es...)
+}
+
+func viewOf(c *mesh.Config, es ...mesh.Entity) *mesh.View {
 	var cs []mesh.Change
 	for _, e := range es {
 		cs = append(cs, mesh.Put(e))
 	}
-	s, _ := mesh.New(&mesh.Config{
-		TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: mesh.MTLSPermissive,
-		PodRanges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
-	}).Apply(cs...)
+	s, _ := mesh.New(c).Apply(cs...)
 	return mesh.NewView(s)
 }
 

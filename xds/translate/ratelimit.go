@@ -81,10 +81,10 @@ func limitsPaths(policies []*mesh.Policy) bool {
 // is a descriptor: an expression says whether a request matches, and its descriptor is
 // looked up only if it does. Every descriptor that is found must have a token left.
 // https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/local_rate_limit_filter
-func rateLimit(policies []*mesh.Policy, trustDomain string) *localratelimit.LocalRateLimit {
+func rateLimit(policies []*mesh.Policy, domains []string) *localratelimit.LocalRateLimit {
 	out := noLimit(rateLimitStat)
 	for _, p := range policies {
-		addLimits(out, p, trustDomain, "", byCertificate())
+		addLimits(out, p, domains, "", byCertificate())
 	}
 	if len(out.Descriptors) == 0 {
 		return nil
@@ -118,12 +118,12 @@ func byCertificate() caller {
 
 // addLimits adds a policy's rules, for the requests of which the condition holds, too
 // (empty: of all).
-func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, trustDomain, condition string, each caller) {
+func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, domains []string, condition string, each caller) {
 	for i, r := range p.RateLimit.Rules {
 		if r.Global != nil {
 			continue
 		}
-		match := rateLimitMatch(r, p.Meta.Namespace, trustDomain)
+		match := rateLimitMatch(r, p.Meta.Namespace, domains)
 		if condition != "" {
 			match = and(condition, match)
 		}
@@ -169,10 +169,10 @@ func expression(key, text string) *route.RateLimit_Action {
 }
 
 // rateLimitMatch says whether a request is one that the rule is about.
-func rateLimitMatch(r mesh.RateLimitRule, namespace, trustDomain string) string {
+func rateLimitMatch(r mesh.RateLimitRule, namespace string, domains []string) string {
 	var from, to []string
 	for _, s := range r.From {
-		from = append(from, callerMatch(s, namespace, trustDomain))
+		from = append(from, callerMatch(s, namespace, domains))
 	}
 	for _, op := range r.To {
 		to = append(to, operationMatch(op))
@@ -181,23 +181,26 @@ func rateLimitMatch(r mesh.RateLimitRule, namespace, trustDomain string) string 
 }
 
 // callerMatch is about the identity in the certificate that the peer proved to have.
-func callerMatch(s mesh.Source, namespace, trustDomain string) string {
+func callerMatch(s mesh.Source, namespace string, domains []string) string {
 	const san = "connection.uri_san_peer_certificate"
-	var identities, namespaces, accounts []string
-	for _, id := range s.Identities {
-		if p, ok := strings.CutSuffix(id, "*"); ok {
-			identities = append(identities, fmt.Sprintf("%s.startsWith(%s)", san, quoted(p)))
-		} else {
-			identities = append(identities, fmt.Sprintf("%s == %s", san, quoted(id)))
+	is := func(ids ...string) []string {
+		var out []string
+		for _, id := range ids {
+			for _, spelled := range spellings(id, domains) {
+				if p, ok := strings.CutSuffix(spelled, "*"); ok {
+					out = append(out, fmt.Sprintf("%s.startsWith(%s)", san, quoted(p)))
+				} else {
+					out = append(out, fmt.Sprintf("%s == %s", san, quoted(spelled)))
+				}
+			}
 		}
+		return out
 	}
-	for _, ns := range s.Namespaces {
-		namespaces = append(namespaces, fmt.Sprintf("%s.startsWith(%s)", san, quoted("spiffe://"+trustDomain+"/ns/"+ns+"/")))
-	}
-	for _, sa := range s.ServiceAccounts {
-		accounts = append(accounts, fmt.Sprintf("%s == %s", san, quoted(Identity(trustDomain, cmp.Or(sa.Namespace, namespace), sa.Name))))
-	}
-	return and("connection.mtls", or(identities), or(namespaces), or(accounts))
+	namespaces := each(s.Namespaces, func(ns string) string { return "spiffe://" + domains[0] + "/ns/" + ns + "/*" })
+	accounts := each(s.ServiceAccounts, func(sa mesh.Name) string {
+		return Identity(domains[0], cmp.Or(sa.Namespace, namespace), sa.Name)
+	})
+	return and("connection.mtls", or(is(s.Identities...)), or(is(namespaces...)), or(is(accounts...)))
 }
 
 func operationMatch(op mesh.RateLimitOperation) string {

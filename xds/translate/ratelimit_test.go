@@ -121,7 +121,7 @@ func startLimited(t *testing.T, a *application, policies ...*mesh.Policy) *limit
 	out := &limited{t: t, ca: newAuthority(t)}
 	serve := func(socket *core.TransportSocket) string {
 		m, port := in.manager(socket != nil), freePort(t)
-		m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v)}
+		m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesIn(profile, v)}
 		b.StaticResources.Listeners = append(b.StaticResources.Listeners, &listener.Listener{
 			Name: fmt.Sprint(port), Address: socketAddress("127.0.0.1", uint32(port)),
 			FilterChains: []*listener.FilterChain{{TransportSocket: socket, Filters: []*listener.Filter{networkFilter(hcmName, m)}}},
@@ -349,7 +349,7 @@ func TestLargestRulesAreTaken(t *testing.T) {
 		rules[i] = limit(1, mesh.RateLimitRule{From: from, To: to})
 	}
 	rules[15] = limit(1, mesh.RateLimitRule{})
-	t.Logf("the largest expression has %d characters", len(rateLimitMatch(rules[0], "shop", "cluster.local")))
+	t.Logf("the largest expression has %d characters", len(rateLimitMatch(rules[0], "shop", []string{"cluster.local"})))
 	l := startLimited(t, startApplication(t), limits(rules...))
 	l.expect("the last of them", l.statuses(2, http.DefaultClient, "GET", "/"), 200, 429)
 }

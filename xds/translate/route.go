@@ -19,7 +19,7 @@ import (
 
 func routeFor(k Key, v *mesh.View) Result {
 	if k.Name == RouteInbound {
-		return Result{Message: inboundRoutes(k.For, v), Clusters: inboundClusters(k.For, v)}
+		return inboundRoutes(k.For, v)
 	}
 	if strings.HasPrefix(k.Name, PrefixGateway) {
 		return gatewayRoutes(k.Name, k.For, v)

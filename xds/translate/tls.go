@@ -62,7 +62,7 @@ func validationSecret(name string, vc *tls.CertificateValidationContext) *tls.Se
 // serverIdentities are the SPIFFE IDs of the pods behind a service, sorted.
 // Pods that are not ready or that are ending count: their connections live on.
 func serverIdentities(service mesh.Name, v *mesh.View) []string {
-	td := v.Config().TrustDomain
+	domains := v.Config().TrustDomains()
 	var ids []string
 	for _, s := range v.Slices(service) {
 		for _, e := range s.Endpoints {
@@ -70,7 +70,7 @@ func serverIdentities(service mesh.Name, v *mesh.View) []string {
 				continue
 			}
 			if w, ok := v.Workload(mesh.Name{Namespace: s.Namespace, Name: e.Workload}); ok && w.Meshed {
-				ids = append(ids, Identity(td, w.Namespace, w.ServiceAccount))
+				ids = append(ids, spellings(Identity(domains[0], w.Namespace, w.ServiceAccount), domains)...)
 			}
 		}
 	}
@@ -123,15 +123,17 @@ func clientTLS(alpn string, check *tls.CommonTlsContext_CombinedValidationContex
 }
 
 // serverTLS is mesh mTLS as its server speaks it: any workload of the trust
-// domain may connect. ALPN is left to the client, or HTTP/2 inside fails.
-func serverTLS(trustDomain string) *core.TransportSocket {
-	peers := &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: prefix("spiffe://" + trustDomain + "/")}
+// domain, under any of its names, may connect. ALPN is left to the client, or HTTP/2 inside fails.
+func serverTLS(domains []string) *core.TransportSocket {
+	peers := each(domains, func(d string) *tls.SubjectAltNameMatcher {
+		return &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: prefix("spiffe://" + d + "/")}
+	})
 	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&tls.DownstreamTlsContext{
 		RequireClientCertificate: wrapperspb.Bool(true),
 		CommonTlsContext: &tls.CommonTlsContext{
 			TlsParams:                      &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3},
 			TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{sds(SecretWorkload)},
-			ValidationContextType:          validation(SecretRoots, peers),
+			ValidationContextType:          validation(SecretRoots, peers...),
 		},
 	})}}
 }

@@ -55,7 +55,7 @@ func startChain(t *testing.T, a *application) (both, closed string) {
 	}
 	server := func(name string, app netip.AddrPort) netip.AddrPort {
 		to(name, app)
-		return serve(inboundOf(profile, v).manager(true), rename(inboundRoutes(profile.ID, v), name))
+		return serve(inboundOf(profile, v).manager(true), rename(routesIn(profile, v), name))
 	}
 	client := func(name string, servers ...netip.AddrPort) string {
 		to(name, servers...)
