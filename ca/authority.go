@@ -19,7 +19,7 @@ import (
 const (
 	// DefaultRootLifetime is ten years, leap days left out.
 	DefaultRootLifetime = 10 * 365 * 24 * time.Hour
-	// DefaultIssuerLifetime is a year; an issuer is renewed at half of it.
+	// DefaultIssuerLifetime is a year.
 	DefaultIssuerLifetime = 365 * 24 * time.Hour
 
 	// The pauses between attempts to reach the store.
@@ -97,22 +97,45 @@ func (a *Authority) Sign(_ context.Context, r Request) ([]*x509.Certificate, err
 	return a.material.Load().sign(a.now(), a.opts.Rand, r)
 }
 
-// Epoch identifies the issuing intermediate and the roots.
+// Epoch identifies the issuing intermediate and its root.
 func (a *Authority) Epoch() Epoch { return a.material.Load().epoch }
+
+// Trusts reports whether the root is one of those that everybody is to trust.
+func (a *Authority) Trusts(root string) bool {
+	_, ok := a.material.Load().trusted[root]
+	return ok
+}
+
+// Bundle is what everybody is to trust, and whose certificates they are to have,
+// as of one moment.
+type Bundle struct {
+	Roots []byte // in PEM; not to be modified
+	// Issuer is that of the [Epoch], see [SignedBy].
+	Issuer string
+	// Sequence is that of the [Record].
+	Sequence int64
+}
+
+// Bundle is the present one.
+func (a *Authority) Bundle() Bundle {
+	m := a.material.Load()
+	return Bundle{Roots: m.bundle, Issuer: m.epoch.Issuer, Sequence: m.record.Sequence}
+}
 
 // Roots are the root certificates that everybody is to trust, in PEM. They must
 // not be modified.
 func (a *Authority) Roots() []byte { return a.material.Load().bundle }
 
-// Notify has f called after each change of the issuer or the roots.
+// Notify has f called after each change of the issuer, of the roots, or of the
+// record's sequence.
 func (a *Authority) Notify(f func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.listeners = append(a.listeners, f)
 }
 
-// Run follows the store, and renews the issuing intermediate at half of its
-// life unless another replica has. It ends with the context.
+// Run follows the store. It ends with the context. Who changes what is stored is
+// a [Rotator], on one replica.
 func (a *Authority) Run(ctx context.Context) error {
 	pause := minRetry
 	for {
@@ -127,8 +150,6 @@ func (a *Authority) Run(ctx context.Context) error {
 			a.failures.Inc()
 			a.opts.Log.Error(err, "the certificate authority's store cannot be followed, going on with what is known", "after", pause)
 		}
-		// The clock does not stop while the store is away.
-		a.tend(ctx)
 		if !sleep(ctx, pause) {
 			return nil
 		}
@@ -149,14 +170,10 @@ func (a *Authority) follow(ctx context.Context) (watched bool, err error) {
 	if err := a.refresh(ctx); err != nil {
 		return false, err
 	}
-	ticker := time.NewTicker(tickFor(a.opts.IssuerLifetime))
-	defer ticker.Stop()
 	for {
-		a.tend(ctx)
 		select {
 		case <-ctx.Done():
 			return true, nil
-		case <-ticker.C:
 		case _, ok := <-changes:
 			if !ok {
 				return true, nil
@@ -200,13 +217,15 @@ func (a *Authority) install(stored Stored) error {
 		return fmt.Errorf("the stored authority (revision %s) cannot be used, and is not overwritten; repair or delete it: %w", stored.Revision, err)
 	}
 	old := a.material.Swap(m)
-	if old == nil || old.epoch == m.epoch {
+	if old == nil || old.epoch == m.epoch && old.record.Sequence == m.record.Sequence && bytes.Equal(old.bundle, m.bundle) {
 		return nil
 	}
 	if !bytes.Equal(old.bundle, m.bundle) {
 		a.opts.Log.Info("the roots of trust have changed", "roots", len(m.roots))
 	}
-	a.opts.Log.Info("signing with another issuer", "issuer", m.issuer().Subject.CommonName, "expires", m.issuer().NotAfter)
+	if old.epoch != m.epoch {
+		a.opts.Log.Info("signing with another issuer", "issuer", KeyID(m.issuer()), "expires", m.issuer().NotAfter)
+	}
 	a.mu.Lock()
 	listeners := a.listeners
 	a.mu.Unlock()
@@ -216,42 +235,18 @@ func (a *Authority) install(stored Stored) error {
 	return nil
 }
 
-// tend renews the issuing intermediate if it is time to. A failure is tried
-// again at the next tick.
-func (a *Authority) tend(ctx context.Context) {
-	m := a.material.Load()
-	if !a.renewalDue(m) {
-		return
+// write stores what is to come after the present material, and installs it. Where
+// another replica was first, that is what is installed.
+func (a *Authority) write(ctx context.Context, next Stored) error {
+	if _, err := parseMaterial(next); err != nil {
+		return fmt.Errorf("nothing is stored that could not be used: %w", err)
 	}
-	if err := a.renew(ctx, m); err != nil && ctx.Err() == nil {
-		a.failures.Inc()
-		a.opts.Log.Error(err, "the issuer is not renewed yet", "expires", m.issuer().NotAfter)
-	}
-}
-
-// renewalDue reports whether half of the issuer's life is over and a new one
-// would live longer, which it does not where the root's end limits both.
-func (a *Authority) renewalDue(m *material) bool {
-	now, issuer := a.now(), m.issuer()
-	if m.rootKey == nil || !now.Before(m.signer.NotAfter) {
-		return false
-	}
-	half := issuer.NotBefore.Add(issuer.NotAfter.Sub(issuer.NotBefore) / 2)
-	gain := earlier(now.Add(a.opts.IssuerLifetime), m.signer.NotAfter).Sub(issuer.NotAfter)
-	return !now.Before(half) && gain > a.opts.IssuerLifetime/10
-}
-
-func (a *Authority) renew(ctx context.Context, m *material) error {
-	next, err := m.renewed(a.now(), a.opts.Rand, a.opts.IssuerLifetime)
-	if err != nil {
-		return err
-	}
-	stored, err := a.opts.Store.Update(ctx, next.stored)
+	stored, err := a.opts.Store.Update(ctx, next)
 	switch {
 	case errors.Is(err, ErrConflict), errors.Is(err, ErrNotFound):
-		return a.refresh(ctx) // another replica was first
+		return a.refresh(ctx)
 	case err != nil:
-		return fmt.Errorf("store a new issuer: %w", err)
+		return fmt.Errorf("store the authority: %w", err)
 	}
 	return a.install(stored)
 }

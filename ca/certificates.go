@@ -5,10 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,7 +43,8 @@ type Certificate struct {
 	// PEM (PKCS#8).
 	Chain, Key []byte
 	// Version is the same for two certificates that have the same issuer, end
-	// and identity, whichever replica made them.
+	// and identity, whichever replica made them, and tells the issuer: see
+	// [SignedBy].
 	Version             string
 	NotBefore, NotAfter time.Time
 	// RenewAt is when a successor is to be asked for.
@@ -50,6 +53,9 @@ type Certificate struct {
 	// life is from when it was issued to its end; NotBefore is somewhat earlier.
 	life time.Duration
 	tls  *tls.Certificate
+	// serial is its serial number, issuer the id of the key that signed it, both
+	// in hexadecimal.
+	serial, issuer string
 }
 
 // String keeps the key out of logs and messages.
@@ -81,7 +87,10 @@ type Options struct {
 	// is told again at each tick until that has succeeded or the identity is
 	// forgotten. It must not block; nil: nobody is told.
 	OnRenew func(identity string)
-	Log     logr.Logger
+	// Pods names pods that ask for the identity's certificate, for the log; nil:
+	// nobody does.
+	Pods func(identity string) []string
+	Log  logr.Logger
 	// Registerer takes the metrics; nil: none are kept.
 	Registerer prometheus.Registerer
 	// Now is the wall clock; nil: time.Now.
@@ -95,6 +104,7 @@ type Options struct {
 type Certificates struct {
 	opts    Options
 	metrics *metrics
+	limits  limits
 	wake    chan struct{}
 
 	mu       sync.Mutex
@@ -143,6 +153,9 @@ func NewCertificates(opts Options) (*Certificates, error) {
 	}
 	if opts.Rand == nil {
 		opts.Rand = rand.Reader
+	}
+	if opts.Pods == nil {
+		opts.Pods = func(string) []string { return nil }
 	}
 	if opts.OnRenew == nil {
 		opts.OnRenew = func(string) {}
@@ -209,7 +222,7 @@ func (c *Certificates) get(ctx context.Context, s subject) (*Certificate, error)
 		e = &entry{}
 		c.entries[s] = e
 	}
-	if e.cert != nil && !e.due(now, epoch) {
+	if e.cert != nil && !c.due(e, now) {
 		defer c.mu.Unlock()
 		return e.cert, nil
 	}
@@ -239,22 +252,25 @@ func (c *Certificates) get(ctx context.Context, s subject) (*Certificate, error)
 
 // due reports whether the certificate is to be replaced before it is used
 // again. A certificate of another issuer waits for its turn (see tick), one
-// under other roots does not.
-func (e *entry) due(now time.Time, current Epoch) bool {
-	return !now.Before(e.renewAt) || now.Before(e.cert.NotBefore) || e.basis.epoch.Roots != current.Roots
+// whose root is trusted no longer does not. The caller holds the lock.
+func (c *Certificates) due(e *entry, now time.Time) bool {
+	return !now.Before(e.renewAt) || now.Before(e.cert.NotBefore) || !c.opts.Issuer.Trusts(e.basis.epoch.Root)
 }
 
 // fly asks the issuer, and keeps the answer if the subject is still in use.
 func (c *Certificates) fly(ctx context.Context, s subject, e *entry, f *flight, b basis) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	f.cert, f.err = c.make(ctx, s, b)
+	if f.err = c.limits.allow(s, c.now()); f.err != nil {
+		c.metrics.limited.Inc()
+	} else {
+		f.cert, f.err = c.make(ctx, s, b)
+	}
 	if f.err != nil {
 		c.metrics.failed(s.kind)
 		c.opts.Log.V(1).Info("a certificate is not issued", "subject", s.String(), "error", f.err.Error())
 	} else {
-		c.metrics.issued(s.kind)
-		c.opts.Log.V(1).Info("issued a certificate", "subject", s.String(), "version", f.cert.Version, "expires", f.cert.NotAfter)
+		c.issued(s, f.cert)
 	}
 	c.mu.Lock()
 	if e.flight = nil; f.err == nil {
@@ -262,6 +278,20 @@ func (c *Certificates) fly(ctx context.Context, s subject, e *entry, f *flight, 
 	}
 	c.mu.Unlock()
 	close(f.done)
+}
+
+// issued leaves a trace of the certificate: who may say to be whom, by whose
+// word, and who asked.
+func (c *Certificates) issued(s subject, cert *Certificate) {
+	c.limits.count(s, c.now())
+	c.metrics.issued(s.kind, cert.issuer)
+	about := []any{
+		"identity", s.String(), "serial", cert.serial, "notBefore", cert.NotBefore.UTC(), "notAfter", cert.NotAfter.UTC(), "issuer", cert.issuer,
+	}
+	if s.kind == Workload {
+		about = append(about, "pods", c.opts.Pods(s.identity))
+	}
+	c.opts.Log.Info("issued a certificate", about...)
 }
 
 // make makes a key and has the issuer sign for it.
@@ -294,6 +324,7 @@ func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certifica
 		Identity: s.identity, Chain: encodeCertificates(chain),
 		Version:   version(chain, s),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, life: leaf.NotAfter.Sub(now),
+		serial: leaf.SerialNumber.Text(16), issuer: hex.EncodeToString(leaf.AuthorityKeyId),
 		RenewAt: now.Add(time.Duration(float64(half) * (1 - jitter + 2*jitter*random))),
 	}
 	if cert.Key, err = encodeKey(key); err != nil {
@@ -310,9 +341,16 @@ func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certifica
 
 // version names a certificate by its issuer, its end and its subject.
 func version(chain []*x509.Certificate, s subject) string {
-	text := encodeCertificates(chain[1:])
-	text = strconv.AppendInt(text, chain[0].NotAfter.Unix(), 10)
-	return fingerprint(append(text, " "+s.String()...))
+	text := strconv.AppendInt(nil, chain[0].NotAfter.Unix(), 10)
+	return chainID(chain[1:]) + versionSeparator + fingerprint(append(text, " "+s.String()...))
+}
+
+const versionSeparator = "."
+
+// SignedBy reports whether the version is that of a certificate of the issuer,
+// an [Epoch]'s.
+func SignedBy(version, issuer string) bool {
+	return strings.HasPrefix(version, issuer+versionSeparator)
 }
 
 // String names the subject in messages.

@@ -89,6 +89,8 @@ func (i *testIssuer) Epoch() Epoch {
 	return i.m.epoch
 }
 
+func (i *testIssuer) Trusts(root string) bool { return i.Epoch().Root == root }
+
 func (i *testIssuer) Notify(f func()) { i.notify = append(i.notify, f) }
 
 // holder runs Certificates as the builder and a proxy do: it asks again when

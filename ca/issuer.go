@@ -36,19 +36,23 @@ type Request struct {
 type Epoch struct {
 	// Issuer identifies the chain above the leaf.
 	Issuer string
-	// Roots identifies the set of roots. When it changes, certificates are
-	// replaced at once.
-	Roots string
+	// Root identifies the root that the chain leads to. When it is trusted no
+	// longer, certificates are replaced at once.
+	Root string
 }
 
-// Issuer signs certificates.
+// Issuer signs the certificates of workloads and of the control plane's servers.
+// What signs the mesh's intermediates is an [Upstream].
 type Issuer interface {
 	// Sign returns the chain to present: the leaf, then intermediates; the root
 	// is not part of it.
 	Sign(ctx context.Context, r Request) ([]*x509.Certificate, error)
 	// Epoch is cheap.
 	Epoch() Epoch
-	// Notify has f called after each change of Epoch, on a goroutine of the
-	// issuer's, without locks; f must not block.
+	// Trusts reports whether everybody is to trust the root, an [Epoch]'s. It is
+	// cheap, too.
+	Trusts(root string) bool
+	// Notify has f called after each change of Epoch or of what is trusted, on a
+	// goroutine of the issuer's, without locks; f must not block.
 	Notify(f func())
 }

@@ -21,9 +21,16 @@ type Stored struct {
 	// renewed here.
 	RootKey []byte
 	// Issuer is the issuing intermediate, followed by those between it and the
-	// root, if any.
+	// root, if any. Where it is empty, the root signs leaves itself until an
+	// intermediate is made by the first rotation.
 	Issuer    []byte
 	IssuerKey []byte
+	// NextRoot, NextRootKey, NextIssuer and NextIssuerKey are the same of what a
+	// rotation leads to, as far as it has not been put into their place; empty
+	// when there is none.
+	NextRoot, NextRootKey, NextIssuer, NextIssuerKey []byte
+	// Record is a [Record] in JSON; empty where nothing was ever rotated.
+	Record []byte
 	// Revision is the store's, for an Update to notice that somebody else was
 	// first. It is not part of the material.
 	Revision string
@@ -41,21 +48,29 @@ func (s Stored) MarshalLog() any { return s.String() }
 // material is a parsed and verified Stored. It is immutable.
 type material struct {
 	roots   []*x509.Certificate
-	signer  *x509.Certificate // the root that rootKey belongs to
+	signer  *x509.Certificate // the root that rootKey belongs to, or anchor
 	rootKey crypto.Signer     // nil: kept elsewhere
+	anchor  *x509.Certificate // the root that the chain leads to
 	chain   []*x509.Certificate
 	key     crypto.Signer
-	bundle  []byte // roots, in PEM without anything between
+	bundle  []byte              // roots, in PEM without anything between
+	trusted map[string]struct{} // fingerprints of the roots
 	epoch   Epoch
+	record  Record
 	stored  Stored
 }
 
 // issuer is the certificate that leaves are signed by.
-func (m *material) issuer() *x509.Certificate { return m.chain[0] }
+func (m *material) issuer() *x509.Certificate {
+	if len(m.chain) == 0 {
+		return m.anchor
+	}
+	return m.chain[0]
+}
 
 // notAfter is when the first certificate above the leaves ends.
 func (m *material) notAfter() time.Time {
-	end := m.signer.NotAfter
+	end := m.anchor.NotAfter
 	for _, c := range m.chain {
 		end = earlier(end, c.NotAfter)
 	}
@@ -79,26 +94,62 @@ func parseMaterial(s Stored) (*material, error) {
 	if m.roots, err = parseCertificates(s.Root); err != nil {
 		return nil, fmt.Errorf("root certificates: %w", err)
 	}
-	if m.chain, err = parseCertificates(s.Issuer); err != nil {
-		return nil, fmt.Errorf("issuer's certificate: %w", err)
+	if m.record, err = parseRecord(s.Record); err != nil {
+		return nil, err
 	}
-	if m.key, err = parseKey(s.IssuerKey); err != nil {
-		return nil, fmt.Errorf("issuer's key: %w", err)
+	if len(bytes.TrimSpace(s.Issuer)) > 0 {
+		err = m.takeIssuer(s)
+	} else {
+		err = m.signWithRoot(s.RootKey)
 	}
-	if !belongs(m.key, m.issuer()) {
-		return nil, errors.New("issuer's key: does not belong to the issuer's certificate")
+	if err != nil {
+		return nil, err
 	}
-	if m.signer, err = m.verifyIssuer(); err != nil {
-		return nil, fmt.Errorf("issuer's certificate: %w", err)
-	}
+	m.signer = m.anchor
 	if len(bytes.TrimSpace(s.RootKey)) > 0 {
 		if err := m.takeRootKey(s.RootKey); err != nil {
 			return nil, err
 		}
 	}
 	m.bundle = encodeCertificates(m.roots)
-	m.epoch = Epoch{Issuer: fingerprint(encodeCertificates(m.chain)), Roots: fingerprint(m.bundle)}
+	m.trusted = map[string]struct{}{}
+	for _, root := range m.roots {
+		m.trusted[fingerprint(root.Raw)] = struct{}{}
+	}
+	m.epoch = Epoch{Issuer: chainID(m.chain), Root: fingerprint(m.anchor.Raw)}
 	return m, nil
+}
+
+// chainID identifies the certificates above a leaf.
+func chainID(chain []*x509.Certificate) string { return fingerprint(encodeCertificates(chain)) }
+
+func (m *material) takeIssuer(s Stored) error {
+	var err error
+	if m.chain, err = parseCertificates(s.Issuer); err != nil {
+		return fmt.Errorf("issuer's certificate: %w", err)
+	}
+	if m.key, err = parseKey(s.IssuerKey); err != nil {
+		return fmt.Errorf("issuer's key: %w", err)
+	}
+	if !belongs(m.key, m.issuer()) {
+		return errors.New("issuer's key: does not belong to the issuer's certificate")
+	}
+	if m.anchor, err = m.verifyIssuer(); err != nil {
+		return fmt.Errorf("issuer's certificate: %w", err)
+	}
+	return nil
+}
+
+// signWithRoot has the root sign leaves, where there is no intermediate.
+func (m *material) signWithRoot(key []byte) error {
+	if err := m.takeRootKey(key); err != nil {
+		return fmt.Errorf("there is no issuer: %w", err)
+	}
+	m.anchor, m.key = m.signer, m.rootKey
+	if !maySign(m.anchor) {
+		return errors.New("there is no issuer, and the root may not sign certificates")
+	}
+	return nil
 }
 
 func (m *material) takeRootKey(text []byte) error {
@@ -115,11 +166,13 @@ func (m *material) takeRootKey(text []byte) error {
 	return errors.New("root key: belongs to none of the root certificates")
 }
 
+func maySign(c *x509.Certificate) bool { return c.IsCA && c.KeyUsage&x509.KeyUsageCertSign != 0 }
+
 // verifyIssuer checks that the chain leads to a root, at the latest time when
 // all of it was valid, and returns that root.
 func (m *material) verifyIssuer() (*x509.Certificate, error) {
 	issuer := m.issuer()
-	if !issuer.IsCA || issuer.KeyUsage&x509.KeyUsageCertSign == 0 {
+	if !maySign(issuer) {
 		return nil, errors.New("may not sign certificates")
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
@@ -186,7 +239,10 @@ func encodeCertificates(certs []*x509.Certificate) []byte {
 // parseKey reads a private key in PKCS#8, SEC 1 or PKCS#1. Its errors never
 // quote the key.
 func parseKey(text []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(text)
+	block, text := pem.Decode(text)
+	for block != nil && block.Type == "EC PARAMETERS" { // openssl ecparam writes it before the key
+		block, text = pem.Decode(text)
+	}
 	if block == nil {
 		return nil, errors.New("no private key in PEM")
 	}

@@ -9,7 +9,8 @@ import (
 
 // metrics counts what is issued. Without a registerer it counts unseen.
 type metrics struct {
-	issues, errors *prometheus.CounterVec
+	issues, errors, signed *prometheus.CounterVec
+	limited                prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, look func(Kind) (outlook, bool)) (*metrics, error) {
@@ -22,12 +23,20 @@ func newMetrics(r prometheus.Registerer, look func(Kind) (outlook, bool)) (*metr
 			Name: "tulle_certificate_issue_errors_total",
 			Help: "Certificates that this replica asked the issuer for in vain.",
 		}, []string{"kind"}),
+		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_certificates_signed_total",
+			Help: "Certificates issued by this replica, by the id of the issuer's key (in hexadecimal, as in the certificates).",
+		}, []string{"issuer"}),
+		limited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tulle_certificates_rate_limited_total",
+			Help: "Certificates that were not issued because their identity had too many in too short a time.",
+		}),
 	}
 	for _, kind := range []Kind{Workload, Serving} { // so that both are there from the beginning
 		m.issues.WithLabelValues(string(kind))
 		m.errors.WithLabelValues(string(kind))
 	}
-	return m, register(r, m.issues, m.errors, expiry{
+	return m, register(r, m.issues, m.errors, m.signed, m.limited, expiry{
 		outlook: look,
 		soonest: prometheus.NewDesc(
 			"tulle_certificate_soonest_expiry_timestamp_seconds",
@@ -42,7 +51,11 @@ func newMetrics(r prometheus.Registerer, look func(Kind) (outlook, bool)) (*metr
 	})
 }
 
-func (m *metrics) issued(kind Kind) { m.issues.WithLabelValues(string(kind)).Inc() }
+func (m *metrics) issued(kind Kind, issuer string) {
+	m.issues.WithLabelValues(string(kind)).Inc()
+	m.signed.WithLabelValues(issuer).Inc()
+}
+
 func (m *metrics) failed(kind Kind) { m.errors.WithLabelValues(string(kind)).Inc() }
 
 // expiry collects when certificates end, at the time of the scrape.
@@ -71,7 +84,7 @@ func (e expiry) Collect(out chan<- prometheus.Metric) {
 func (a *Authority) register(r prometheus.Registerer) error {
 	a.failures = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "tulle_ca_store_errors_total",
-		Help: "Failures to follow the authority's store or to renew the issuer in it.",
+		Help: "Failures to follow the authority's store or to write what is rotated into it.",
 	})
 	err := register(r, a.failures,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{

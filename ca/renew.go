@@ -35,6 +35,7 @@ func (c *Certificates) interval() time.Duration {
 // tick has every certificate renewed whose time has come.
 func (c *Certificates) tick(ctx context.Context) {
 	now := c.now()
+	c.limits.forget(now)
 	due, overdue := c.collect(now)
 	if overdue > 0 {
 		// Half of the time between renewal and end is gone.
@@ -77,9 +78,9 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 			continue
 		case e.basis != current:
 			e.renewAt = earlier(e.renewAt, now.Add(c.spread(e.basis, current)))
-			e.basis.epoch.Issuer, e.basis.lifetime = current.epoch.Issuer, current.lifetime
+			e.basis.epoch.Issuer, e.basis.lifetime = current.epoch.Issuer, current.lifetime // it has its turn
 		}
-		if e.due(now, epoch) {
+		if c.due(e, now) {
 			due = append(due, s)
 			if left := e.cert.NotAfter.Sub(now); left < e.cert.NotAfter.Sub(e.cert.RenewAt)/2 {
 				overdue++
@@ -94,7 +95,7 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 // when it is no longer trusted, else for a random time, so that a change of
 // issuer does not have all proxies change their certificate in one moment.
 func (c *Certificates) spread(old, current basis) time.Duration {
-	if old.epoch.Roots != current.epoch.Roots {
+	if !c.opts.Issuer.Trusts(old.epoch.Root) {
 		return 0
 	}
 	random, err := fraction(c.opts.Rand)

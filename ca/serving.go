@@ -29,9 +29,9 @@ func (c *Certificates) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certific
 	if len(c.opts.ServingNames) == 0 {
 		return nil, errors.New("no serving names are configured")
 	}
-	roots, now := c.opts.Issuer.Epoch().Roots, c.now()
+	now := c.now()
 	c.mu.Lock()
-	if e := c.entries[subject{kind: Serving}]; e != nil && e.cert != nil && e.cert.validAt(now) && e.basis.epoch.Roots == roots {
+	if e := c.entries[subject{kind: Serving}]; e != nil && e.cert != nil && e.cert.validAt(now) && c.opts.Issuer.Trusts(e.basis.epoch.Root) {
 		defer c.mu.Unlock()
 		return e.cert.tls, nil
 	}

@@ -77,44 +77,51 @@ func newMaterial(now time.Time, rand io.Reader, rootLifetime, issuerLifetime tim
 	if err != nil {
 		return nil, err
 	}
-	m := &material{
-		signer: root, rootKey: key,
-		stored: Stored{Root: encodeCertificates([]*x509.Certificate{root}), RootKey: rootKey},
+	m, err := parseMaterial(Stored{Root: encodeCertificates([]*x509.Certificate{root}), RootKey: rootKey})
+	if err != nil {
+		return nil, err
 	}
 	return m.renewed(now, rand, issuerLifetime)
 }
 
-// renewed is the material with a new issuing intermediate, which does not
-// outlive its root.
+// renewed is the material with a new issuing intermediate, signed by its own
+// root.
 func (m *material) renewed(now time.Time, rand io.Reader, lifetime time.Duration) (*material, error) {
-	if m.rootKey == nil {
-		return nil, errors.New("renew the issuer: the root's key is not here")
-	}
-	if !now.Before(m.signer.NotAfter) {
-		return nil, fmt.Errorf("renew the issuer: the root ended at %s", m.signer.NotAfter.Format(time.RFC3339))
-	}
-	key, err := newKey(rand)
+	key, request, err := newIntermediate(rand)
 	if err != nil {
 		return nil, err
+	}
+	signed, err := m.signIntermediate(now, rand, request, lifetime)
+	if err != nil {
+		return nil, err
+	}
+	signed.Roots = m.roots
+	stored := m.stored
+	return signed.material(stored.RootKey, key)
+}
+
+// signIntermediate signs the request of an issuing intermediate, which does not
+// outlive its root.
+func (m *material) signIntermediate(now time.Time, rand io.Reader, request *x509.CertificateRequest, lifetime time.Duration) (Intermediate, error) {
+	if m.rootKey == nil {
+		return Intermediate{}, errors.New("renew the issuer: the root's key is not here")
+	}
+	if !now.Before(m.signer.NotAfter) {
+		return Intermediate{}, fmt.Errorf("renew the issuer: the root ended at %s", m.signer.NotAfter.Format(time.RFC3339))
 	}
 	serial, err := newSerial(rand)
 	if err != nil {
-		return nil, err
+		return Intermediate{}, err
 	}
 	template := authorityTemplate("issuer", serial)
 	template.NotBefore = later(now.Add(-backdate(lifetime)), m.signer.NotBefore)
 	template.NotAfter = earlier(now.Add(lifetime), m.signer.NotAfter)
 	template.MaxPathLenZero = true // it signs leaves only
-	cert, err := create(rand, template, m.signer, key.Public(), m.rootKey)
+	cert, err := create(rand, template, m.signer, request.PublicKey, m.rootKey)
 	if err != nil {
-		return nil, fmt.Errorf("sign the issuer's certificate: %w", err)
+		return Intermediate{}, fmt.Errorf("sign the issuer's certificate: %w", err)
 	}
-	stored := m.stored
-	stored.Issuer = encodeCertificates([]*x509.Certificate{cert})
-	if stored.IssuerKey, err = encodeKey(key); err != nil {
-		return nil, err
-	}
-	return parseMaterial(stored)
+	return Intermediate{Chain: []*x509.Certificate{cert}, Roots: []*x509.Certificate{m.signer}}, nil
 }
 
 func authorityTemplate(role string, serial *big.Int) *x509.Certificate {

@@ -154,7 +154,7 @@ func TestIntermediateSignsNoFurtherAuthority(t *testing.T) {
 	// An authority that the intermediate signs all the same is not believed.
 	below := *m
 	below.signer, below.rootKey = m.issuer(), m.key
-	below.stored.Root = encodeCertificates([]*x509.Certificate{m.issuer()}) // for its own check
+	below.roots = []*x509.Certificate{m.issuer()} // for its own check
 	below.stored.RootKey = m.stored.IssuerKey
 	further, err := below.renewed(start, rand.Reader, time.Hour)
 	if err != nil {

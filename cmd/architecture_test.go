@@ -57,6 +57,7 @@ var edges = []edge{
 	{"webhook", "xds/bootstrap", "the sidecar's command line holds its bootstrap"},
 	{"webhook", "xds/mesh", "rewritten probes are recorded as the model has them"},
 	{"cmd/tulle", "deploy", "install applies the manifests that kustomize would"},
+	{"cmd/tulle", "ca", "what is asked of the authority, and what it says"},
 	{"cmd/tulle", "webhook", "inject makes of a pod what admission would"},
 	{"cmd/tulle-cni/agent", "cmd/tulle-init/redirect", "a pod is repaired with the redirection of its init container"},
 	{"cmd/tulle-cni/plugin", "cmd/tulle-init/redirect", "a pod is redirected as its init container would do it"},

@@ -61,6 +61,7 @@ func needed() []permission {
 		permission{verb: "get", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},
 		permission{verb: "watch", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},
 		permission{verb: "update", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},
+		permission{verb: "get", resource: "secrets", namespace: "tulle-system", name: "tulle-ca-issuer"},
 		permission{verb: "create", group: "coordination.k8s.io", resource: "leases", namespace: "tulle-system"},
 		permission{verb: "get", group: "coordination.k8s.io", resource: "leases", namespace: "tulle-system", name: "tulled"},
 		permission{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "tulle-system", name: "tulled"},
@@ -73,6 +74,8 @@ func forbidden() []permission {
 	return []permission{
 		{verb: "get", resource: "secrets", namespace: "shop", name: "tulle-ca"},
 		{verb: "get", resource: "secrets", namespace: "tulle-system", name: "other"},
+		{verb: "update", resource: "secrets", namespace: "tulle-system", name: "tulle-ca-issuer"},
+		{verb: "update", group: "mesh.tulle.dev", resource: "meshconfigs"},
 		{verb: "list", resource: "secrets", namespace: "tulle-system"},
 		{verb: "list", resource: "secrets"},
 		{verb: "delete", resource: "secrets", namespace: "tulle-system", name: "tulle-ca"},

@@ -2,8 +2,11 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,6 +78,83 @@ func TestCertificatesRotateUnderLoadWithoutAFailure(t *testing.T) {
 		t.Errorf("%d requests, want %d at least", r.Requests, want)
 	}
 	checkNoRestart(t, s, from)
+}
+
+// rotation is what the control plane's history says of one.
+type rotation struct {
+	Scope          string
+	Started, Ended time.Time
+	CutOff         []string
+}
+
+// The issuer, and then the root, are rotated while several clients call, half of
+// them on new connections, and over TCP with a handshake between the sidecars for
+// each. Nobody fails. Some 11 minutes: new roots are distributed for three.
+func TestTheAuthorityIsRotatedUnderLoadWithoutAFailure(t *testing.T) {
+	const duration = 10 * time.Minute
+	tulle := cli(t)
+	c := cluster(t)
+	noLeftovers(t)
+	s := newSpace(t, "ca", true)
+	s.deploy(app{name: "client-1"}, app{name: "client-2"}, app{name: "client-3"}, app{name: "server", replicas: 3})
+	s.strict()
+	history := func() (out []rotation) {
+		t.Helper()
+		text, _ := tulle("ca", "history", "-o", "json")
+		must(t, json.Unmarshal([]byte(text), &out))
+		return out
+	}
+	before := len(history())
+	var loads []*loading
+	for _, client := range []string{"client-1", "client-2", "client-3"} {
+		from := s.in(client)
+		s.callUntil(from, answered(200), "http", s.url("server"))
+		s.callUntil(from, works, "tcp", s.host("server")+":9001")
+		loads = append(
+			loads,
+			s.startLoad(from, "http", s.url("server"), "--rate", "67", "--connections", "10", "--new-connection-share", "0.5", "--duration", duration.String()),
+			s.startLoad(from, "tcp", s.host("server")+":9001", "--rate", "10", "--new-connection-share", "1", "--duration", duration.String()),
+		)
+	}
+	begin := time.Now()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := c.Delete(ctx, "apiVersion: mesh.tulle.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\n"); err != nil {
+			t.Errorf("deleting the MeshConfig that the command has made: %v", err)
+		}
+	})
+	for i, args := range [][]string{{"ca", "rotate"}, {"ca", "rotate", "--root"}} {
+		if out, code := tulle(args...); code != 0 {
+			t.Fatalf("tulle %v: %s", args, out)
+		}
+		eventually(t, 8*time.Minute, "the rotation by "+strings.Join(args, " "), func(context.Context) error {
+			if h := history(); len(h) < before+i+1 {
+				out, _ := tulle("ca", "status")
+				return errors.New(out)
+			}
+			return nil
+		})
+		done := history()[0]
+		figure(t, "%s took %v under 200 rps", strings.Join(args, " "), done.Ended.Sub(done.Started).Round(time.Second))
+		if want := []string{"issuer", "root"}[i]; done.Scope != want || len(done.CutOff) > 0 {
+			t.Errorf("the history says %+v, want a rotation of the %s", done, want)
+		}
+		eventually(t, time.Minute, "the MeshConfig to say that the authority is current", func(ctx context.Context) error {
+			return c.Condition(ctx, kube.MeshKind("MeshConfig"), "", "default", "AuthorityCurrent", "True")
+		})
+	}
+	if took := time.Since(begin); took > duration {
+		t.Errorf("both took %v, and the load was over after %v", took, duration)
+	}
+	// Who comes now has only ever known the new root.
+	s.deploy(app{name: "late"})
+	s.callUntil(s.in("late"), answered(200), "http", s.url("server"))
+	for _, l := range loads {
+		r := l.wait()
+		noFailure(s, r)
+		figure(t, "%d calls while issuer and root were rotated, %d failed, p99 %.1f ms", r.Requests, r.Failed, r.Service.P99)
+	}
 }
 
 // checkNoRestart fails the test if a proxy has died.

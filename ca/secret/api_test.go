@@ -12,12 +12,29 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/config/apitest"
 )
+
+// follows has all proxies follow at once.
+type follows struct{}
+
+func (follows) Trust(int64) ca.Progress { return ca.Progress{Done: true} }
+
+func (follows) Issuer(int64) ca.Progress { return ca.Progress{Done: true} }
+
+func restrictedClient(t *testing.T, config *rest.Config) client.Client {
+	t.Helper()
+	c, err := client.New(config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
 
 // On a real API server, as a user who may do what the rbac markers of this
 // package say and nothing else.
@@ -32,6 +49,7 @@ func TestReplicasShareTheSecretOfARealAPIServer(t *testing.T) {
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name.Namespace}},
 		&rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{name.Name}, Verbs: []string{"get", "watch", "update"}},
+			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"tulle-ca-issuer"}, Verbs: []string{"get"}},
 			{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
 		}},
 		&rbacv1.RoleBinding{
@@ -71,7 +89,7 @@ func TestReplicasShareTheSecretOfARealAPIServer(t *testing.T) {
 	}
 	wg.Wait()
 	first := authorities[0].Epoch()
-	ahead.Store(int64(200 * 24 * time.Hour)) // the issuer is to be renewed
+	ahead.Store(int64(250 * 24 * time.Hour)) // the issuer is to be rotated
 	changed := make([]chan struct{}, len(authorities))
 	for i, a := range authorities {
 		if a.Epoch() != first {
@@ -86,6 +104,14 @@ func TestReplicasShareTheSecretOfARealAPIServer(t *testing.T) {
 		})
 	}
 	t.Cleanup(wg.Wait) // the test's context has ended then
+	leader := ca.NewRotator(ca.RotatorOptions{
+		Authority: authorities[1], Live: follows{}, Log: logr.Discard(),
+		Settings: func() ca.Settings {
+			return ca.Settings{TrustDomain: "cluster.local", Issuer: ca.Terms{Lifetime: ca.DefaultIssuerLifetime, Before: ca.DefaultBefore}}
+		},
+		Brought: NewSource(restrictedClient(t, restricted), types.NamespacedName{Namespace: name.Namespace, Name: "tulle-ca-issuer"}),
+	})
+	wg.Go(func() { _ = leader.Run(t.Context()) })
 	for i, a := range authorities {
 		if a.Epoch() != first {
 			continue
@@ -98,7 +124,7 @@ func TestReplicasShareTheSecretOfARealAPIServer(t *testing.T) {
 	}
 	current := authorities[0].Epoch()
 	for i, a := range authorities {
-		if e := a.Epoch(); e != current || e == first || e.Roots != first.Roots {
+		if e := a.Epoch(); e != current || e == first || e.Root != first.Root {
 			t.Errorf("replica %d signs as %v, replica 0 as %v, at first %v", i, e, current, first)
 		}
 	}

@@ -25,6 +25,11 @@ const (
 	RootPrivateKey    = "root.key"
 	IssuerKey         = "issuer.crt"
 	IssuerPrivateKey  = "issuer.key"
+	NextRootKey       = "next-root.crt"
+	NextRootPrivate   = "next-root.key"
+	NextIssuerKey     = "next-issuer.crt"
+	NextIssuerPrivate = "next-issuer.key"
+	RecordKey         = "rotation.json" // not in PEM, and not secret
 	managedBy         = "app.kubernetes.io/managed-by"
 	managedByTulle    = "tulle"
 	componentLabel    = "app.kubernetes.io/component"
@@ -146,7 +151,9 @@ func stored(secret *corev1.Secret) ca.Stored {
 	return ca.Stored{
 		Root: secret.Data[RootKey], RootKey: secret.Data[RootPrivateKey],
 		Issuer: secret.Data[IssuerKey], IssuerKey: secret.Data[IssuerPrivateKey],
-		Revision: secret.ResourceVersion,
+		NextRoot: secret.Data[NextRootKey], NextRootKey: secret.Data[NextRootPrivate],
+		NextIssuer: secret.Data[NextIssuerKey], NextIssuerKey: secret.Data[NextIssuerPrivate],
+		Record: secret.Data[RecordKey], Revision: secret.ResourceVersion,
 	}
 }
 
@@ -154,8 +161,15 @@ func fill(secret *corev1.Secret, content ca.Stored) {
 	if secret.Data == nil {
 		secret.Data = map[string][]byte{}
 	}
-	secret.Data[RootKey] = content.Root
-	secret.Data[RootPrivateKey] = content.RootKey
-	secret.Data[IssuerKey] = content.Issuer
-	secret.Data[IssuerPrivateKey] = content.IssuerKey
+	for key, value := range map[string][]byte{
+		RootKey: content.Root, RootPrivateKey: content.RootKey, IssuerKey: content.Issuer, IssuerPrivateKey: content.IssuerKey,
+		NextRootKey: content.NextRoot, NextRootPrivate: content.NextRootKey,
+		NextIssuerKey: content.NextIssuer, NextIssuerPrivate: content.NextIssuerKey, RecordKey: content.Record,
+	} {
+		if len(value) > 0 {
+			secret.Data[key] = value
+		} else {
+			delete(secret.Data, key)
+		}
+	}
 }

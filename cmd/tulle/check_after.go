@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/webhook"
 )
 
@@ -120,7 +121,7 @@ func checkCertificates(ctx context.Context, c *cluster, to *checks, now time.Tim
 				to.add(name, failed, "see docs/operations.md", "the %s certificate has ended at %s", what, at.Format(time.RFC3339))
 				return
 			case what == "root" && at.Sub(now) < rootSoon:
-				to.add(name, warning, "plan its rotation: see docs/operations.md", "the root certificate ends at %s", at.Format(time.RFC3339))
+				to.add(name, warning, "rotate it: tulle ca rotate --root; see docs/operations.md", "the root certificate ends at %s", at.Format(time.RFC3339))
 				return
 			}
 		}
@@ -239,6 +240,13 @@ func checkObjects(ctx context.Context, c *cluster, to *checks, _ time.Time) {
 	}
 }
 
+// rotating reports whether the condition tells of a rotation that goes on as it
+// should.
+func rotating(condition map[string]any) bool {
+	reasons := []any{ca.ReasonDistributing, ca.ReasonSigning, ca.ReasonRetiring}
+	return condition["type"] == "AuthorityCurrent" && slices.Contains(reasons, condition["reason"])
+}
+
 // notHolding says which condition of the object is not True; "" for none.
 func notHolding(o *unstructured.Unstructured) string {
 	conditions, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
@@ -247,7 +255,7 @@ func notHolding(o *unstructured.Unstructured) string {
 	}
 	for _, each := range conditions {
 		c, ok := each.(map[string]any)
-		if ok && c["status"] != "True" {
+		if ok && c["status"] != "True" && !rotating(c) {
 			return fmt.Sprintf("%v is %v (%v): %v", c["type"], c["status"], c["reason"], c["message"])
 		}
 	}

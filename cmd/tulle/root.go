@@ -53,11 +53,12 @@ Tulle is a service mesh that drives stock Envoy sidecars. This command asks it:
   {tulle} preview -f FILE what objects would change, before they are applied
   {tulle} status          which proxies are connected, and what each lacks
   {tulle} proxy POD       what the Envoy in a pod really has, and against what was sent
+  {tulle} ca              show and rotate the certificate authority
   {tulle} bug-report      write an archive for a bug report, with no secret in it
   {tulle} version         what runs: this program, control plane, proxies
 
 It speaks to the Kubernetes API server with your kubeconfig. install, uninstall,
-restart and proxy log change something; all else reads. Exit codes: 0 healthy or
+restart, proxy log and ca rotate change something; all else reads. Exit codes: 0 healthy or
 done, 1 error, 2 something lacks.`),
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name},
 		SilenceErrors: true,
@@ -77,7 +78,7 @@ done, 1 error, 2 something lacks.`),
 	_ = root.RegisterFlagCompletionFunc("namespace", a.completeNamespaces)
 	root.AddCommand(
 		a.checkCommand(), a.installCommand(), a.uninstallCommand(), a.restartCommand(), a.injectCommand(),
-		a.previewCommand(), a.statusCommand(), a.proxyCommand(), a.bugReportCommand(), a.versionCommand(),
+		a.previewCommand(), a.statusCommand(), a.proxyCommand(), a.caCommand(), a.bugReportCommand(), a.versionCommand(),
 	)
 	return root
 }

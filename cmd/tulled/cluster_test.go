@@ -122,6 +122,7 @@ type pod struct {
 	uid                               types.UID
 	network                           namespace
 	log                               string // of its Envoy, a file
+	roots                             string // a file, too: by which it verifies the control plane
 }
 
 // run creates the pod, and says that it runs.
@@ -149,6 +150,21 @@ func (c *cluster) run(t *testing.T, p *pod, labels map[string]string, meshed boo
 		t.Fatal(err)
 	}
 	p.uid = object.UID
+}
+
+// started says that the startup probe of the pod's sidecar has passed: from now on
+// its proxy counts.
+func (c *cluster) started(t *testing.T, p *pod) {
+	t.Helper()
+	object := &corev1.Pod{}
+	if err := c.client.Get(t.Context(), types.NamespacedName{Namespace: p.namespace, Name: p.name}, object); err != nil {
+		t.Fatal(err)
+	}
+	yes := true
+	object.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "tulle-proxy", Image: "envoy", ImageID: "envoy", Started: &yes, Ready: true}}
+	if err := c.client.Status().Update(t.Context(), object); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // proxyToken is the token that a sidecar has.

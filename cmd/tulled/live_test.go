@@ -183,6 +183,7 @@ func startMesh(t *testing.T, envoy string) *lab {
 		eventually(t, p.name+"'s sidecar to be ready", func() error {
 			return expectStatus(m.clientIn(m.network.node).Get("http://" + p.address + ":15021/ready"))
 		})
+		m.started(t, p)
 	}
 	return m
 }

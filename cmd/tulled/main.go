@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/webhook"
 )
 
@@ -47,6 +48,7 @@ type options struct {
 	pprof                 bool
 	logLevel              string
 	maxStreamAge          time.Duration
+	rootSpreadTime        time.Duration
 	pod, tokenFile        string
 }
 
@@ -88,10 +90,11 @@ func command() *cobra.Command {
 	f.IntVar(&o.webhookPort, "webhook-port", 9443, "port to serve admission webhooks on, over TLS")
 	f.StringVar(&o.metrics, "metrics-address", ":8080", "address to serve Prometheus metrics on")
 	f.StringVar(&o.health, "health-address", ":8081", "address to serve /healthz and /readyz on")
-	f.StringVar(&o.debug, "debug-address", "127.0.0.1:8082", "address to serve /debug/proxies on, for the CLI; keep it on the loopback")
+	f.StringVar(&o.debug, "debug-address", "127.0.0.1:8082", "address to serve /debug/proxies and /debug/ca on, for the CLI; keep it on the loopback")
 	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/tulle/token", "this replica's service account token of the audience tulle, to show to other replicas")
 	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the debug address too")
 	f.DurationVar(&o.maxStreamAge, "max-stream-age", 30*time.Minute, "about how long a proxy's stream lasts before it connects anew, so that proxies spread over all replicas; 0 is without limit")
+	f.DurationVar(&o.rootSpreadTime, "root-spread-time", ca.DefaultSpreadTime, "how long new roots are distributed at least before they are signed with, so that every kubelet has brought them to its pods")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	o.pod = env("POD_NAME", "tulled")
 	return c

@@ -53,6 +53,9 @@ type replica struct {
 	ended                       chan error
 }
 
+// spreadTime is short: what kubelets do is done by the tests themselves.
+const spreadTime = 5 * time.Second
+
 // startControlPlane starts one with the rights of the configuration, and waits
 // until it says that it is ready. It ends with the test that is called whole.
 func startControlPlane(t, whole *testing.T, kubeconfig, name string) *replica {
@@ -76,7 +79,7 @@ func startControlPlane(t, whole *testing.T, kubeconfig, name string) *replica {
 		t.Fatal(err)
 	}
 	r.process = exec.Command(self, "--xds-address="+r.xds, "--metrics-address="+r.metrics, "--health-address="+r.health,
-		"--debug-address="+r.debug, "--webhook-port="+webhookPort)
+		"--debug-address="+r.debug, "--webhook-port="+webhookPort, "--root-spread-time="+spreadTime.String())
 	r.process.Env = append(os.Environ(), asProgram+"=yes", "KUBECONFIG="+kubeconfig, "POD_NAMESPACE="+meshNamespace, "POD_NAME="+name)
 	r.process.Stdout, r.process.Stderr = log, log
 	// It ends with the thread that starts it, and so with a test that is killed.
@@ -218,6 +221,7 @@ func (p *pod) startEnvoy(t *testing.T, envoy, token string, bundle map[string]st
 			t.Fatal(err)
 		}
 	}
+	p.roots = filepath.Join(dir, "trust", trust.RootsPEM)
 	o := bootstrap.Defaults()
 	o.NodeID, o.NodeCluster = p.name+"."+p.namespace, p.name+"."+p.namespace
 	o.Address = nodeAddress

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -27,7 +25,6 @@ import (
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/ca"
-	"github.com/tulle-mesh/tulle/ca/secret"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/gateway"
 	"github.com/tulle-mesh/tulle/controllers/observe"
@@ -37,15 +34,10 @@ import (
 	"github.com/tulle-mesh/tulle/webhook"
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/server"
-	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-const (
-	// caSecret holds the built-in authority.
-	caSecret = "tulle-ca"
-	// allReplicas is the Service behind which are those of all revisions.
-	allReplicas = "tulled-replicas"
-)
+// allReplicas is the Service behind which are those of all revisions.
+const allReplicas = "tulled-replicas"
 
 // controlPlane is the parts, as they are wired.
 type controlPlane struct {
@@ -54,6 +46,10 @@ type controlPlane struct {
 	manager      ctrl.Manager
 	authority    *ca.Authority
 	certificates *ca.Certificates
+	rotator      *ca.Rotator
+	terms        atomic.Pointer[ca.Settings] // what the MeshConfig says of the authority; nil: there is none
+	spread       *trust.Spread
+	gatherer     *replicas.Gatherer
 	builder      *build.Builder
 	observer     *observe.Observer
 	tokens       *server.Tokens
@@ -69,7 +65,7 @@ type controlPlane struct {
 func run(ctx context.Context, o options, log logr.Logger) error {
 	p := &controlPlane{options: o, log: log}
 	for _, step := range []func(context.Context) error{
-		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireGateways, p.wireHealth,
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireRotation, p.wireGateways, p.wireHealth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -134,40 +130,6 @@ func (p *controlPlane) startManager(context.Context) error {
 	return nil
 }
 
-func (p *controlPlane) openAuthority(ctx context.Context) error {
-	direct, err := client.NewWithWatch(p.manager.GetConfig(), client.Options{Scheme: p.manager.GetScheme()})
-	if err != nil {
-		return fmt.Errorf("making a client for the authority's Secret: %w", err)
-	}
-	p.authority, err = ca.Open(ctx, ca.AuthorityOptions{
-		Store: secret.New(direct, types.NamespacedName{Namespace: p.options.namespace, Name: caSecret}),
-		Log:   p.log.WithName("ca"), Registerer: metrics.Registry, Now: p.clock.Now,
-	})
-	if err != nil {
-		return err
-	}
-	p.certificates, err = ca.NewCertificates(ca.Options{
-		Issuer: p.authority,
-		ServingNames: slices.Concat(
-			ca.ServingNames(p.ownService().Name, p.options.namespace),
-			ca.ServingNames(allReplicas, p.options.namespace),
-		),
-		OnRenew: func(identity string) {
-			p.builder.Invalidate(build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: identity})
-		},
-		Log: p.log.WithName("ca"), Registerer: metrics.Registry, Now: p.clock.Now,
-	})
-	if err != nil {
-		return err
-	}
-	for _, r := range []runnable{p.authority.Run, p.certificates.Run} {
-		if err := p.manager.Add(r); err != nil {
-			return fmt.Errorf("adding the authority: %w", err)
-		}
-	}
-	return nil
-}
-
 func (p *controlPlane) wireBuilder(context.Context) error {
 	p.builder = build.New(build.Options{
 		Issue: func(ctx context.Context, identity string) (build.Certificate, error) {
@@ -184,7 +146,7 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 	return p.manager.Add(runnable(p.builder.Run))
 }
 
-// wireObserver also has certificates follow the MeshConfig's lifetime.
+// wireObserver also has certificates and their authority follow the MeshConfig.
 func (p *controlPlane) wireObserver(ctx context.Context) error {
 	p.observer = observe.New(observe.Options{
 		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
@@ -207,12 +169,16 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 				lifetime = l.Duration
 			}
 			p.certificates.SetLifetime(lifetime)
+			p.setTerms(c)
 		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    follow,
 		UpdateFunc: func(_, obj any) { follow(obj) },
-		DeleteFunc: func(any) { p.certificates.SetLifetime(0) },
+		DeleteFunc: func(any) {
+			p.certificates.SetLifetime(0)
+			p.setTerms(nil)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("watching the MeshConfig: %w", err)
@@ -230,9 +196,11 @@ func (p *controlPlane) mayWatch(ctx context.Context, resource string) (bool, err
 }
 
 func (p *controlPlane) wireTrust(context.Context) error {
-	return trust.SetupWithManager(p.manager, trust.Options{
-		Roots: p.authority, Applier: p.builder, Namespace: p.options.namespace,
+	var err error
+	p.spread, err = trust.SetupWithManager(p.manager, trust.Options{
+		Roots: roots{p.authority}, Applier: p.builder, Namespace: p.options.namespace,
 	})
+	return err
 }
 
 func (p *controlPlane) wireWebhooks(context.Context) error {

@@ -62,7 +62,9 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err := p.manager.Add(runnable(s.Balance)); err != nil {
 		return fmt.Errorf("adding the balancing of streams: %w", err)
 	}
-	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug(), p.previewed()))
+	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, map[string]http.Handler{
+		"GET /debug/proxies": s.Debug(), "POST /debug/preview": p.previewed(), "GET /debug/ca": p.debugAuthority(),
+	}))
 }
 
 // ownService is that of this revision, among whose replicas proxies are shared.
@@ -97,7 +99,7 @@ func (p *controlPlane) built() bool { return p.builder.Snapshot().Config().Trust
 func (p *controlPlane) wireStatus(context.Context) error {
 	log := p.log.WithName("replicas")
 	p.manager.GetWebhookServer().Register(replicas.Path, replicas.Handler(p.server, p.ours, log))
-	gatherer := replicas.New(replicas.Options{
+	p.gatherer = replicas.New(replicas.Options{
 		Builder: p.builder, Self: p.options.pod, Local: p.server,
 		Service:    mesh.Name{Namespace: p.options.namespace, Name: allReplicas},
 		Peers:      p.peers(),
@@ -108,11 +110,11 @@ func (p *controlPlane) wireStatus(context.Context) error {
 		if !p.complete(ctx) {
 			return nil
 		}
-		return gatherer.Start(ctx)
+		return p.gatherer.Start(ctx)
 	})); err != nil {
 		return fmt.Errorf("adding the gathering of acknowledgements: %w", err)
 	}
-	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: gatherer, Registerer: metrics.Registry, Now: p.clock.Now})
+	p.status = status.New(status.Options{Findings: p.builder, Acknowledgements: p.gatherer, Authority: p.aboutAuthority, Registerer: metrics.Registry, Now: p.clock.Now})
 	return p.status.SetupWithManager(p.manager)
 }
 

@@ -16,6 +16,10 @@ const (
 	// ConditionProgrammed says whether every proxy concerned has acknowledged
 	// the configuration that follows from the object.
 	ConditionProgrammed = "Programmed"
+	// ConditionAuthorityCurrent, of a MeshConfig, says whether the certificate
+	// authority is as it ought to be. False while it is rotated, and when it
+	// ought to be and is not; the reason says which.
+	ConditionAuthorityCurrent = "AuthorityCurrent"
 )
 
 // The reasons of conditions.

@@ -8,6 +8,10 @@ import (
 // MeshConfigName is the name of the one MeshConfig of a cluster.
 const MeshConfigName = "default"
 
+// AnnotationRotate of the MeshConfig asks for a rotation of the certificate
+// authority; "tulle ca rotate" writes it.
+const AnnotationRotate = "mesh.tulle.dev/rotate-ca"
+
 // MeshConfig is what holds for the whole mesh. There is one, named default;
 // while there is none, its defaults hold.
 //
@@ -72,6 +76,10 @@ type MeshConfigSpec struct {
 	// +optional
 	// +kubebuilder:default={}
 	Certificates Certificates `json:"certificates,omitzero"`
+
+	// certificateAuthority is the built-in authority that signs them.
+	// +optional
+	CertificateAuthority CertificateAuthority `json:"certificateAuthority,omitzero"`
 
 	// egress is traffic to addresses outside of the cluster.
 	// +optional
@@ -306,6 +314,60 @@ type Certificates struct {
 	Lifetime *metav1.Duration `json:"lifetime,omitempty"`
 }
 
+// CertificateAuthority is the built-in authority: a root, and an issuer under it
+// that signs the certificates of workloads. Where the Secret tulle-ca-issuer
+// brings an issuer, that one signs, and what is said here does not hold.
+type CertificateAuthority struct {
+	// issuer is the intermediate that signs the certificates of workloads; it
+	// lives for 8760h (a year) by default.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.lifetime) || duration(self.lifetime) >= duration('1h') && duration(self.lifetime) <= duration('87600h')",message="an issuer lives for 1h at least and 87600h (10 years) at most: write 8760h"
+	Issuer AuthorityCertificate `json:"issuer,omitzero"`
+
+	// root is what everybody trusts; it lives for 87600h (10 years) by default.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.lifetime) || duration(self.lifetime) >= duration('24h') && duration(self.lifetime) <= duration('175200h')",message="a root lives for 24h at least and 175200h (20 years) at most: write 87600h"
+	Root AuthorityCertificate `json:"root,omitzero"`
+}
+
+// RotationMode says who begins a rotation.
+//
+// +kubebuilder:validation:Enum=Automatic;Manual
+type RotationMode string
+
+const (
+	// RotationAutomatic has it begin before the end, and when it is asked for.
+	RotationAutomatic RotationMode = "Automatic"
+	// RotationManual has it begin only when it is asked for.
+	RotationManual RotationMode = "Manual"
+)
+
+// AuthorityCertificate is how long a certificate of the authority lives, and when
+// it is rotated.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.renewBeforePercentage) || self.rotation == 'Automatic'",message="renewBeforePercentage is when an automatic rotation begins: leave it out, or write rotation: Automatic"
+type AuthorityCertificate struct {
+	// lifetime of those that are made from now on.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,6}(h|m|s|ms)){1,4}$`
+	Lifetime *metav1.Duration `json:"lifetime,omitempty"`
+
+	// rotation: Automatic begins before the end of its life, Manual when it is
+	// asked for with "tulle ca rotate".
+	// +optional
+	// +kubebuilder:default=Automatic
+	Rotation RotationMode `json:"rotation,omitempty"`
+
+	// renewBeforePercentage is how much of its life is left, in percent, when an
+	// automatic rotation begins; a third by default.
+	// +optional
+	// +kubebuilder:validation:Minimum=5
+	// +kubebuilder:validation:Maximum=95
+	RenewBeforePercentage *int32 `json:"renewBeforePercentage,omitempty"`
+}
+
 // EgressMode says what becomes of traffic to addresses outside of the cluster.
 //
 // +kubebuilder:validation:Enum=AllowAny;RegistryOnly
@@ -433,7 +495,7 @@ func (l AccessLog) Formats() map[string]string {
 
 // MeshConfigStatus is what the control plane found about the MeshConfig.
 type MeshConfigStatus struct {
-	// conditions are Accepted and Programmed.
+	// conditions are Accepted, Programmed and AuthorityCurrent.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

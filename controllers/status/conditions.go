@@ -21,7 +21,7 @@ const maxMessage = 1000
 // owned reports whether the package writes conditions of the type.
 func owned(conditionType string) bool {
 	switch conditionType {
-	case v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed, v1alpha1.ConditionResolvedRefs:
+	case v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed, v1alpha1.ConditionResolvedRefs, v1alpha1.ConditionAuthorityCurrent:
 		return true
 	}
 	return false
@@ -122,7 +122,8 @@ func merge(have, want state, now time.Time) (out state, d difference, turned []m
 		case h == nil || h.Status != w.Status || h.Reason != w.Reason || h.ObservedGeneration != w.ObservedGeneration:
 			d = verdict
 			turned = append(turned, w)
-		case h.Message != w.Message && w.Type == v1alpha1.ConditionProgrammed && w.Reason != v1alpha1.ReasonRejected:
+		case h.Message != w.Message && w.Type == v1alpha1.ConditionAuthorityCurrent,
+			h.Message != w.Message && w.Type == v1alpha1.ConditionProgrammed && w.Reason != v1alpha1.ReasonRejected:
 			d = max(d, numbers)
 		case h.Message != w.Message:
 			d = verdict

@@ -72,6 +72,9 @@ type Options struct {
 	// Acknowledgements tells what proxies run; nil leaves the condition
 	// Programmed out.
 	Acknowledgements Acknowledgements
+	// Authority tells of the certificate authority; false while that is not
+	// known. Nil leaves the condition AuthorityCurrent out.
+	Authority func() (Authority, bool)
 	// Registerer gets the metrics; nil for none.
 	Registerer prometheus.Registerer
 	// Delay between a finding and its write, so that a burst is one write;
@@ -86,6 +89,7 @@ type Options struct {
 type Controller struct {
 	findings Findings
 	acks     Acknowledgements // may be nil
+	ca       func() (Authority, bool)
 	delay    time.Duration
 	now      func() time.Time
 	writes   *prometheus.CounterVec
@@ -140,6 +144,7 @@ func New(o Options) *Controller {
 	c := &Controller{
 		findings: o.Findings,
 		acks:     o.Acknowledgements,
+		ca:       o.Authority,
 		delay:    o.Delay,
 		now:      o.Now,
 		known:    map[object]*record{},
@@ -351,6 +356,7 @@ func (c *Controller) assess(o object, obj client.Object, have []state, found []m
 			here = about(found, partsOf(found)[i])
 		}
 		wanted := state{conditions: desired(here)}
+		c.addAuthority(o, obj.GetGeneration(), has, &wanted)
 		a.again = max(a.again, c.addProgrammed(o, i, obj.GetGeneration(), has, &wanted))
 		if shared {
 			wanted.proxies = nil // there is no place for numbers
@@ -371,6 +377,8 @@ func (c *Controller) tell(obj runtime.Object, is metav1.Condition, was *metav1.C
 	switch {
 	case is.Status == metav1.ConditionTrue && is.Type == v1alpha1.ConditionProgrammed:
 		c.events.Eventf(obj, nil, corev1.EventTypeNormal, is.Reason, "Program", "generation %d: %s", is.ObservedGeneration, is.Message)
+	case is.Type == v1alpha1.ConditionAuthorityCurrent:
+		c.tellAuthority(obj, is, was)
 	case is.Status == metav1.ConditionTrue:
 	case is.Reason == v1alpha1.ReasonNotAccepted, is.Reason == v1alpha1.ReasonPending && !lost:
 		// The one is said by another condition, the other is as it should be.

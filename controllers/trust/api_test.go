@@ -74,7 +74,7 @@ func run(t *testing.T, config *rest.Config, roots Roots) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := SetupWithManager(mgr, Options{Roots: roots, Applier: &model{}, Namespace: service.Namespace}); err != nil {
+	if _, err := SetupWithManager(mgr, Options{Roots: roots, Applier: &model{}, Namespace: service.Namespace}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -152,3 +152,29 @@ func (r *bundleReconciler) namespaces(ctx context.Context) ([]reconcile.Request,
 	}
 	return requests, nil
 }
+
+// behind names the namespaces whose ConfigMap does not have the present roots.
+func (r *bundleReconciler) behind(ctx context.Context) ([]string, error) {
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
+	if err := r.reader.List(ctx, list); err != nil {
+		return nil, fmt.Errorf("list namespaces: %w", err)
+	}
+	wanted := Data(r.roots.Roots())
+	var out []string
+	for i := range list.Items {
+		n := &list.Items[i]
+		if !n.GetDeletionTimestamp().IsZero() {
+			continue
+		}
+		current := &corev1.ConfigMap{}
+		err := r.reader.Get(ctx, types.NamespacedName{Namespace: n.GetName(), Name: ConfigMapName}, current)
+		if client.IgnoreNotFound(err) != nil {
+			return nil, fmt.Errorf("trust bundle of namespace %s: %w", n.GetName(), err)
+		}
+		if err != nil || !maps.Equal(current.Data, wanted) {
+			out = append(out, "namespace "+n.GetName())
+		}
+	}
+	return out, nil
+}

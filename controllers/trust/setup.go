@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -22,10 +23,12 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// Roots are the roots of trust; ca.Authority has them.
+// Roots are the roots of trust; a ca.Authority has them.
 type Roots interface {
 	// Roots returns root certificates in PEM, which are not modified.
 	Roots() []byte
+	// Bundle is the same as proxies get it.
+	Bundle() *mesh.TrustBundle
 	// Notify has f called after each change, without locks. f does not block.
 	Notify(f func())
 }
@@ -51,21 +54,41 @@ const (
 	partOfTulle = "tulle"
 )
 
+// Spread is what writes the roots into the cluster.
+type Spread struct {
+	bundles    *bundleReconciler
+	mutating   *webhookReconciler[*admissionv1.MutatingWebhookConfiguration]
+	validating *webhookReconciler[*admissionv1.ValidatingWebhookConfiguration]
+}
+
+// Behind names the namespaces and webhook configurations that do not have the
+// present roots, sorted. It is for the leader: elsewhere nobody may have written
+// them yet.
+func (s *Spread) Behind(ctx context.Context) ([]string, error) {
+	behind, err := s.bundles.behind(ctx)
+	for _, list := range []func(context.Context) ([]string, error){s.mutating.behind, s.validating.behind} {
+		names, failed := list(ctx)
+		behind, err = append(behind, names...), errors.Join(err, failed)
+	}
+	slices.Sort(behind)
+	return behind, err
+}
+
 // SetupWithManager puts the roots into the mesh's model, now and whenever they
 // change, and adds the controllers that write them into the cluster. The
 // controllers need leader election, and have a cache of their own, which holds
 // nothing but the names of namespaces and the objects that are written to.
-func SetupWithManager(mgr manager.Manager, opts Options) error {
+func SetupWithManager(mgr manager.Manager, opts Options) (*Spread, error) {
 	if opts.Roots == nil || opts.Applier == nil || opts.Namespace == "" {
-		return errors.New("set up trust: an option is missing")
+		return nil, errors.New("set up trust: an option is missing")
 	}
 	Publish(opts.Roots, opts.Applier)
 	objects, err := newCache(mgr)
 	if err != nil {
-		return fmt.Errorf("set up trust: %w", err)
+		return nil, fmt.Errorf("set up trust: %w", err)
 	}
 	if err := mgr.Add(objects); err != nil {
-		return fmt.Errorf("set up trust: %w", err)
+		return nil, fmt.Errorf("set up trust: %w", err)
 	}
 	bundles := &bundleReconciler{reader: objects, writer: mgr.GetClient(), roots: opts.Roots}
 	err = add(mgr, "trust-bundle", bundles,
@@ -73,7 +96,7 @@ func SetupWithManager(mgr manager.Manager, opts Options) error {
 		source.Kind(objects, &corev1.ConfigMap{}, forConfigMap()),
 		onChange(opts.Roots, bundles.namespaces))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	mutating := &webhookReconciler[*admissionv1.MutatingWebhookConfiguration]{
 		reader: objects, writer: mgr.GetClient(), roots: opts.Roots, namespace: opts.Namespace,
@@ -85,10 +108,11 @@ func SetupWithManager(mgr manager.Manager, opts Options) error {
 	}
 	if err := add(mgr, "trust-mutating-webhook", mutating,
 		source.Kind(objects, mutating.empty, forObject[*admissionv1.MutatingWebhookConfiguration]()), onChange(opts.Roots, mutating.all)); err != nil {
-		return err
+		return nil, err
 	}
-	return add(mgr, "trust-validating-webhook", validating,
+	err = add(mgr, "trust-validating-webhook", validating,
 		source.Kind(objects, validating.empty, forObject[*admissionv1.ValidatingWebhookConfiguration]()), onChange(opts.Roots, validating.all))
+	return &Spread{bundles, mutating, validating}, err
 }
 
 // Publish puts the roots into the mesh's model, now and whenever they change.
@@ -97,7 +121,7 @@ func Publish(roots Roots, to mesh.Applier) {
 	publish := func() {
 		order.Lock()
 		defer order.Unlock()
-		to.Apply(mesh.Put(&mesh.TrustBundle{PEM: roots.Roots()}))
+		to.Apply(mesh.Put(roots.Bundle()))
 	}
 	roots.Notify(publish)
 	publish()

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 
@@ -32,6 +33,8 @@ func (r *testRoots) Roots() []byte {
 	defer r.mu.Unlock()
 	return []byte(r.pem)
 }
+
+func (r *testRoots) Bundle() *mesh.TrustBundle { return &mesh.TrustBundle{PEM: r.Roots()} }
 
 func (r *testRoots) Notify(f func()) {
 	r.mu.Lock()
@@ -250,5 +253,48 @@ func TestRootsArePublishedToTheMeshNowAndOnChange(t *testing.T) {
 		if got := string(mesh.NewView(to.history[i]).Trust().PEM); got != want {
 			t.Errorf("change %d publishes %q, want %q", i, got, want)
 		}
+	}
+}
+
+func TestWhoDoesNotHaveThePresentRootsIsNamed(t *testing.T) {
+	going := namespace("going")
+	now := metav1.Now()
+	going.DeletionTimestamp, going.Finalizers = &now, []string{"kubernetes"}
+	hook := &admissionv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "tulle"},
+		Webhooks: []admissionv1.ValidatingWebhook{{Name: "v.tulle.dev", ClientConfig: admissionv1.WebhookClientConfig{
+			Service: &admissionv1.ServiceReference{Namespace: service.Namespace, Name: service.Name}, CABundle: []byte("old"),
+		}}},
+	}
+	cluster, _ := fakeCluster(
+		t, namespace("has"), namespace("old"), namespace("none"), going, hook, bundle("has", func(*corev1.ConfigMap) {}),
+		bundle("old", func(c *corev1.ConfigMap) { c.Data[RootsPEM] = "old" }),
+	)
+	roots := &testRoots{pem: "roots"}
+	s := &Spread{
+		bundles: &bundleReconciler{reader: cluster, writer: cluster, roots: roots},
+		mutating: &webhookReconciler[*admissionv1.MutatingWebhookConfiguration]{
+			reader: cluster, writer: cluster, roots: roots, namespace: service.Namespace, empty: &admissionv1.MutatingWebhookConfiguration{},
+			list: &admissionv1.MutatingWebhookConfigurationList{}, configs: mutatingConfigs,
+		},
+		validating: &webhookReconciler[*admissionv1.ValidatingWebhookConfiguration]{
+			reader: cluster, writer: cluster, roots: roots, namespace: service.Namespace, empty: &admissionv1.ValidatingWebhookConfiguration{},
+			list: &admissionv1.ValidatingWebhookConfigurationList{}, configs: validatingConfigs,
+		},
+	}
+	behind, err := s.Behind(t.Context())
+	if want := []string{"namespace none", "namespace old", "webhook configuration tulle"}; err != nil || !slices.Equal(behind, want) {
+		t.Errorf("behind are %q (%v), want %q", behind, err, want)
+	}
+	for _, name := range []string{"old", "none"} {
+		if _, err := s.bundles.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Name: name}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.validating.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Name: "tulle"}}); err != nil {
+		t.Fatal(err)
+	}
+	if behind, err := s.Behind(t.Context()); err != nil || len(behind) > 0 {
+		t.Errorf("behind are %q still (%v)", behind, err)
 	}
 }

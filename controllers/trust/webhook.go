@@ -50,6 +50,21 @@ func (r *webhookReconciler[T]) all(ctx context.Context) (requests []reconcile.Re
 	return requests, err
 }
 
+// behind names the configurations that do not have the present roots.
+func (r *webhookReconciler[T]) behind(ctx context.Context) (out []string, err error) {
+	list := r.list.DeepCopyObject().(client.ObjectList)
+	if err := r.reader.List(ctx, list); err != nil {
+		return nil, fmt.Errorf("list webhook configurations: %w", err)
+	}
+	err = meta.EachListItem(list, func(o runtime.Object) error {
+		if c := o.DeepCopyObject().(T); r.fill(c) {
+			out = append(out, "webhook configuration "+c.GetName())
+		}
+		return nil
+	})
+	return out, err
+}
+
 // Reconcile writes the configuration if a webhook that calls us has another
 // caBundle.
 func (r *webhookReconciler[T]) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {

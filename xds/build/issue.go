@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
@@ -61,7 +62,14 @@ func (b *Builder) finishIssue(w *work, r *issued) {
 	if r.err != nil || t.value != nil && t.value.Version == r.c.Version {
 		return
 	}
-	v := &Value{Version: r.c.Version, Body: marshal(translate.WorkloadSecret(r.c.Chain, r.c.Key)), At: b.snapshot.Load().Revision()}
+	v := &Value{
+		Version: r.c.Version, Body: marshal(translate.WorkloadSecret(r.c.Chain, r.c.Key)), At: b.snapshot.Load().Revision(),
+		Uses: []mesh.Ref{{Kind: mesh.KindIssuer}},
+	}
+	if t.value == nil {
+		b.uses.Add(1)
+		b.stakes.Add(1)
+	}
 	b.lock.Lock()
 	t.value = v
 	b.lock.Unlock()

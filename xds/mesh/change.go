@@ -28,6 +28,9 @@ const (
 	KindTCPRoute
 	KindBackendTLS
 	KindBundle
+	// KindIssuer is no entity: it stands for the issuer that the TrustBundle
+	// names.
+	KindIssuer
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,

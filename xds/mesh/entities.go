@@ -94,9 +94,16 @@ const (
 	MTLSStrict
 )
 
-// TrustBundle is the set of root certificates that proxies trust, in PEM.
+// TrustBundle is what proxies trust, and whose certificates they are to have.
+// Like an object of the API it stands in the mesh, and is acknowledged: the roots
+// as KindTrust, the issuer as KindIssuer.
 type TrustBundle struct {
-	PEM []byte
+	PEM []byte // root certificates
+	// Issuer is that of the certificates that workloads are to present; the
+	// versions of its certificates tell.
+	Issuer string
+	// Generation is another whenever anything else may be.
+	Generation int64
 }
 
 // Service is a Kubernetes Service.

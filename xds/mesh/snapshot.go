@@ -88,6 +88,9 @@ func (s *Snapshot) Revision() Revision { return s.revision }
 // Config is the mesh's configuration; never nil.
 func (s *Snapshot) Config() *Config { return s.config }
 
+// Trust is what proxies trust; never nil.
+func (s *Snapshot) Trust() *TrustBundle { return s.trust }
+
 // SameStanding reports whether objects of the API and workloads are the same in both
 // snapshots, of which one came from the other.
 func (s *Snapshot) SameStanding(other *Snapshot) bool {
@@ -203,10 +206,12 @@ func (s *Snapshot) setConfig(f facts, c Change) {
 
 func (s *Snapshot) setTrust(f facts, c Change) {
 	now, has := c.entity.(*TrustBundle)
-	if !has || string(now.PEM) == string(s.trust.PEM) {
+	if !has || reflect.DeepEqual(now, s.trust) {
 		return
 	}
 	s.trust = now
+	s.stand(Ref{Kind: KindTrust}, now.Generation)
+	s.stand(Ref{Kind: KindIssuer}, now.Generation)
 	f.add(FactTrust, "")
 }
 

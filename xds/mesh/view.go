@@ -51,6 +51,7 @@ func (v *View) Config() *Config {
 // Trust is the bundle of root certificates.
 func (v *View) Trust() *TrustBundle {
 	v.read(FactTrust, "")
+	v.use(KindTrust, Name{})
 	return v.s.trust
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tulle-mesh/tulle/xds/build"
@@ -26,9 +27,11 @@ var _ build.Subscriber = (*absent)(nil)
 func (*absent) Changed([]build.Key) {}
 
 func (a *absent) keys() []build.Key {
-	out := make([]build.Key, len(a.held))
+	out := make([]build.Key, 0, len(a.held))
 	for i := range a.held {
-		out[i] = a.held[i].Key
+		if k := a.held[i].Key; !ownCertificate(k) { // or it would be issued for nobody
+			out = append(out, k)
+		}
 	}
 	return out
 }
@@ -70,7 +73,7 @@ func (st *stream) remains() *absent {
 	}
 	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now()}
 	for h := range st.state.Holdings() {
-		if h.Key.Type != translate.Secret { // or certificates would be issued for nobody
+		if h.Key.Type != translate.Secret || !strings.HasPrefix(h.Key.Name, translate.PrefixCertificate) {
 			a.held = append(a.held, h)
 		}
 	}

@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +41,7 @@ type harness struct {
 	address    string
 	roots      *x509.CertPool
 	rootPEM    []byte
+	issuer     atomic.Int64 // of certificates
 	genuine    bool   // identities get a certificate that is one
 	proxyGroup uint32 // that Envoy runs as; 0: the test's
 	keyPEM     []byte // of the certificate in rootPEM
@@ -103,10 +106,11 @@ func newHarness(t testing.TB, change func(*Options)) *harness {
 	h.builder = &countingBuilder{keys: map[build.Subscriber]map[build.Key]bool{}, Builder: build.New(build.Options{
 		Config: &mesh.Config{TrustDomain: "test.mesh", RootNamespace: "tulle-system"},
 		Issue: func(_ context.Context, identity string) (build.Certificate, error) {
+			version := fmt.Sprintf("issuer-%d.%s", h.issuer.Load(), identity)
 			if h.genuine {
-				return build.Certificate{Chain: h.rootPEM, Key: h.keyPEM, Version: "1 " + identity}, nil
+				return build.Certificate{Chain: h.rootPEM, Key: h.keyPEM, Version: version}, nil
 			}
-			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: "1 " + identity}, nil
+			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: version}, nil
 		},
 		OnBuilt: func() { h.server.Built() }, Metrics: h.registry,
 		Log: testr.NewWithInterface(t, testr.Options{}),

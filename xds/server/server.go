@@ -262,3 +262,19 @@ func (s *Server) all() []*stream {
 	}
 	return out
 }
+
+// PodsOf names some of the pods that are connected as the identity, sorted.
+func (s *Server) PodsOf(identity string) []string {
+	const most = 8
+	var out []string
+	s.lock.Lock()
+	for st := range s.streams {
+		if st.identity == identity {
+			out = append(out, st.peer.Pod.String())
+		}
+	}
+	s.lock.Unlock()
+	slices.Sort(out)
+	out = slices.Compact(out)
+	return out[:min(len(out), most)]
+}

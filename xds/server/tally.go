@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/xds/acks"
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/delta"
@@ -244,7 +245,15 @@ func (t *tally) stream(st *stream, known, next concerns) {
 	pod := st.proxy.pod
 	st.lock.Lock()
 	c := t.class(st.state, known, next)
-	st.unsettled(func(h *delta.Holding) { t.holding(pod, h) })
+	st.unsettled(func(h *delta.Holding) {
+		if !ownCertificate(h.Key) {
+			t.holding(pod, h)
+		}
+	})
+	// It has a version that it should, and may be another issuer's.
+	if h, ok := st.state.Holding(certificateOf(st.proxy.identity)); ok && !t.current(&h) {
+		t.certificate(pod, &h)
+	}
 	st.lock.Unlock()
 	if len(t.touched) == 0 {
 		c.settled++
@@ -314,7 +323,11 @@ func (t *tally) class(s *delta.Stream, known, next concerns) *class {
 func (t *tally) absent(a *absent) acks.Absent {
 	out := acks.Absent{UID: a.uid, Pod: a.pod.String(), Left: a.left}
 	for i := range a.held {
-		t.holding(out.Pod, &a.held[i])
+		if h := &a.held[i]; ownCertificate(h.Key) {
+			t.certificate(out.Pod, h)
+		} else {
+			t.holding(out.Pod, h)
+		}
 	}
 	for _, o := range t.touched {
 		switch o.state {
@@ -332,6 +345,42 @@ func (t *tally) absent(a *absent) acks.Absent {
 	}
 	t.next()
 	return out
+}
+
+// ownCertificate reports whether the key is that of a workload's own certificate.
+func ownCertificate(k build.Key) bool {
+	return k.Type == translate.Secret && k.Name == translate.SecretWorkload
+}
+
+func certificateOf(identity string) build.Key {
+	return build.Key{Type: translate.Secret, Name: translate.SecretWorkload, For: identity}
+}
+
+// current reports whether the proxy presents a certificate of the present issuer.
+func (t *tally) current(h *delta.Holding) bool {
+	return ca.SignedBy(h.Acknowledged, t.snapshot.Trust().Issuer)
+}
+
+// certificate looks at the pod's own certificate. The present issuer is
+// acknowledged by presenting one of its certificates, whichever.
+func (t *tally) certificate(pod string, h *delta.Holding) {
+	o := t.objects[mesh.Ref{Kind: mesh.KindIssuer}]
+	if o == nil {
+		return
+	}
+	state, refusal := acks.Waiting, (*acks.Refusal)(nil)
+	switch {
+	case t.current(h):
+		state = acks.Programmed
+	case h.Rejected != nil && ca.SignedBy(h.Rejected.Version, t.snapshot.Trust().Issuer):
+		state = acks.Rejected
+		refusal = &acks.Refusal{Pod: pod, Resource: typeName(h.Key.Type) + " " + h.Key.Name, Words: h.Rejected.Message}
+	}
+	if !o.touched {
+		o.touched = true
+		t.touched = append(t.touched, o)
+	}
+	o.state, o.refusal = state, refusal
 }
 
 // holding looks at one resource of the pod.
@@ -396,7 +445,7 @@ func Concerning(s *mesh.Snapshot, w *mesh.Workload) []mesh.Ref {
 		pod: w.Name.String(), namespace: w.Namespace, profile: s.Profile(w), drains: w.Drains(), gateway: gatewayOf(w),
 		account: translate.ForEgress(w.Namespace, w.ServiceAccount),
 	}
-	refs := map[mesh.Ref]struct{}{}
+	refs := map[mesh.Ref]struct{}{{Kind: mesh.KindTrust}: {}, {Kind: mesh.KindIssuer}: {}}
 	for _, name := range p.binding().Listeners {
 		k, _ := p.bind(translate.Listener, name)
 		add(refs, s, k)

@@ -1,0 +1,484 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+)
+
+const (
+	// Between two looks at a rotation under way, and at whether there ought to be
+	// one.
+	rotatingTick = time.Second
+	idleTick     = maxTick
+	// DefaultSpreadTime is how long new roots are distributed at least. Proxies
+	// acknowledge those that they verify each other by; those by which they verify
+	// the control plane they read from a volume, of which nobody tells. A kubelet
+	// brings it up to date when it looks at the pod again, each minute to minute
+	// and a half, and some time after its cache was.
+	DefaultSpreadTime = 3 * time.Minute
+	// maxSettleTime is how long all proxies have had a phase when the next one
+	// begins, at most; it is SpreadTime where that is shorter. A connection keeps
+	// the certificate and the roots that its proxy had when it was begun, and may
+	// reach a peer that is in the next phase already: a handshake failed so in a
+	// test. Envoy's time-out includes the handshake (connect_timeout), and is 2 s
+	// unless a policy says otherwise. It is longer than certificates take their
+	// turn (maxSpread), too: pods that have not started yet are in no report.
+	maxSettleTime = 90 * time.Second
+	// forcedTime is how long a forced rotation waits in each phase for proxies
+	// that may acknowledge yet.
+	forcedTime = time.Minute
+	// stalledTime is after how long in a phase it is said that it does not go on.
+	stalledTime = 5 * time.Minute
+)
+
+// Progress is how far all proxies are, over all replicas.
+type Progress struct {
+	// Done says that all have it. False with nothing below: it is not known yet.
+	Done             bool
+	Concerned, Have  int
+	Waiting, Missing []string // some of the pods that have not; replicas that do not report
+	Refusal          string   // what one of the proxies said that refused
+}
+
+// Live tells what proxies have acknowledged, of what replicas built for a
+// sequence.
+type Live interface {
+	// Trust is about the roots.
+	Trust(sequence int64) Progress
+	// Issuer is about certificates of the present issuer.
+	Issuer(sequence int64) Progress
+}
+
+// Terms are how long a certificate of the authority lives, and when it is
+// rotated without being asked.
+type Terms struct {
+	Lifetime time.Duration
+	// Before is the part of its life that is left when it is rotated, from 0 to
+	// 1; 0: it is not rotated by itself.
+	Before float64
+}
+
+// DefaultBefore has a certificate of the authority rotated at two thirds of its
+// life.
+const DefaultBefore = 1.0 / 3
+
+// Settings are what the mesh's operator wants of the authority.
+type Settings struct {
+	TrustDomain  string
+	Issuer, Root Terms
+	// Request is an [Ask], or empty.
+	Request string
+}
+
+// RotatorOptions are what a Rotator needs.
+type RotatorOptions struct {
+	Authority *Authority
+	// Settings are the present ones.
+	Settings func() Settings
+	// Brought is where an operator brings an intermediate; nil: nowhere.
+	Brought Source
+	// Upstream signs intermediates; nil: the authority's own root.
+	Upstream Upstream
+	Live     Live
+	// Spread names where the roots that the authority has now have not arrived,
+	// of that for which there is no acknowledgement.
+	Spread func(context.Context) ([]string, error)
+	// SpreadTime is how long roots are distributed at least; 0:
+	// DefaultSpreadTime.
+	SpreadTime time.Duration
+	// ServingNames are the DNS names of the control plane.
+	ServingNames []string
+	// Changed is called when there is something else to say, see
+	// [Rotator.State]. It must not block; nil: nobody is told.
+	Changed func()
+	Log     logr.Logger
+}
+
+// Rotator rotates the issuer and the roots: when somebody asks, when their end
+// is near, and when an operator brings others. It runs on one replica at a time.
+// All that it knows is stored with the authority, so that another one goes on
+// where it was.
+type Rotator struct {
+	opts RotatorOptions
+	wake chan struct{}
+
+	mu      sync.Mutex
+	leading bool
+	settled settled
+	waits   string
+	held    bool // it does not go on
+	problem Problem
+	said    string
+}
+
+// settled is since when all proxies have what a sequence is about. It is not
+// stored: who comes to lead waits once more.
+type settled struct {
+	sequence int64
+	since    time.Time
+}
+
+// NewRotator makes a Rotator.
+func NewRotator(o RotatorOptions) *Rotator {
+	if o.SpreadTime == 0 {
+		o.SpreadTime = DefaultSpreadTime
+	}
+	if o.Spread == nil {
+		o.Spread = func(context.Context) ([]string, error) { return nil, nil }
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	r := &Rotator{opts: o, wake: make(chan struct{}, 1)}
+	o.Authority.Notify(r.Wake)
+	return r
+}
+
+// Wake has the Rotator look now: settings are others.
+func (r *Rotator) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run rotates until the context ends.
+func (r *Rotator) Run(ctx context.Context) error {
+	defer r.tell(func() { r.leading, r.waits, r.held, r.problem = false, "", false, Problem{} })
+	r.tell(func() { r.leading = true })
+	for {
+		if err := r.Step(ctx); err != nil && ctx.Err() == nil {
+			r.opts.Authority.failures.Inc()
+			r.opts.Log.Error(err, "the certificate authority cannot be rotated now; trying again")
+		}
+		pause := idleTick
+		if r.opts.Authority.material.Load().record.Rotation != nil {
+			pause = rotatingTick
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-r.wake:
+			timer.Stop()
+		}
+	}
+}
+
+// Step does what is to be done now: one write at most.
+func (r *Rotator) Step(ctx context.Context) error {
+	m := r.opts.Authority.material.Load()
+	if m.record.Rotation == nil {
+		return r.consider(ctx, m)
+	}
+	return r.drive(ctx, m)
+}
+
+// drive goes on with a rotation, if everybody is ready for it.
+func (r *Rotator) drive(ctx context.Context, m *material) error {
+	a := r.opts.Authority
+	now, rotation := a.now(), m.record.Rotation
+	if now.Before(rotation.Since) { // the clock was set back
+		return r.amend(ctx, m, "", func(to *Rotation) { to.Since = now })
+	}
+	queued := ""
+	if request := r.opts.Settings().Request; request != "" && request != m.record.Request {
+		switch ask, err := ParseAsk(request); {
+		case err != nil:
+		case ask.Scope == rotation.Scope && ask.Forced && !rotation.Forced:
+			r.opts.Log.Info("the rotation goes on without proxies that do not acknowledge", "scope", rotation.Scope)
+			return r.amend(ctx, m, request, func(to *Rotation) { to.Forced = true })
+		default:
+			queued = fmt.Sprintf("; another one, of the %s, was asked for and follows", ask.Scope)
+		}
+	}
+	g := r.gate(ctx, m, now)
+	if g.open {
+		stored, err := m.advance(now, g.without)
+		if err != nil {
+			return err
+		}
+		if err := a.write(ctx, stored); err != nil {
+			return err
+		}
+		r.tell(func() { r.waits, r.held, r.problem = "", false, Problem{} })
+		r.log(m, a.material.Load(), g.without)
+		return nil
+	}
+	r.tell(func() {
+		r.waits, r.problem = g.waits+queued, Problem{}
+		r.held = g.proxies && now.Sub(rotation.Since) >= stalledTime
+	})
+	return nil
+}
+
+// gate is whether a phase may end, and for what it waits if not.
+type gate struct {
+	open    bool
+	waits   string
+	proxies bool     // it is for proxies that it waits
+	without []string // who is cut off by opening it
+}
+
+func (r *Rotator) gate(ctx context.Context, m *material, now time.Time) gate {
+	rotation, sequence := m.record.Rotation, m.record.Sequence
+	in := now.Sub(rotation.Since)
+	var p Progress
+	if rotation.Phase == PhaseSign {
+		p = r.opts.Live.Issuer(sequence)
+	} else {
+		p = r.opts.Live.Trust(sequence)
+	}
+	var without []string
+	if !p.Done {
+		r.settled = settled{}
+		if !rotation.Forced || in < forcedTime {
+			return gate{waits: p.waits(rotation.Phase), proxies: true}
+		}
+		without = p.Waiting
+	} else if left := r.settling(sequence, now); left > 0 && (rotation.Phase == PhaseDistribute || m.leaving()) {
+		return gate{waits: fmt.Sprintf("all proxies have it; for %s more, for connections that were begun before", left.Round(time.Second))}
+	}
+	if rotation.Phase != PhaseDistribute {
+		return gate{open: true, without: without}
+	}
+	behind, err := r.opts.Spread(ctx)
+	switch left := r.opts.SpreadTime - in; {
+	case err != nil:
+		return gate{waits: "whether all namespaces and webhooks have the new roots is not known: " + err.Error()}
+	case len(behind) > 0 && !rotation.Forced:
+		return gate{waits: "the new roots have not been written to " + few(behind, len(behind))}
+	case left > 0:
+		return gate{waits: fmt.Sprintf("for %s more, for kubelets to bring the new roots to their pods", left.Round(time.Second))}
+	}
+	return gate{open: true, without: without}
+}
+
+// settling is how long it has to last yet that all proxies have what the sequence
+// is about.
+func (r *Rotator) settling(sequence int64, now time.Time) time.Duration {
+	if r.settled.sequence != sequence || now.Before(r.settled.since) {
+		r.settled = settled{sequence, now}
+	}
+	return min(r.opts.SpreadTime, maxSettleTime) - now.Sub(r.settled.since)
+}
+
+// waits says for whom a phase waits.
+func (p Progress) waits(phase Phase) string {
+	what := map[Phase]string{
+		PhaseDistribute: "have acknowledged the new roots", PhaseSign: "present a certificate of the new issuer", PhaseRetire: "have given up the old roots",
+	}[phase]
+	switch {
+	case len(p.Missing) > 0:
+		return "no report of control plane replica " + few(p.Missing, len(p.Missing))
+	case p.Refusal != "":
+		return fmt.Sprintf("%d of %d proxies %s; one refused: %s", p.Have, p.Concerned, what, p.Refusal)
+	case p.Concerned > p.Have:
+		return fmt.Sprintf("%d of %d proxies %s; waiting for %s", p.Have, p.Concerned, what, few(p.Waiting, p.Concerned-p.Have))
+	}
+	return "what control plane replicas report is of before"
+}
+
+// few names some, of so many.
+func few(names []string, of int) string {
+	const most = 3
+	names = names[:min(len(names), most)]
+	text := strings.Join(names, ", ")
+	if more := of - len(names); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+func (r *Rotator) amend(ctx context.Context, m *material, request string, change func(*Rotation)) error {
+	stored, err := m.amend(request, change)
+	if err != nil {
+		return err
+	}
+	return r.opts.Authority.write(ctx, stored)
+}
+
+// consider begins a rotation, if there is a reason to.
+func (r *Rotator) consider(ctx context.Context, m *material) error {
+	now, settings := r.opts.Authority.now(), r.opts.Settings()
+	plan, problem, err := r.plan(ctx, m, now, settings)
+	if err != nil {
+		problem = Problem{Reason: ReasonUnavailable, Message: err.Error()}
+	}
+	r.tell(func() { r.waits, r.held, r.problem = "", false, problem })
+	if plan == nil {
+		return err
+	}
+	stored, err := m.begin(now, plan.next, Rotation{Why: plan.why, Forced: plan.forced}, plan.request)
+	if err != nil {
+		return err
+	}
+	if err := r.opts.Authority.write(ctx, stored); err != nil {
+		return err
+	}
+	r.log(m, r.opts.Authority.material.Load(), nil)
+	return nil
+}
+
+// log tells of a step; whoever was first with it.
+func (r *Rotator) log(before, after *material, without []string) {
+	if before.stored.Revision == after.stored.Revision {
+		return
+	}
+	if now := after.record.Rotation; now != nil {
+		r.opts.Log.Info("rotating the certificate authority", "scope", now.Scope, "why", now.Why, "phase", now.Phase,
+			"issuer", now.To.Issuer, "root", now.To.Root, "without", without)
+	} else if len(after.record.History) > 0 {
+		past := after.record.History[0]
+		r.opts.Log.Info("rotated the certificate authority", "scope", past.Scope, "why", past.Why,
+			"issuer", past.To.Issuer, "root", past.To.Root, "took", past.Ended.Sub(past.Started), "cutOff", past.CutOff)
+	}
+}
+
+// plan is a rotation that is to begin.
+type plan struct {
+	next    *material
+	why     Why
+	request string
+	forced  bool
+}
+
+// plan decides; nil: nothing is to be rotated.
+func (r *Rotator) plan(ctx context.Context, m *material, now time.Time, s Settings) (*plan, Problem, error) {
+	var asked *Ask
+	if s.Request != "" && s.Request != m.record.Request {
+		ask, err := ParseAsk(s.Request)
+		if err != nil {
+			return nil, Problem{ReasonRefused, err.Error()}, nil
+		}
+		asked = &ask
+	}
+	if r.opts.Brought != nil {
+		brought, err := r.opts.Brought.Brought(ctx)
+		if err != nil {
+			return nil, Problem{}, err
+		}
+		if !brought.empty() {
+			p, problem := r.bring(m, brought, now, s, asked)
+			return p, problem, nil
+		}
+	}
+	return r.own(ctx, m, now, s, asked)
+}
+
+// bring compares with what an operator has brought.
+func (r *Rotator) bring(m *material, b Brought, now time.Time, s Settings, asked *Ask) (*plan, Problem) {
+	opts := r.opts.Authority.opts
+	next, err := b.material(now, opts.Rand, usage{s.TrustDomain, r.opts.ServingNames})
+	if err != nil {
+		return nil, Problem{ReasonInvalid, fmt.Sprintf("what is in %s is not taken: %v", r.opts.Brought, err)}
+	}
+	if next.epoch.Issuer != m.epoch.Issuer || !sameSet(next.roots, m.roots) {
+		p := &plan{next: next, why: WhyBrought}
+		if asked != nil {
+			p.request, p.forced = s.Request, asked.Forced
+		}
+		return p, Problem{}
+	}
+	switch before := max(s.Issuer.Before, DefaultBefore) / 2; {
+	case asked != nil:
+		return nil, Problem{ReasonRefused, fmt.Sprintf("the issuer is the one in %s, and is rotated by bringing another there", r.opts.Brought)}
+	case left(m.issuer().NotBefore, m.notAfter(), now) < before:
+		return nil, Problem{ReasonEndsSoon, fmt.Sprintf("the issuer ends at %s: bring another in %s", m.notAfter().UTC().Format(time.RFC3339), r.opts.Brought)}
+	}
+	return nil, Problem{}
+}
+
+// left is the part of a life that is left: 1 before it has begun, 0 after its
+// end.
+func left(from, to, now time.Time) float64 {
+	return min(max(to.Sub(now).Seconds()/to.Sub(from).Seconds(), 0), 1)
+}
+
+// due reports whether it is time to rotate by itself. A certificate whose
+// beginning has not come was made by a clock that was ahead.
+func (t Terms) due(from, to, now time.Time) bool {
+	return t.Before > 0 && (left(from, to, now) <= t.Before || now.Before(from))
+}
+
+// own renews by the own root or the upstream.
+func (r *Rotator) own(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
+	issuer, root := m.issuer(), m.anchor
+	mine := r.opts.Upstream == nil
+	p := &plan{why: WhyDue}
+	scope := Scope("")
+	switch {
+	case asked != nil:
+		scope, p.why, p.request, p.forced = asked.Scope, WhyRequested, s.Request, asked.Forced
+	case !mine && m.rootKey != nil: // the mesh leaves its own root
+		scope, p.why = ScopeIssuer, WhyBrought
+	case mine && m.rootKey != nil && s.Root.due(root.NotBefore, root.NotAfter, now):
+		scope = ScopeRoot
+	case s.Issuer.due(issuer.NotBefore, issuer.NotAfter, now) && (!mine || m.rootKey != nil && r.gains(m, now, s)):
+		scope = ScopeIssuer
+	}
+	last := min(left(issuer.NotBefore, m.notAfter(), now), left(root.NotBefore, root.NotAfter, now))
+	switch {
+	case scope == "" && last < DefaultBefore/2:
+		return nil, Problem{ReasonEndsSoon, fmt.Sprintf("the issuer or its root ends at %s and is not rotated by itself: tulle ca rotate --root", m.notAfter().UTC().Format(time.RFC3339))}, nil
+	case scope == "":
+		return nil, Problem{}, nil
+	case scope == ScopeRoot && !mine:
+		return nil, Problem{ReasonRefused, "the root is that of another authority, and is rotated there"}, nil
+	case scope == ScopeIssuer && mine && m.rootKey == nil:
+		return nil, Problem{ReasonRefused, "the root's key is not here, so that there can be no new issuer under it: bring one, or begin anew with a root of the mesh's own: tulle ca rotate --root"}, nil
+	}
+	var err error
+	if p.next, err = r.make(ctx, m, scope, now, s); err != nil {
+		return nil, Problem{}, err
+	}
+	return p, Problem{}, nil
+}
+
+// gains reports whether a new issuer would live longer, which it does not where
+// the root's end limits both.
+func (r *Rotator) gains(m *material, now time.Time, s Settings) bool {
+	next := earlier(now.Add(s.Issuer.Lifetime), m.signer.NotAfter)
+	return next.Sub(m.issuer().NotAfter) > s.Issuer.Lifetime/10 || now.Before(m.issuer().NotBefore)
+}
+
+// make makes the next issuer, and for the scope of the root a root before.
+func (r *Rotator) make(ctx context.Context, m *material, scope Scope, now time.Time, s Settings) (*material, error) {
+	opts := r.opts.Authority.opts
+	// A root that may have no intermediate signs leaves itself until its end.
+	if scope == ScopeRoot || r.opts.Upstream == nil && m.signer.MaxPathLenZero {
+		return newMaterial(now, opts.Rand, s.Root.Lifetime, s.Issuer.Lifetime)
+	}
+	upstream := r.opts.Upstream
+	if upstream == nil {
+		upstream = ownRoot{m, now, opts.Rand}
+	}
+	key, request, err := newIntermediate(opts.Rand)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := upstream.Intermediate(ctx, request, s.Issuer.Lifetime)
+	if err != nil {
+		return nil, fmt.Errorf("have an intermediate signed: %w", err)
+	}
+	var rootKey []byte
+	if r.opts.Upstream == nil {
+		signed.Roots, rootKey = m.roots, m.stored.RootKey
+	}
+	next, err := signed.material(rootKey, key)
+	if err != nil {
+		return nil, fmt.Errorf("have an intermediate signed: %w", err)
+	}
+	if err := next.probe(now, opts.Rand, usage{s.TrustDomain, r.opts.ServingNames}); err != nil {
+		return nil, errors.Join(errors.New("the intermediate that was signed is not taken"), err)
+	}
+	return next, nil
+}
