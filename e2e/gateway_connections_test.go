@@ -72,7 +72,7 @@ rules: [{backendRefs: [{name: server, port: 9001, weight: 1}, {name: other, port
 		t.Error("the server can be called without the gateway")
 	}
 	answered := map[string]int{}
-	const calls = 80
+	const calls = 240
 	for range calls {
 		r := outside.call(from, "tcp", host+":9002")
 		switch {

@@ -127,8 +127,8 @@ func TestNamesOfPlacesAreHeldOnce(t *testing.T) {
 
 func TestKubectlsAnnotationIsKeptWhereOthersMayWriteTheObject(t *testing.T) {
 	last := map[string]string{corev1.LastAppliedConfigAnnotation: "{}"}
-	if got := kept(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Annotations: last}}); len(got.GetAnnotations()) != 1 {
-		t.Error("an update of the cached ConfigMap would take the annotation away")
+	if got := kept(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Annotations: last}}); len(got.GetAnnotations()) != 1 {
+		t.Error("an update of the cached ServiceAccount would take the annotation away")
 	}
 	if got := kept(t, &v1alpha1.MeshPolicy{ObjectMeta: metav1.ObjectMeta{Annotations: last}}); len(got.GetAnnotations()) != 0 {
 		t.Error("the annotation is as large as the object, and nobody reads it")
