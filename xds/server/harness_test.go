@@ -42,9 +42,9 @@ type harness struct {
 	roots      *x509.CertPool
 	rootPEM    []byte
 	issuer     atomic.Int64 // of certificates
-	genuine    bool   // identities get a certificate that is one
-	proxyGroup uint32 // that Envoy runs as; 0: the test's
-	keyPEM     []byte // of the certificate in rootPEM
+	genuine    bool         // identities get a certificate that is one
+	proxyGroup uint32       // that Envoy runs as; 0: the test's
+	keyPEM     []byte       // of the certificate in rootPEM
 	stop       context.CancelFunc
 	stopped    chan struct{}
 }
