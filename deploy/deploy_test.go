@@ -39,6 +39,23 @@ func TestDeploy(t *testing.T) {
 	t.Run("webhooks see what they must", func(t *testing.T) { testWebhooks(t, config) })
 }
 
+// A kind whose definition is not applied keeps the control plane from starting.
+func TestEveryDefinitionIsApplied(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("crds", "mesh.tulle.dev_*.yaml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no definitions: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join("crds", "kustomization.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if !strings.Contains(string(text), "- "+filepath.Base(f)+"\n") {
+			t.Errorf("kustomization.yaml has no %s", filepath.Base(f))
+		}
+	}
+}
+
 func testSamples(t *testing.T, config *rest.Config) {
 	files, err := filepath.Glob(filepath.Join("samples", "*.yaml"))
 	if err != nil || len(files) == 0 {
