@@ -20,7 +20,7 @@ func ServingNames(service, namespace string) []string {
 // own certificate, which is renewed like any other. It takes TLS 1.2 and later;
 // the caller owns it, and may raise that.
 func (c *Certificates) ServingTLS() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.GetCertificate}
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: c.GetCertificate}
 }
 
 // GetCertificate returns the serving certificate, for [tls.Config]. A client

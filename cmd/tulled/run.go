@@ -119,7 +119,7 @@ func (p *controlPlane) startManager(context.Context) error {
 		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
 			Port: p.options.webhookPort,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) {
-				c.MinVersion = tls.VersionTLS12
+				c.MinVersion = tls.VersionTLS13
 				c.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return p.certificates.GetCertificate(h) }
 			}},
 		}),
