@@ -17,8 +17,8 @@ func ServingNames(service, namespace string) []string {
 }
 
 // ServingTLS is the configuration of a server that presents the control plane's
-// own certificate, which is renewed like any other. It takes TLS 1.2 and later;
-// the caller owns it, and may raise that.
+// own certificate, which is renewed like any other. It takes TLS 1.3 alone; the
+// caller owns it.
 func (c *Certificates) ServingTLS() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: c.GetCertificate}
 }
