@@ -141,11 +141,8 @@ func (c *cutter) pod(p *corev1.Pod) *corev1.Pod {
 			PodIPs: p.Status.PodIPs,
 		},
 	}
-	for i := range p.Status.InitContainerStatuses {
-		if s := &p.Status.InitContainerStatuses[i]; s.Name == proxyContainer {
-			out.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: s.Name, Started: s.Started}}
-		}
-	}
+	out.Status.InitContainerStatuses = cutStatuses(p.Status.InitContainerStatuses) // a sidecar
+	out.Status.ContainerStatuses = cutStatuses(p.Status.ContainerStatuses)         // a gateway
 	out.Spec.NodeName = *c.places.same(&p.Spec.NodeName)
 	out.Labels, out.DeletionGracePeriodSeconds = p.Labels, p.DeletionGracePeriodSeconds
 	if s, ok := p.Annotations[statusAnnotation]; ok {
@@ -168,6 +165,16 @@ func cutNode(n *corev1.Node) *corev1.Node {
 		}
 	}
 	return out
+}
+
+// cutStatuses keeps whether our own proxy has started.
+func cutStatuses(in []corev1.ContainerStatus) []corev1.ContainerStatus {
+	for i := range in {
+		if s := &in[i]; s.Name == proxyContainer {
+			return []corev1.ContainerStatus{{Name: s.Name, Started: s.Started}}
+		}
+	}
+	return nil
 }
 
 // maxNames bounds the names that are remembered: nodes come and go.

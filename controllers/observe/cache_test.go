@@ -61,7 +61,12 @@ endpoints: [{addresses: [10.0.0.1], conditions: {ready: false, serving: true}, z
 }
 
 func TestCutObjectsMeanTheSame(t *testing.T) {
-	for _, obj := range fullObjects(t) {
+	gateway := parse[corev1.Pod](t, `
+metadata: {namespace: shop, name: front-1, labels: {gateway.networking.k8s.io/gateway-name: front}}
+spec: {serviceAccountName: front, containers: [{name: tulle-proxy, ports: [{containerPort: 15021}]}]}
+status: {podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}], containerStatuses: [{name: other, started: false}, {name: tulle-proxy, started: true}]}
+`)
+	for _, obj := range append(fullObjects(t), gateway) {
 		want := Changes(obj.DeepCopyObject())
 		same := reflect.DeepEqual(Changes(runtime.Object(kept(t, obj))), want)
 		if !same {
