@@ -12,10 +12,11 @@ import (
 
 // debugServer answers the CLI, which reaches the pod's loopback by
 // port-forward: whoever may forward ports to the control plane may ask.
-func debugServer(address string, profile bool, proxies, preview http.Handler) runnable {
+func debugServer(address string, profile bool, answers map[string]http.Handler) runnable {
 	mux := http.NewServeMux()
-	mux.Handle("GET /debug/proxies", proxies)
-	mux.Handle("POST /debug/preview", preview)
+	for pattern, handler := range answers {
+		mux.Handle(pattern, handler)
+	}
 	if profile {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

@@ -62,7 +62,9 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 	if err := p.manager.Add(runnable(s.Balance)); err != nil {
 		return fmt.Errorf("adding the balancing of streams: %w", err)
 	}
-	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, s.Debug(), p.previewed()))
+	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, map[string]http.Handler{
+		"GET /debug/proxies": s.Debug(), "POST /debug/preview": p.previewed(), "POST /debug/explain": p.explained(),
+	}))
 }
 
 // ownService is that of this revision, among whose replicas proxies are shared.
