@@ -49,8 +49,9 @@ type lab struct {
 	callers   map[string]tls.Certificate // by identity
 	hellos    map[string][]byte          // first bytes of TLS, by the name it asks for
 	app       net.Addr
-	yes, no   net.Addr // authorizers
-	addresses byte     // the second byte of the addresses of this process's listeners
+	yes, no   net.Addr           // authorizers
+	clusters  []*cluster.Cluster // besides those that all have
+	addresses byte               // the second byte of the addresses of this process's listeners
 }
 
 func newLab(t *testing.T) *lab {
@@ -117,15 +118,14 @@ func (l *lab) secrets() []*envoytls.Secret {
 	}
 }
 
-// serve answers requests with the status, and anything else with a "T", whatever is
-// strange about them.
+// serve answers requests with the status, and with what it sees of them, and anything
+// else with a "T", whatever is strange about them.
 func (l *lab) serve(status string) net.Addr {
 	at, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { at.Close() })
-	answer := "HTTP/1.1 " + status + "\r\nx-app: 1\r\ncontent-length: 0\r\n\r\n"
 	go func() {
 		for {
 			c, err := at.Accept()
@@ -144,11 +144,16 @@ func (l *lab) serve(status string) net.Addr {
 						_, _ = io.WriteString(c, "T")
 						return
 					}
+					seen := ""
 					for line := "-"; line != "\r\n"; {
 						if line, err = in.ReadString('\n'); err != nil {
 							return
 						}
+						if seen == "" || strings.HasPrefix(line, "x-beta:") || strings.HasPrefix(line, "host:") {
+							seen += strings.TrimRight(line, "\r\n") + "\t"
+						}
 					}
+					answer := "HTTP/1.1 " + status + "\r\nx-app: 1\r\nx-seen: " + seen + "\r\ncontent-length: 0\r\n\r\n"
 					if _, err := io.WriteString(c, answer); err != nil {
 						return
 					}
@@ -274,7 +279,7 @@ func (l *lab) run(listeners []*listener.Listener) (stop func()) {
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{Name: "static", LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer}}}},
 		StaticResources: &bootstrap.Bootstrap_StaticResources{
 			Listeners: listeners, Secrets: l.secrets(),
-			Clusters: []*cluster.Cluster{static(translate.ClusterInbound, l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)},
+			Clusters: append(l.clusters, static(translate.ClusterInbound, l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)),
 		},
 	}
 	j, err := protojson.Marshal(b)
@@ -349,7 +354,7 @@ func (l *lab) dial(i int, r Request, name string) (*connection, error) {
 }
 
 // ask sends the request and reports whether it reached the application, and how it
-// was answered.
+// was answered: with what status, and on what the application and a route have to say.
 func (c *connection) ask(l *lab, r Request) (reached bool, answer string, err error) {
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	if r.HTTP == nil {
@@ -382,7 +387,11 @@ func (c *connection) ask(l *lab, r Request) (reached bool, answer string, err er
 		if err != nil {
 			return false, "", err
 		}
-		line = strings.ToLower(strings.TrimSpace(line))
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "x-seen: ") || strings.HasPrefix(line, "x-route: ") {
+			status = strings.TrimSpace(status) + "\n" + line
+		}
+		line = strings.ToLower(line)
 		if line == "" {
 			break
 		}

@@ -2,7 +2,6 @@ package explain
 
 import (
 	"fmt"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,15 +27,26 @@ func routed(m mesh.RequestMatch, r *HTTP) bool {
 		return false
 	}
 	if !all(m.Headers, func(h mesh.HeaderMatch) bool {
-		lines := r.values(h.Name)
-		return len(lines) > 0 && valueRouted(h, strings.Join(lines, ","))
+		// Each line is compared by itself.
+		return slices.ContainsFunc(r.values(h.Name), func(line string) bool { return valueRouted(h, line) })
 	}) {
 		return false
 	}
-	parameters, _ := url.ParseQuery(query) // what can be read of it
 	return all(m.Query, func(q mesh.HeaderMatch) bool {
-		return parameters.Has(q.Name) && valueRouted(q, parameters.Get(q.Name))
+		value, ok := parameter(query, q.Name)
+		return ok && valueRouted(q, value)
 	})
+}
+
+// parameter is the first of the name, as it stands: routes are compared with what is
+// sent, escapes and all.
+func parameter(query, name string) (string, bool) {
+	for p := range strings.SplitSeq(query, "&") {
+		if key, value, _ := strings.Cut(p, "="); key == name {
+			return value, true
+		}
+	}
+	return "", false
 }
 
 func pathRouted(m mesh.StringMatch, path string) bool {
