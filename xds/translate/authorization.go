@@ -397,7 +397,7 @@ func pattern(s string) *matcher.StringMatcher {
 // may be empty (RFC 9110, section 4.2.3; RFC 3986, section 3.2.3), and with the dot of a
 // fully qualified name or without.
 func hostPattern(h string) string {
-	inner, before, after := h, "", ""
+	var inner, before, after string
 	switch {
 	case h == "*":
 		return "(?s).+"
