@@ -51,7 +51,7 @@ Tulle is a service mesh that drives stock Envoy sidecars. This command asks it:
   {tulle} restart         roll workloads that predate injection or have an old proxy
   {tulle} inject -f FILE  put the sidecar into manifests, without the webhook
   {tulle} preview -f FILE what objects would change, before they are applied
-  {tulle} explain POD SERVICE  is the call allowed, by which rule; where does it go
+  {tulle} explain POD SVC is a call allowed, by which rule, and where does it go
   {tulle} status          which proxies are connected, and what each lacks
   {tulle} proxy POD       what the Envoy in a pod really has, and against what was sent
   {tulle} bug-report      write an archive for a bug report, with no secret in it

@@ -12,9 +12,9 @@ import (
 
 // debugServer answers the CLI, which reaches the pod's loopback by
 // port-forward: whoever may forward ports to the control plane may ask.
-func debugServer(address string, profile bool, answers map[string]http.Handler) runnable {
+func debugServer(address string, profile bool, handlers map[string]http.Handler) runnable {
 	mux := http.NewServeMux()
-	for pattern, handler := range answers {
+	for pattern, handler := range handlers {
 		mux.Handle(pattern, handler)
 	}
 	if profile {
