@@ -98,6 +98,9 @@ func Explain(v *mesh.View, q Question) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g := gatewayBehind(v, svc, port); g != "" {
+		return nil, fmt.Errorf("the Service %s is that of Gateway %s, which decides by its own routes: name the Service that they lead to, and gateway/NAME as the caller", svc.Name, g)
+	}
 	caller, client, peer, err := callerOf(v, q)
 	if err != nil {
 		return nil, err
@@ -144,6 +147,16 @@ func called(v *mesh.View, q Question) (*mesh.Service, mesh.ServicePort, error) {
 		return nil, mesh.ServicePort{}, errAmbiguous
 	}
 	return svc, svc.Ports[0], nil
+}
+
+// gatewayBehind is the Gateway, namespace/name, whose proxies are behind the Service.
+func gatewayBehind(v *mesh.View, svc *mesh.Service, port mesh.ServicePort) string {
+	for _, e := range translate.Ready(translate.Share{Service: svc.Name, Port: port.Port}, v) {
+		if w, ok := v.WorkloadAt(e.At.Addr()); ok && w.Gateway != "" {
+			return mesh.Name{Namespace: w.Namespace, Name: w.Gateway}.String()
+		}
+	}
+	return ""
 }
 
 func nameOf(s string) mesh.Name {

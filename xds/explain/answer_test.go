@@ -178,6 +178,27 @@ func TestRulesThatDoNotDecideAreToldOf(t *testing.T) {
 	}
 }
 
+// A gateway calls as itself; what it does with what is sent to it is not told.
+func TestAGatewayIsACallerAndNothingThatIsCalled(t *testing.T) {
+	edge := pod("shop", "edge-0", "10.244.1.9", false, nil)
+	edge.Gateway = "edge"
+	v := shop(
+		edge,
+		&mesh.Service{Name: mesh.Name{Namespace: "shop", Name: "edge"}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.9")}, Ports: []mesh.ServicePort{{Name: "http", Port: 80, Target: 80}}},
+		&mesh.Slice{
+			Name: mesh.Name{Namespace: "shop", Name: "edge-1"}, Service: "edge", Ports: []mesh.SlicePort{{Name: "http", Port: 80}},
+			Endpoints: []mesh.Endpoint{{Address: edge.Addresses[0], Workload: "edge-0", Ready: true}},
+		},
+	)
+	a := explained(t, v, Question{Pod: "shop/edge-0", Service: "shop/cart"})
+	if a.Caller.Identity != "spiffe://cluster.local/ns/shop/sa/edge" || a.Route.Kind != "Gateway" || a.Route.Name != "shop/edge" || !a.Backends[0].Pods[0].MTLS {
+		t.Errorf("%+v, %+v", a, a.Route)
+	}
+	if a, err := Explain(v, Question{Pod: "front/web-0", Service: "shop/edge"}); err == nil || !strings.Contains(err.Error(), "that of Gateway shop/edge") {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
 func TestAQuestionThatMakesNoSenseIsRefused(t *testing.T) {
 	for want, q := range map[string]Question{
 		"there is no Service shop/gone":                  {Service: "shop/gone"},

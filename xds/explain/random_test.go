@@ -9,12 +9,13 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// Ports of the workload of a random mesh, by what is declared of them.
+// Ports of the workload of a random mesh, by what is declared of them. Tests listen at
+// them, on addresses of their own: they are none that others are fond of.
 const (
-	portOpen  = 8080 // nothing
-	portHTTP  = 8081
-	portTCP   = 9000
-	portOther = 8443 // nothing, and policies have a mode of its own for it
+	portOpen  = 21080 // nothing
+	portHTTP  = 21081
+	portTCP   = 21090
+	portOther = 21443 // nothing, and policies have a mode of its own for it
 )
 
 // generator makes random meshes and requests. Values come from small pools, so that
