@@ -15,7 +15,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("seed", 0, "replay the random meshes that begin with this seed")
-	decisions = flag.Int("decisions", 12000, "how many decisions are compared with Envoy's")
+	decisions = flag.Int("decisions", 10000, "how many decisions are compared with Envoy's")
 )
 
 const (
