@@ -84,6 +84,13 @@ test: ## Run all tests but those that need a cluster.
 	go test -C e2e $(TEST_FLAGS) ./demo/... ./echo/... ./images/... ./kube/...; \
 	go test -C .ci/tools/alerts $(TEST_FLAGS) .
 
+DECISIONS ?= 100000
+
+.PHONY: soak
+soak: ## Compare many decisions on random requests by random policies with a real Envoy's (DECISIONS; SEED replays).
+	@$(test_environment); \
+	go test ./xds/explain -count=1 -timeout=1h -v -run AsEnvoy -decisions=$(DECISIONS) -seed=$(if $(SEED),$(SEED),0)
+
 .PHONY: e2e
 e2e: ## Run the end-to-end tests on real pods (starts a cluster if KUBECONFIG names none).
 	@e2e/cluster/with.sh go test -C e2e -count=1 -timeout=40m $(E2E_FLAGS) .

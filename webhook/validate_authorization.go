@@ -12,27 +12,29 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-func (c *checks) rule(at *field.Path, r v1alpha1.AuthorizationRule) {
+// rule checks one; edge says that it is for a Gateway, where all is HTTP and clients are
+// heard themselves.
+func (c *checks) rule(at *field.Path, r v1alpha1.AuthorizationRule, edge bool) {
 	allows := r.Action == "" || r.Action == v1alpha1.AuthorizationAllow
 	refuses := !allows && r.Action != v1alpha1.AuthorizationAudit
 	for i, s := range r.From {
 		at := at.Child("from").Index(i)
 		c.source(at, s)
 		named := len(s.Identities) > 0 || len(s.TrustDomains) > 0 || len(s.Namespaces) > 0 || len(s.ServiceAccounts) > 0
-		if allows && len(s.RemoteIPBlocks)+len(s.NotRemoteIPBlocks) > 0 && !named {
+		if !edge && allows && len(s.RemoteIPBlocks)+len(s.NotRemoteIPBlocks) > 0 && !named {
 			c.warn(at, "any workload of the mesh that calls without a gateway can say that it calls for such a client: name the gateway's service account in serviceAccounts as well")
 		}
 	}
 	for i, o := range r.To {
 		at := at.Child("to").Index(i)
 		c.operation(at, o)
-		if refuses && len(o.Ports) == 0 && hasHTTP(o) {
+		if !edge && refuses && len(o.Ports) == 0 && hasHTTP(o) {
 			c.warn(at, "of connections that are not HTTP nobody knows this, so that the rule refuses them all: name the ports of HTTP in ports")
 		}
 	}
 	if r.When != nil {
 		c.condition(at.Child("when"), *r.When)
-		if refuses && len(r.When.Headers) > 0 && !slices.ContainsFunc(r.To, func(o v1alpha1.Operation) bool { return len(o.Ports) > 0 }) {
+		if !edge && refuses && len(r.When.Headers) > 0 && !slices.ContainsFunc(r.To, func(o v1alpha1.Operation) bool { return len(o.Ports) > 0 }) {
 			c.warn(at.Child("when", "headers"), "connections that are not HTTP have none, so that the rule refuses them all: name the ports of HTTP in to")
 		}
 	}

@@ -31,7 +31,7 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 	}
 	if a := p.Spec.Authorization; a != nil {
 		for i, rule := range a.Rules {
-			c.rule(spec.Child("authorization", "rules").Index(i), rule)
+			c.rule(spec.Child("authorization", "rules").Index(i), rule, edge)
 			for j, s := range rule.From {
 				c.atGateway(edge, spec.Child("authorization", "rules").Index(i).Child("from").Index(j), s)
 			}
@@ -88,7 +88,7 @@ func (c *checks) labels(at *field.Path, labels map[string]v1alpha1.LabelValue) {
 
 // atGateway warns of what no caller of a Gateway has.
 func (c *checks) atGateway(edge bool, at *field.Path, s v1alpha1.Source) {
-	if edge && len(s.Identities)+len(s.Namespaces)+len(s.ServiceAccounts) > 0 {
+	if edge && len(s.Identities)+len(s.TrustDomains)+len(s.Namespaces)+len(s.ServiceAccounts) > 0 {
 		c.warn(at, "callers of a Gateway are outside of the mesh and have no identity in it: this entry never matches, in a Deny rule either; tell them apart by ipBlocks, or put the rule into a policy about workloads")
 	}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -285,3 +287,32 @@ func (c *cluster) notMeshed(ctx context.Context, pod *corev1.Pod) error {
 }
 
 func podName(pod *corev1.Pod) string { return pod.Namespace + "/" + pod.Name }
+
+// askControlPlane puts the question to a replica that is ready.
+func (c *cluster) askControlPlane(ctx context.Context, path string, question, answer any) error {
+	replicas, err := c.listPods(ctx, c.meshNamespace, selectTulled)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(replicas, func(p corev1.Pod) bool { return ready(&p) })
+	if i < 0 {
+		return &advice{errors.New("no replica of the control plane is ready"), fmt.Sprintf("kubectl -n %s get pods -l %s", c.meshNamespace, selectTulled)}
+	}
+	body, err := json.Marshal(question)
+	if err != nil {
+		return err
+	}
+	e, err := c.reach(&replicas[i], portDebug)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	said, err := e.Post(ctx, path, body)
+	if err != nil {
+		return fmt.Errorf("asking pod %s (is it of this version?): %w", podName(&replicas[i]), err)
+	}
+	if err := json.Unmarshal(said, answer); err != nil {
+		return fmt.Errorf("reading what pod %s says: %w", podName(&replicas[i]), err)
+	}
+	return nil
+}

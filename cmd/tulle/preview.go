@@ -14,7 +14,6 @@ import (
 
 	"github.com/pmezard/go-difflib/difflib"
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -176,7 +175,8 @@ func (a *app) preview(ctx context.Context, file, format string, remove, diff boo
 	if err := c.suppose(ctx, wanted, remove, &q, v); err != nil {
 		return err
 	}
-	if v.Answer, err = c.askPreview(ctx, q); err != nil {
+	// Whichever replica is asked asks the others.
+	if err := c.askControlPlane(ctx, pathPreview, q, &v.Answer); err != nil {
 		return err
 	}
 	if v.Workloads, err = c.workloads(ctx, &v.Answer); err != nil {
@@ -305,36 +305,6 @@ func (c *objects) dryRun(ctx context.Context, o *unstructured.Unstructured, remo
 // ownField reports whether a field stays the live object's own.
 func ownField(field string) bool {
 	return slices.Contains([]string{"apiVersion", "kind", "metadata", "status"}, field)
-}
-
-// askPreview asks a replica, which asks the others.
-func (c *cluster) askPreview(ctx context.Context, q preview.Question) (preview.Answer, error) {
-	var answer preview.Answer
-	replicas, err := c.listPods(ctx, c.meshNamespace, selectTulled)
-	if err != nil {
-		return answer, err
-	}
-	i := slices.IndexFunc(replicas, func(p corev1.Pod) bool { return ready(&p) })
-	if i < 0 {
-		return answer, &advice{errors.New("no replica of the control plane is ready"), fmt.Sprintf("kubectl -n %s get pods -l %s", c.meshNamespace, selectTulled)}
-	}
-	body, err := json.Marshal(q)
-	if err != nil {
-		return answer, err
-	}
-	e, err := c.reach(&replicas[i], portDebug)
-	if err != nil {
-		return answer, err
-	}
-	defer e.Close()
-	said, err := e.Post(ctx, pathPreview, body)
-	if err != nil {
-		return answer, fmt.Errorf("asking pod %s (is it of this version?): %w", podName(&replicas[i]), err)
-	}
-	if err := json.Unmarshal(said, &answer); err != nil {
-		return answer, fmt.Errorf("reading what pod %s says: %w", podName(&replicas[i]), err)
-	}
-	return answer, nil
 }
 
 // workloads are those of the pods that would be changed.

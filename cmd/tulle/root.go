@@ -51,6 +51,7 @@ Tulle is a service mesh that drives stock Envoy sidecars. This command asks it:
   {tulle} restart         roll workloads that predate injection or have an old proxy
   {tulle} inject -f FILE  put the sidecar into manifests, without the webhook
   {tulle} preview -f FILE what objects would change, before they are applied
+  {tulle} explain POD SVC is a call allowed, by which rule, and where does it go
   {tulle} status          which proxies are connected, and what each lacks
   {tulle} proxy POD       what the Envoy in a pod really has, and against what was sent
   {tulle} ca              show and rotate the certificate authority
@@ -78,7 +79,8 @@ done, 1 error, 2 something lacks.`),
 	_ = root.RegisterFlagCompletionFunc("namespace", a.completeNamespaces)
 	root.AddCommand(
 		a.checkCommand(), a.installCommand(), a.uninstallCommand(), a.restartCommand(), a.injectCommand(),
-		a.previewCommand(), a.statusCommand(), a.proxyCommand(), a.caCommand(), a.bugReportCommand(), a.versionCommand(),
+		a.previewCommand(), a.explainCommand(), a.statusCommand(), a.proxyCommand(), a.caCommand(), a.bugReportCommand(),
+		a.versionCommand(),
 	)
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -66,6 +67,7 @@ type harness struct {
 	objects []runtime.Object
 	replies map[string]string
 	program string
+	heard   *string // what was posted last, where somebody asks
 }
 
 // run returns the exit code and what was written.
@@ -90,7 +92,7 @@ func (h harness) run(t *testing.T, line string) (code int, stdout, stderr string
 			if want := map[bool]int{true: portDebug, false: portAdmin}[strings.HasPrefix(p.Name, "tulled")]; port != want {
 				t.Errorf("reached port %d of a replica", port)
 			}
-			return serve(t, reply), nil
+			return serve(t, reply, h.heard), nil
 		}}, nil
 	}
 	root := a.root()
@@ -100,8 +102,13 @@ func (h harness) run(t *testing.T, line string) (code int, stdout, stderr string
 }
 
 // serve answers every path with the body.
-func serve(t *testing.T, body string) endpoint {
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }))
+func serve(t *testing.T, body string, heard *string) endpoint {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if question, err := io.ReadAll(r.Body); err == nil && heard != nil {
+			*heard = string(question)
+		}
+		_, _ = w.Write([]byte(body))
+	}))
 	t.Cleanup(s.Close)
 	return &httpEndpoint{base: s.URL, client: s.Client(), close: func() error { return nil }}
 }

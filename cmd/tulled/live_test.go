@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/tulle-mesh/tulle/controllers/trust"
+	"github.com/tulle-mesh/tulle/xds/explain"
 )
 
 const (
@@ -293,11 +296,40 @@ func (m *lab) testPolicy(t *testing.T) {
 	if err := plaintext(); err != nil {
 		t.Error(err)
 	}
+	m.explained(t, explain.Denied, "the workload has Allow rules, and no Allow rule matches", true)
 	m.accepted(t, "MeshPolicy", "reviews")
 	m.apply(t, fmt.Sprintf(strict, "web"))
 	eventually(t, "the right identity to be let in", func() error { return m.answers(reviews, "reviews-v1") })
 	if err := plaintext(); err != nil {
 		t.Error(err)
+	}
+	m.explained(t, explain.Allowed, "rule callers of MeshPolicy shop/reviews allows it", true)
+	m.explained(t, explain.Denied, "port 8080 takes mesh mTLS alone (Strict), and the caller has none", false)
+}
+
+// explained asks what becomes of a call of web's to reviews, or of one from outside of
+// the mesh.
+func (m *lab) explained(t *testing.T, verdict explain.Verdict, why string, web bool) {
+	t.Helper()
+	q := explain.Question{Service: shop + "/reviews"}
+	if web {
+		q.Pod = shop + "/web"
+	}
+	body, err := json.Marshal(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := asking.Post("http://"+m.control.debug+"/debug/explain", "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var a explain.Answer
+	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
+		t.Fatal(err)
+	}
+	if a.Verdict != verdict || len(a.Backends) != 1 || len(a.Backends[0].Pods) != 1 || a.Backends[0].Pods[0].Reason != why {
+		t.Errorf("the call is explained by %+v, want %s: %s", a, verdict, why)
 	}
 }
 

@@ -63,7 +63,8 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 		return fmt.Errorf("adding the balancing of streams: %w", err)
 	}
 	return p.manager.Add(debugServer(p.options.debug, p.options.pprof, map[string]http.Handler{
-		"GET /debug/proxies": s.Debug(), "POST /debug/preview": p.previewed(), "GET /debug/ca": p.debugAuthority(),
+		"GET /debug/proxies": s.Debug(), "POST /debug/preview": p.previewed(), "POST /debug/explain": p.explained(),
+		"GET /debug/ca": p.debugAuthority(),
 	}))
 }
 

@@ -39,15 +39,17 @@ type known struct {
 	// without an identity are not believed about it.
 	remote, vouched bool
 	// sni says that the name that the client asked for is known, but on the ports
-	// of blind.
-	sni   bool
-	blind []uint16
+	// of blind; nameless that there is none. What TLS of the mesh asks for is the
+	// caller's to choose, and no such name.
+	sni      bool
+	blind    []uint16
+	nameless bool
 }
 
 // sidecar is what is known of requests at a workload's sidecar, and of connections but
 // for what they say about SNI.
 func sidecar(c *mesh.Config, http bool) known {
-	return known{domains: c.TrustDomains(), http: http, remote: http && c.TrustedHops > 0, vouched: true, sni: http}
+	return known{domains: c.TrustDomains(), http: http, remote: http && c.TrustedHops > 0, vouched: true, nameless: http}
 }
 
 // authorization adds up the rules of all policies that hold for a workload, for its
@@ -174,13 +176,14 @@ func refuseAmbiguous(deny *ruleSet, policies []*mesh.Policy) {
 	}
 }
 
-// ambiguousPath is what normalisation would change or refuse: dots as segments,
-// slashes in a row, backslashes, and characters escaped that need not be (RFC
+// ambiguousPath is what normalisation would change or refuse: dots as segments, with
+// parameters after a ';' too (to servlets /a/..;/b is /b), slashes in a row, backslashes, and characters escaped that need not be (RFC
 // 3986, sections 2.3 and 6.2.2) or that separate segments. A connection that is
 // older than the first rule about paths is read by a listener that does not
 // normalise, and the new rules come to it at once; this refuses there what they
-// could be passed by with. On newer connections nothing is left to refuse.
-const ambiguousPath = `(?s).*(//|\\|%(2[D-Fd-f]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEe])).*|.*/\.\.?(/.*)?`
+// could be passed by with. On newer connections little is left to refuse: slashes
+// alone, and /%2e%2e;/, of which Envoy makes /..;/ and leaves it.
+const ambiguousPath = `(?s).*(//|\\|%(2[D-Fd-f]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEe])).*|.*/\.\.?([/;].*)?`
 
 // matchesPaths reports whether any rule that decides asks for a path.
 func matchesPaths(policies []*mesh.Policy) bool {
@@ -390,24 +393,22 @@ func pattern(s string) *matcher.StringMatcher {
 	return exact(s)
 }
 
-// hostPattern is a regular expression for a host, in any case (RFC 9110,
-// section 4.2.3), with the dot of a fully qualified name or without, and with
-// any port unless the pattern names one.
+// hostPattern is a regular expression for a host, in any case, with any port, which
+// may be empty (RFC 9110, section 4.2.3; RFC 3986, section 3.2.3), and with the dot of a
+// fully qualified name or without.
 func hostPattern(h string) string {
-	inner, before, after := h, "", ""
+	var inner, before, after string
 	switch {
 	case h == "*":
 		return "(?s).+"
 	case strings.HasSuffix(h, "*"):
 		inner, after = strings.TrimSuffix(h, "*"), ".*"
 	case strings.HasPrefix(h, "*"):
-		inner, before = strings.TrimPrefix(h, "*"), ".+"
+		inner, before = strings.TrimSuffix(strings.TrimPrefix(h, "*"), "."), ".+"
+	default:
+		inner = strings.TrimSuffix(h, ".")
 	}
-	port := "(:[0-9]+)?"
-	if i := strings.LastIndexByte(inner, ':'); i >= 0 && !strings.HasSuffix(inner, "]") {
-		port = ""
-	}
-	return "(?is)" + before + regexp.QuoteMeta(inner) + after + `\.?` + port
+	return "(?is)" + before + regexp.QuoteMeta(inner) + after + `\.?(:[0-9]*)?`
 }
 
 // principal leaves out what is asked of the client before the gateways where it is

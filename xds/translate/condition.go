@@ -14,10 +14,10 @@ import (
 )
 
 // condition is what must hold besides: permissions, and an expression in CEL, which may
-// be empty. It is false where an Allow rule asks for what is not known, and so never
-// matches.
+// be empty. It is false where an Allow rule asks for what is not known, or any for what
+// there is not, and so never matches.
 func (k known) condition(c mesh.Condition, strict bool) (all []*rbacconfig.Permission, expression string, possible bool) {
-	if strict && (len(c.Headers) > 0 && !k.http || c.HasSNI() && !k.sni) {
+	if strict && (len(c.Headers) > 0 && !k.http || c.HasSNI() && !k.sni) || len(c.SNI) > 0 && k.nameless {
 		return nil, "", false
 	}
 	var terms []string

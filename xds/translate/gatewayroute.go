@@ -79,6 +79,7 @@ func rulesOf(called mesh.Name, routes []*mesh.Route, v *mesh.View) []rule {
 			one := routeRule(called, r, &r.Rules[i], v)
 			one.policies = policies
 			for j, m := range matches {
+				one.of, one.source = r.Ref(), &r.Rules[i]
 				one.name, one.match = fmt.Sprintf("%s#%d.%d", cmp.Or(r.Rules[i].Name, r.Meta.Name.String()), i, j), m
 				out = append(out, one)
 			}

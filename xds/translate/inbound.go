@@ -114,7 +114,7 @@ func inboundListener(class string, v *mesh.View) *listener.Listener {
 	l.ListenerFilters = []*listener.ListenerFilter{originalDst()}
 	p, ok := v.Profile(profile)
 	if !ok {
-		l.FilterChains = []*listener.FilterChain{{Name: chainClosed, Filters: []*listener.Filter{tcpProxy(chainClosed, ClusterBlackhole, v.Config(), inboundLog)}}}
+		l.FilterChains = []*listener.FilterChain{closed(v.Config())}
 		return l
 	}
 	in := inboundOf(p, v)
@@ -168,33 +168,31 @@ func (in inbound) matcher(used map[string]bool) *xdsmatcher.Matcher {
 	return byPort(ports, further(rest))
 }
 
-// portMatcher is the choice on one port. What no branch takes is closed: all
-// but the mesh's own mTLS under Strict, and on a port that is declared HTTP
-// what is not HTTP, so that rules about requests cannot be passed by.
+// portMatcher is the choice on one port. What is not taken is closed: all but the
+// mesh's own mTLS under Strict, and on a port that is declared HTTP what is not HTTP,
+// so that rules about requests cannot be passed by. Each case is said to be: what finds
+// no match among a port's own choices would go on to those of all other ports.
 func portMatcher(mode mesh.MTLSMode, p mesh.Protocol, used map[string]bool) *xdsmatcher.Matcher {
-	to := func(name string, allowed bool) *xdsmatcher.Matcher_OnMatch {
-		if !allowed {
-			return nil
-		}
+	to := func(name string) *xdsmatcher.Matcher_OnMatch {
 		used[name] = true
 		return chain(name)
 	}
-	plainTCP := to(chainPlainTCP, mode != mesh.MTLSStrict && !p.IsHTTP())
-	var tls, plain *xdsmatcher.Matcher_OnMatch
-	if mode == mesh.MTLSDisabled {
-		tls = plainTCP
-	} else {
+	rest := chainPlainTCP
+	if mode == mesh.MTLSStrict || p.IsHTTP() {
+		rest = chainClosed
+	}
+	tls, plain := to(rest), to(rest)
+	if mode != mesh.MTLSDisabled {
 		// A client that could not look at what it sends, on a port of a protocol
 		// in which servers speak first, calls HTTP TCP as well.
 		tcp := chainMeshTCP
 		if p.IsHTTP() {
 			tcp = chainMeshHTTP
 		}
-		choices := map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: to(chainMeshHTTP, true), ALPNTCP: to(tcp, true)}
-		tls = further(byProtocol(choices, plainTCP))
+		tls = further(byProtocol(map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: to(chainMeshHTTP), ALPNTCP: to(tcp)}, tls))
 	}
-	if http := to(chainPlainHTTP, mode != mesh.MTLSStrict); http != nil {
-		plain = further(ifHTTP(http, plainTCP))
+	if mode != mesh.MTLSStrict {
+		plain = further(ifHTTP(to(chainPlainHTTP), plain))
 	}
 	return byTLS(tls, plain)
 }
@@ -217,7 +215,13 @@ func (in inbound) chains(v *mesh.View) []*listener.FilterChain {
 		{Name: chainMeshTCP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: tcp(chainMeshTCP, hidden)},
 		{Name: chainPlainHTTP, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(false))}},
 		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP, seen)},
+		closed(in.config),
 	}
+}
+
+// closed takes connections, and ends them.
+func closed(c *mesh.Config) *listener.FilterChain {
+	return &listener.FilterChain{Name: chainClosed, Filters: []*listener.Filter{tcpProxy(chainClosed, ClusterBlackhole, c, inboundLog)}}
 }
 
 // manager tells the application who called, in x-forwarded-client-cert, and
@@ -241,13 +245,16 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 		m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 		m.LocalReplyConfig = sayUnreached()
 	}
-	if matchesPaths(in.policies) || limitsPaths(in.limits) {
+	if in.matchesPaths() {
 		m.NormalizePath = wrapperspb.Bool(true)
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_REJECT_REQUEST
 	}
 	return m
 }
+
+// matchesPaths reports whether a rule that decides or limits asks for paths.
+func (in inbound) matchesPaths() bool { return matchesPaths(in.policies) || limitsPaths(in.limits) }
 
 // hopsBefore is how many of the trusted hops are in X-Forwarded-For before the client
 // (Envoy's xff_num_trusted_hops): all but the one that wrote it.

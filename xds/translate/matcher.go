@@ -33,7 +33,8 @@ func extension(name string, m proto.Message) *xdscore.TypedExtensionConfig {
 }
 
 // byExact looks the input up in a map; otherwise may be nil, and no map is
-// otherwise alone.
+// otherwise alone. Where the choice is left to another matcher that finds none, Envoy
+// goes on with otherwise.
 func byExact(input proto.Message, choices map[string]*xdsmatcher.Matcher_OnMatch, otherwise *xdsmatcher.Matcher_OnMatch) *xdsmatcher.Matcher {
 	if len(choices) == 0 {
 		return &xdsmatcher.Matcher{OnNoMatch: otherwise}
@@ -76,16 +77,9 @@ func ifHTTP(http, otherwise *xdsmatcher.Matcher_OnMatch) *xdsmatcher.Matcher {
 	return byProtocol(choices, otherwise)
 }
 
-// byTLS chooses between TLS, whoever's, and the clear; either may be nil.
+// byTLS chooses between TLS, whoever's, and the clear.
 func byTLS(tls, plain *xdsmatcher.Matcher_OnMatch) *xdsmatcher.Matcher {
-	choices := map[string]*xdsmatcher.Matcher_OnMatch{}
-	if tls != nil {
-		choices["tls"] = tls
-	}
-	if plain != nil {
-		choices["raw_buffer"] = plain
-	}
-	return byExact(&network.TransportProtocolInput{}, choices, nil)
+	return byExact(&network.TransportProtocolInput{}, map[string]*xdsmatcher.Matcher_OnMatch{"tls": tls, "raw_buffer": plain}, nil)
 }
 
 // destinations are what is decided for the addresses of some ranges.

@@ -61,6 +61,8 @@ func outboundRoutes(name, namespace string, v *mesh.View) Result {
 // rule says what becomes of requests that match, whichever kind of object says so.
 type rule struct {
 	name     string
+	of       mesh.Ref        // the object that says it
+	source   *mesh.RouteRule // where that is a route
 	match    mesh.RequestMatch
 	request  headerChanges // and response: of all backends
 	response headerChanges
@@ -108,7 +110,7 @@ func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.V
 	if s := splitFor(svc, port, v); s != nil {
 		return splitRules(s, port.Port)
 	}
-	return []rule{{name: svc.Name.String(), backends: []share{{to: endpointsOf{service: svc.Name, port: port.Port}, weight: 1}}}}
+	return []rule{{name: svc.Name.String(), of: mesh.Ref{Kind: mesh.KindService, Name: svc.Name}, backends: []share{{to: endpointsOf{service: svc.Name, port: port.Port}, weight: 1}}}}
 }
 
 // outbound collects the routes of what was called at a port.

@@ -26,7 +26,7 @@ const meshGroup = "mesh.tulle.dev"
 // port.
 func splitRules(s *mesh.Split, port uint16) []rule {
 	one := func(name string, m mesh.RequestMatch, backends []mesh.SplitBackend, mirrors []mesh.Mirror) rule {
-		r := rule{name: name, match: m, affinity: s.Affinity}
+		r := rule{name: name, of: mesh.Ref{Kind: mesh.KindSplit, Name: s.Meta.Name}, match: m, affinity: s.Affinity}
 		for _, b := range backends {
 			r.backends = append(r.backends, share{to: endpointsOf{b.Service, port, labelsText(b.Labels)}, weight: b.Weight})
 		}

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tulle-mesh/tulle/xds/explain"
+)
+
+const (
+	pathExplain = "/debug/explain"
+	// outside is a caller that is nobody's pod.
+	outside = "outside"
+	// labelGateway is on the pods of a Gateway.
+	labelGateway = "gateway.networking.k8s.io/gateway-name"
+)
+
+// explanation is the answer to `tulle explain`.
+type explanation struct{ explain.Answer }
+
+func (e *explanation) data() any { return &e.Answer }
+
+// lacks reports whether the call is not allowed, whatever authorizers say and wherever
+// it goes.
+func (e *explanation) lacks() bool { return e.Verdict != explain.Allowed }
+
+func (e *explanation) table(time.Time) *table {
+	t := &table{header: []string{"VERDICT", "BACKEND", "SHARE", "PODS", "MTLS", "WHY"}}
+	var sum uint64
+	for _, b := range e.Backends {
+		sum += uint64(b.Weight)
+	}
+	for _, b := range e.Backends {
+		name, share := backendName(b), fmt.Sprintf("%.3g%%", 100*float64(b.Weight)/float64(sum))
+		if len(b.Pods) == 0 {
+			why := "it has no endpoint that is ready"
+			if b.Service == "" {
+				why = "the rule names what does not exist, or may not be referred to: this share is answered with 500"
+			}
+			t.row("", name, share, fmt.Sprintf("0/%d", b.Endpoints), "", why)
+		}
+		for _, p := range b.Pods {
+			t.row(string(p.Verdict), name, share, fmt.Sprintf("%d/%d", len(p.Endpoints), b.Endpoints), encryption(p), p.Reason)
+		}
+	}
+	e.notes(t)
+	return t
+}
+
+func backendName(b explain.Backend) string {
+	if b.Service == "" {
+		return ""
+	}
+	name := fmt.Sprintf("%s:%d", b.Service, b.Port)
+	for _, k := range slices.Sorted(maps.Keys(b.Subset)) {
+		name += fmt.Sprintf(" %s=%s", k, b.Subset[k])
+	}
+	return name
+}
+
+// encryption is how the caller speaks to the pods, and what they would take.
+func encryption(p explain.Pods) string {
+	how := "plaintext"
+	if p.MTLS {
+		how = "mTLS"
+	}
+	return fmt.Sprintf("%s (%s)", how, p.Mode)
+}
+
+// notes say who calls, what routes the call, and which rules match.
+func (e *explanation) notes(t *table) {
+	who := "The caller has no sidecar: no identity, and no route"
+	if e.Caller.Meshed {
+		who = "The caller is " + e.Caller.Identity
+	}
+	if e.Caller.Address != "" {
+		who += ", from " + e.Caller.Address
+	}
+	t.note("%s.", who)
+	if r := e.Route; r != nil {
+		said := fmt.Sprintf("It is routed by %s %s", r.Kind, r.Name)
+		if r.Rule != "" && r.Rule != r.Name {
+			said += ", rule " + r.Rule
+		}
+		switch {
+		case r.Kind == "":
+			said = "The caller's sidecar answers " + r.Answer
+		case r.Answer != "":
+			said += ", and the caller's sidecar answers " + r.Answer
+		case r.Kind == "Gateway":
+			said += "; its routes are not looked at here, the request is taken to leave it as it stands"
+		}
+		t.note("%s.", said)
+	}
+	for _, b := range e.Backends {
+		for _, p := range b.Pods {
+			if len(p.Rules)+len(p.Enforced)+len(p.Path) == 0 {
+				continue
+			}
+			t.note("\n%s, port %d:", list(p.Endpoints, 3), p.Port)
+			if p.Path != "" {
+				t.note("  are asked for %s", printable(p.Path))
+			}
+			for _, m := range p.Rules {
+				t.note("  %s", ruleText(m))
+			}
+			if p.Enforced != "" {
+				t.note("  Enforced, the rules of DryRun would make this %s.", p.Enforced)
+			}
+		}
+	}
+}
+
+// ruleText is a rule that matches, the one that decides marked.
+func ruleText(m explain.Match) string {
+	mark := " "
+	if m.Decides {
+		mark = "*"
+	}
+	text := fmt.Sprintf("%s %s rule %s of MeshPolicy %s", mark, m.Action, m.Rule, m.Policy)
+	if m.Authorizer != "" {
+		text += ", which asks " + m.Authorizer
+	}
+	if m.Unasked {
+		text += " (there is nobody to ask, so that it denies)"
+	}
+	if m.DryRun {
+		text += " (DryRun: it decides nothing)"
+	}
+	return text
+}
+
+// call is what the flags of `tulle explain` say.
+type call struct {
+	headers []string
+	explain.Question
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	var format string
+	var q call
+	cmd := &cobra.Command{
+		Use:   "explain CALLER SERVICE[:PORT]",
+		Short: "Is a call allowed, by which rule, and where does it go",
+		Long: a.text(`
+Says what becomes of a call: whether the pods that it may go to let it in, which
+rule of which MeshPolicy decides that (marked with *) and which others match,
+rules of Audit and DryRun too; whether it is encrypted, and who the caller is by
+its certificate; which route or TrafficSplit takes it, to which backends, with
+which weights and how many endpoints. The control plane works it out from the
+mesh as it knows it: nothing is called.
+
+CALLER is NAME, NAMESPACE/NAME or a workload such as deploy/NAME; sa/NAME or
+NAMESPACE/sa/NAME, a pod of the mesh that runs as that service account;
+gateway/NAME, the proxy of a Gateway; or 'outside', who is in no pod of the mesh.
+SERVICE is NAME or NAMESPACE/NAME, in the namespace of -n.
+
+It is about the mesh's rules: rate limits, faults, NetworkPolicies and the
+application itself may refuse what is allowed here. Of a Gateway's routes it
+says nothing: name the request as it leaves the gateway.
+
+Exit codes: 0 allowed, 1 error, 2 denied; also where an external authorizer is
+asked, or pods differ, or no backend has any.`),
+		Example: a.text(`
+  {tulle} explain deploy/frontend reviews:9080 --path /reviews/1 -n shop
+  {tulle} explain sa/frontend reviews --method DELETE --header x-role=admin
+  {tulle} explain outside shop/reviews --source-ip 192.0.2.7
+  {tulle} explain frontend-7d9f-x2 mysql:3306 --tcp -o json`),
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkFormat(format); err != nil {
+				return err
+			}
+			return a.explain(cmd.Context(), args[0], args[1], q, format)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&q.Method, "method", "GET", "Method of the request")
+	f.StringVar(&q.Path, "path", "/", "Path of the request, with its query")
+	f.StringVar(&q.Host, "host", "", "Host of the request (default: the Service's name)")
+	f.StringArrayVar(&q.headers, "header", nil, "Header of the request, as name=value; may be repeated")
+	f.StringVar(&q.Address, "source-ip", "", "Address that the call comes from (default: the pod's)")
+	f.BoolVar(&q.TCP, "tcp", false, "A connection that is not HTTP")
+	f.StringVar(&q.SNI, "sni", "", "A connection of the application's own TLS, for a server of this name")
+	for _, http := range []string{"method", "path", "host", "header"} {
+		cmd.MarkFlagsMutuallyExclusive(http, "tcp")
+		cmd.MarkFlagsMutuallyExclusive(http, "sni")
+	}
+	outputFlag(cmd, &format)
+	return cmd
+}
+
+func (a *app) explain(ctx context.Context, caller, service string, q call, format string) error {
+	for _, h := range q.headers {
+		name, value, ok := strings.Cut(h, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("--header %q: write it as name=value", h)
+		}
+		q.Headers = append(q.Headers, explain.Header{Name: name, Value: value})
+	}
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	if err := serviceOf(service, c.namespace, &q.Question); err != nil {
+		return err
+	}
+	if err := c.callerOf(ctx, caller, &q.Question); err != nil {
+		return err
+	}
+	v := &explanation{}
+	if err := c.askControlPlane(ctx, pathExplain, q.Question, &v.Answer); err != nil {
+		return err
+	}
+	if err := a.show(format, v); err != nil {
+		return err
+	}
+	if v.lacks() {
+		return errLacking
+	}
+	return nil
+}
+
+// serviceOf reads NAME, NAMESPACE/NAME, each with :PORT or without.
+func serviceOf(arg, namespace string, q *explain.Question) error {
+	name, number, hasPort := strings.Cut(arg, ":")
+	if !strings.Contains(name, "/") {
+		name = namespace + "/" + name
+	}
+	q.Service = name
+	if !hasPort {
+		return nil
+	}
+	port, err := strconv.ParseUint(number, 10, 16)
+	if err != nil || port == 0 {
+		return fmt.Errorf("%q is no port of a Service: want SERVICE, or SERVICE:PORT with its number", number)
+	}
+	q.Port = uint16(port)
+	return nil
+}
+
+// callerOf finds who calls.
+func (c *cluster) callerOf(ctx context.Context, arg string, q *explain.Question) error {
+	if arg == outside {
+		return nil
+	}
+	parts := strings.Split(arg, "/")
+	if len(parts) == 2 && (parts[0] == "sa" || parts[0] == "gateway") {
+		parts = []string{c.namespace, parts[0], parts[1]}
+	}
+	if len(parts) == 3 && parts[1] == "sa" {
+		q.ServiceAccount = parts[0] + "/" + parts[2]
+		return nil
+	}
+	if len(parts) == 3 && parts[1] == "gateway" {
+		pods, err := c.listPods(ctx, parts[0], labelGateway+"="+parts[2])
+		if err != nil {
+			return err
+		}
+		if len(pods) == 0 {
+			return &advice{fmt.Errorf("the Gateway %s/%s has no pods", parts[0], parts[2]), fmt.Sprintf("kubectl -n %s get gateways", parts[0])}
+		}
+		q.Pod = podName(&pods[0])
+		return nil
+	}
+	t, err := parseTarget(arg, c.namespace)
+	if err != nil {
+		return err
+	}
+	pods, err := c.pods(ctx, t)
+	if err != nil {
+		return err
+	}
+	q.Pod = podName(&pods[0])
+	for i := range pods {
+		if !over(&pods[i]) {
+			q.Pod = podName(&pods[i])
+			break
+		}
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/tulle-mesh/tulle/xds/explain"
+)
+
+const explained = `{"verdict":"Denied","caller":{"pod":"shop/web-1","meshed":true,"identity":"spiffe://cluster.local/ns/shop/sa/web","address":"10.0.0.1"},
+"service":"shop/cart","port":80,"route":{"kind":"HTTPRoute","name":"shop/cart","rule":"beta#0.0"},"backends":[
+{"service":"shop/cart","port":80,"subset":{"version":"1"},"weight":3,"endpoints":2,"pods":[{"endpoints":["shop/cart-1","shop/cart-2"],"port":8080,"encrypted":true,"path":"/x",
+"verdict":"Denied","reason":"rule a of MeshPolicy shop/p denies it","mtls":"Strict","ifDryRunRulesWereEnforced":"Allowed",
+"rules":[{"policy":"shop/p","rule":"a","action":"Deny","decides":true},{"policy":"shop/q","rule":"0","action":"Custom","dryRun":true,"authorizer":"opa","unasked":true}]}]},
+{"weight":1,"endpoints":0}]}`
+
+func TestExplainShowsWhoDecides(t *testing.T) {
+	h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": explained}}
+	code, out, errOut := h.run(t, "explain web-1 cart:80")
+	const want = `VERDICT   BACKEND                  SHARE   PODS   MTLS            WHY
+Denied    shop/cart:80 version=1   75%     2/2    mTLS (Strict)   rule a of MeshPolicy shop/p denies it
+-         -                        25%     0/0    -               the rule names what does not exist, or may not be referred to: this share is answered with 500
+
+The caller is spiffe://cluster.local/ns/shop/sa/web, from 10.0.0.1.
+It is routed by HTTPRoute shop/cart, rule beta#0.0.
+
+shop/cart-1, shop/cart-2, port 8080:
+  are asked for /x
+  * Deny rule a of MeshPolicy shop/p
+    Custom rule 0 of MeshPolicy shop/q, which asks opa (there is nobody to ask, so that it denies) (DryRun: it decides nothing)
+  Enforced, the rules of DryRun would make this Allowed.
+`
+	if code != exitLacking || out != want {
+		t.Errorf("exit code %d %s\n%s\nwant\n%s", code, errOut, out, want)
+	}
+	code, out, _ = h.run(t, "explain web-1 cart -o json")
+	var a explain.Answer
+	if err := json.Unmarshal([]byte(out), &a); err != nil || code != exitLacking || a.Backends[0].Pods[0].Rules[0].Policy != "shop/p" {
+		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+	h.replies["tulled-1"] = `{"verdict":"Allowed"}`
+	if code, _, _ := h.run(t, "explain outside cart"); code != exitHealthy {
+		t.Errorf("exit code %d of what is allowed", code)
+	}
+}
+
+// What the flags say is what the control plane is asked.
+func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
+	for line, want := range map[string]string{
+		"web-1 cart":                           `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/"}`,
+		"front/sa/api shop/cart:8080":          `{"serviceAccount":"front/api","service":"shop/cart","port":8080,"method":"GET","path":"/"}`,
+		"sa/api cart --header a=b=c":           `{"serviceAccount":"shop/api","service":"shop/cart","method":"GET","path":"/","headers":[{"name":"a","value":"b=c"}]}`,
+		"gateway/edge cart --method PUT":       `{"pod":"shop/edge-1","service":"shop/cart","method":"PUT","path":"/"}`,
+		"outside cart --source-ip 192.0.2.7":   `{"address":"192.0.2.7","service":"shop/cart","method":"GET","path":"/"}`,
+		"web-1 cart --path /x?y --host a.test": `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/x?y","host":"a.test"}`,
+		"web-1 cart --sni db":                  `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
+	} {
+		var asked string
+		h := harness{
+			objects: []runtime.Object{pod("shop/web-1", withProxy), pod("shop/edge-1", withLabel(labelGateway, "edge")), tulled("tulled-1", isReady)},
+			replies: map[string]string{"tulled-1": `{"verdict":"Allowed"}`}, heard: &asked,
+		}
+		if code, _, errOut := h.run(t, "explain "+line); code != exitHealthy || asked != want {
+			t.Errorf("explain %s: exit code %d %s\nasks %s\nwant %s", line, code, errOut, asked, want)
+		}
+	}
+	for line, want := range map[string]string{
+		"web-1 cart:http":           `"http" is no port of a Service`,
+		"web-1 cart --header a":     "write it as name=value",
+		"gone cart":                 "looking for pod shop/gone",
+		"gateway/gone cart":         "the Gateway shop/gone has no pods",
+		"web-1 cart --tcp --path x": "none of the others can be",
+	} {
+		h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": "{}"}}
+		if code, _, errOut := h.run(t, "explain "+line); code != exitError || !strings.Contains(errOut, want) {
+			t.Errorf("explain %s: exit code %d %s, want %s", line, code, errOut, want)
+		}
+	}
+}
+
+// The control plane says what is wrong with a question.
+func TestExplainTellsWhatTheControlPlaneRefuses(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		http.Error(w, "there is no Service shop/gone", http.StatusUnprocessableEntity)
+	}))
+	defer s.Close()
+	c := &cluster{
+		client: fake.NewClientset(tulled("tulled-1", isReady)), meshNamespace: "tulle-system",
+		reach: func(*corev1.Pod, int) (endpoint, error) {
+			return &httpEndpoint{base: s.URL, client: s.Client(), close: func() error { return nil }}, nil
+		},
+	}
+	err := c.askControlPlane(t.Context(), pathExplain, explain.Question{}, &explain.Answer{})
+	if err == nil || !strings.Contains(err.Error(), "there is no Service shop/gone") {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,294 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
+)
+
+// Request is what comes to a workload's port: a connection, and what is on it.
+type Request struct {
+	Peer     netip.Addr // the address that the connection comes from
+	Identity string     // the SPIFFE ID that mesh mTLS proved; empty: it comes without
+	Port     uint16     // the workload's
+	SNI      string     // of TLS that the mesh did not make; empty: there is none
+	HTTP     *HTTP      // nil: anything but HTTP
+}
+
+// HTTP is a request of HTTP as a client sends it.
+type HTTP struct {
+	Method, Host string
+	Path         string // with its query
+	Headers      []mesh.Header
+}
+
+// Verdict is what becomes of a request.
+type Verdict string
+
+// The verdicts.
+const (
+	Allowed Verdict = "Allowed"
+	Denied  Verdict = "Denied"
+	// Depends is on what external authorizers say: it is allowed if all do.
+	Depends Verdict = "Depends"
+)
+
+// Match is a rule that matches.
+type Match struct {
+	Policy  string `json:"policy"` // namespace/name
+	Rule    string `json:"rule"`   // its name, or its place in the list
+	Action  string `json:"action"` // Allow, Deny, Audit or Custom
+	DryRun  bool   `json:"dryRun,omitempty"`
+	Decides bool   `json:"decides,omitempty"`
+	// Authorizer is whom a Custom rule asks. Unasked says that it cannot be, so that
+	// the rule denies.
+	Authorizer string `json:"authorizer,omitempty"`
+	Unasked    bool   `json:"unasked,omitempty"`
+}
+
+// Decision is what a workload's sidecar does with a request, and why.
+type Decision struct {
+	Verdict Verdict `json:"verdict"`
+	Reason  string  `json:"reason"` // a clause
+	// Rules are all that match, in the order of their policies. None decides where
+	// Reason names something else.
+	Rules []Match `json:"rules,omitempty"`
+	// Authorizers are asked, all of them, sorted.
+	Authorizers []string `json:"authorizers,omitempty"`
+	// Enforced is the verdict if DryRun rules were enforced; empty where there are
+	// none, or it is the same.
+	Enforced Verdict `json:"ifDryRunRulesWereEnforced,omitempty"`
+	// Mode is which callers the port is open to: Strict, Permissive or Disabled.
+	Mode string `json:"mtls"`
+}
+
+// Decide says what the workload does with the request. It is about rules alone: not
+// about rate limits, nor about whether the application answers.
+func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
+	if !w.Meshed {
+		return Decision{Verdict: Allowed, Reason: "the workload has no sidecar: nothing stands before it", Mode: modeName(mesh.MTLSDisabled)}
+	}
+	if slices.Contains(w.Direct, r.Port) {
+		return Decision{Verdict: Allowed, Reason: fmt.Sprintf("port %d goes past the sidecar, as the pod's annotation says", r.Port), Mode: modeName(mesh.MTLSDisabled)}
+	}
+	in := translate.InboundOf(w, v)
+	d := Decision{Mode: modeName(in.Mode(r.Port))}
+	known := facts{peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(), hops: v.Config().TrustedHops}
+	problem := known.wayIn(in, r)
+	if problem != "" {
+		d.Verdict, d.Reason = Denied, problem
+		return d
+	}
+	policies := authorizations(w, v)
+	if known.http != nil {
+		if problem := known.normalize(in.NormalizesPaths(), askPaths(policies)); problem != "" {
+			d.Verdict, d.Reason = Denied, problem
+			return d
+		}
+		if name := ambiguousHeader(known.http.Headers, policies); name != "" {
+			d.Verdict, d.Reason = Denied, fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
+			return d
+		}
+	}
+	return known.decide(d, policies, v)
+}
+
+// wayIn learns of the request what the listener does; problem is why it does not take it.
+func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
+	mode, protocol := in.Mode(r.Port), in.Declared(r.Port)
+	switch {
+	case r.Identity != "" && mode != mesh.MTLSDisabled && !k.ours(r.Identity):
+		return fmt.Sprintf("the identity %s is of no trust domain of the mesh", r.Identity)
+	case r.Identity != "" && mode != mesh.MTLSDisabled:
+		k.identity, k.http = r.Identity, copied(r.HTTP)
+		k.noName = k.http != nil
+		if k.http == nil && protocol.IsHTTP() {
+			return fmt.Sprintf("port %d is declared HTTP, and this is not HTTP", r.Port)
+		}
+	case mode == mesh.MTLSStrict:
+		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)
+	case r.Identity != "":
+		return fmt.Sprintf("port %d takes no mesh mTLS (Disabled)", r.Port)
+	case r.HTTP != nil && !protocol.Opaque():
+		k.http, k.noName = copied(r.HTTP), true
+	case protocol.IsHTTP():
+		return fmt.Sprintf("port %d is declared HTTP, and this is not HTTP", r.Port)
+	case in.SeesTLS(r.Port):
+		k.sni, k.noName = r.SNI, r.SNI == ""
+	}
+	return ""
+}
+
+// ours reports whether the identity is of the mesh.
+func (k *facts) ours(identity string) bool {
+	return slices.ContainsFunc(k.domains, func(d string) bool { return strings.HasPrefix(identity, "spiffe://"+d+"/") })
+}
+
+func copied(r *HTTP) *HTTP {
+	if r == nil {
+		return nil
+	}
+	out := *r
+	return &out
+}
+
+// authorizations are the policies with rules about the workload, those for the whole
+// mesh first.
+func authorizations(w *mesh.Workload, v *mesh.View) []*mesh.Policy {
+	selects := func(p *mesh.Policy) bool { return p.Selector.Matches(mesh.ProfileOf(w).Labels) }
+	root := v.Config().RootNamespace
+	out := v.Policies(root, mesh.SectionAuthorization, selects)
+	if w.Namespace != root {
+		out = append(out, v.Policies(w.Namespace, mesh.SectionAuthorization, selects)...)
+	}
+	return out
+}
+
+// decides reports whether what the rule asks for must not be told two ways.
+func decides(r mesh.Rule) bool { return r.Action != mesh.Audit && !r.DryRun }
+
+// askPaths reports whether a rule that decides asks for paths.
+func askPaths(policies []*mesh.Policy) bool {
+	return slices.ContainsFunc(policies, func(p *mesh.Policy) bool {
+		return slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool {
+			return decides(r) && slices.ContainsFunc(r.To, func(o mesh.Operation) bool { return o.HasPaths() })
+		})
+	})
+}
+
+// tally is which rules match, by what they do.
+type tally struct {
+	rules           []Match
+	deny, dryDeny   []int // in rules
+	allow, dryAllow []int
+	asked           []string
+	// defaultDeny says that only what a rule allows comes in, and which policy says so.
+	defaultDeny, dryDefaultDeny string
+	invalid                     *mesh.Policy
+}
+
+func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decision {
+	t := k.tally(policies, v)
+	d.Rules = t.rules
+	mark := func(at []int) {
+		for _, i := range at[:min(1, len(at))] {
+			d.Rules[i].Decides = true
+		}
+	}
+	denied := func(format string, args ...any) { d.Verdict, d.Reason = Denied, fmt.Sprintf(format, args...) }
+	switch {
+	case t.invalid != nil:
+		denied("MeshPolicy %s cannot be understood, and so denies everything: %s", t.invalid.Meta.Name, t.invalid.Invalid)
+	case len(t.deny) > 0:
+		m := t.rules[t.deny[0]]
+		mark(t.deny)
+		denied("rule %s of MeshPolicy %s denies it", m.Rule, m.Policy)
+		if m.Unasked {
+			d.Reason += fmt.Sprintf(": the authorizer %s cannot be asked", m.Authorizer)
+		}
+	case t.defaultDeny != "" && len(t.allow) == 0:
+		denied("%s, and no Allow rule matches", t.defaultDeny)
+	default:
+		d.Verdict, d.Reason = Allowed, "no rule denies it, and there is no Allow rule for the workload"
+		if len(t.allow) > 0 {
+			mark(t.allow)
+			d.Reason = fmt.Sprintf("rule %s of MeshPolicy %s allows it", t.rules[t.allow[0]].Rule, t.rules[t.allow[0]].Policy)
+		}
+		if len(t.asked) > 0 {
+			d.Verdict, d.Authorizers = Depends, t.asked
+			d.Reason = fmt.Sprintf("it is let in if the authorizer %s says so", strings.Join(t.asked, " and the authorizer "))
+		}
+	}
+	if e := t.enforced(); e != d.Verdict {
+		d.Enforced = e
+	}
+	return d
+}
+
+// enforced is the verdict with all rules enforced.
+func (t *tally) enforced() Verdict {
+	switch {
+	case t.invalid != nil || len(t.deny)+len(t.dryDeny) > 0,
+		t.defaultDeny+t.dryDefaultDeny != "" && len(t.allow)+len(t.dryAllow) == 0:
+		return Denied
+	case len(t.asked) > 0:
+		return Depends
+	}
+	return Allowed
+}
+
+func (k *facts) tally(policies []*mesh.Policy, v *mesh.View) tally {
+	var t tally
+	for _, p := range policies {
+		if p.Invalid != "" {
+			t.invalid = cmp.Or(t.invalid, p)
+			continue
+		}
+		if p.Authorization.DefaultDeny && t.defaultDeny == "" {
+			t.defaultDeny = fmt.Sprintf("MeshPolicy %s denies by default", p.Meta.Name)
+		}
+		for i, r := range p.Authorization.Rules {
+			m := Match{
+				Policy: p.Meta.Name.String(), Rule: cmp.Or(r.Name, strconv.Itoa(i)), Action: actionName(r.Action),
+				DryRun: r.DryRun, Authorizer: r.Authorizer,
+			}
+			m.Unasked = r.Action == mesh.Custom && !k.canAsk(r.Authorizer, v)
+			if r.Action == mesh.Allow {
+				const needs = "the workload has Allow rules"
+				if r.DryRun {
+					t.dryDefaultDeny = needs
+				} else {
+					t.defaultDeny = cmp.Or(t.defaultDeny, needs)
+				}
+			}
+			if !k.matches(r, p.Meta.Namespace) {
+				continue
+			}
+			at := len(t.rules)
+			t.rules = append(t.rules, m)
+			switch denies := r.Action == mesh.Deny || m.Unasked; {
+			case denies && r.DryRun:
+				t.dryDeny = append(t.dryDeny, at)
+			case denies:
+				t.deny = append(t.deny, at)
+			case r.Action == mesh.Allow && r.DryRun:
+				t.dryAllow = append(t.dryAllow, at)
+			case r.Action == mesh.Allow:
+				t.allow = append(t.allow, at)
+			case r.Action == mesh.Custom && !r.DryRun && !slices.Contains(t.asked, r.Authorizer):
+				t.asked = append(t.asked, r.Authorizer)
+			}
+		}
+	}
+	slices.Sort(t.asked)
+	return t
+}
+
+// canAsk reports whether there is somebody to ask: of HTTP alone, and an authorizer
+// whose Service and port exist.
+func (k *facts) canAsk(name string, v *mesh.View) bool {
+	a, ok := v.Config().Authorizer(name)
+	if !ok || k.http == nil {
+		return false
+	}
+	svc, ok := v.Service(a.Service)
+	if !ok {
+		return false
+	}
+	_, ok = svc.Port(a.Port)
+	return ok
+}
+
+func actionName(a mesh.Action) string {
+	return [...]string{mesh.Allow: "Allow", mesh.Deny: "Deny", mesh.Audit: "Audit", mesh.Custom: "Custom"}[a]
+}
+
+func modeName(m mesh.MTLSMode) string {
+	return [...]string{mesh.MTLSUnset: "", mesh.MTLSDisabled: "Disabled", mesh.MTLSPermissive: "Permissive", mesh.MTLSStrict: "Strict"}[m]
+}

@@ -1,0 +1,267 @@
+package explain
+
+import (
+	"cmp"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// facts are what a sidecar knows of a request.
+type facts struct {
+	peer     netip.Addr
+	identity string // empty: none was proved
+	port     uint16
+	http     *HTTP // nil: what is sent is not known
+	// sni is the name that the client's own TLS asks for; noName says that there is
+	// none. Where neither is so it is not known.
+	sni     string
+	noName  bool
+	domains []string // names of the mesh's trust domain
+	hops    uint32   // see mesh.Config
+}
+
+// matches reports whether the rule of a policy of the namespace matches.
+func (k *facts) matches(r mesh.Rule, namespace string) bool {
+	m := matcher{facts: k, strict: r.Action == mesh.Allow, namespace: namespace}
+	return (len(r.From) == 0 || slices.ContainsFunc(r.From, m.source)) &&
+		(len(r.To) == 0 || slices.ContainsFunc(r.To, m.operation)) && m.condition(r.When)
+}
+
+// matcher compares with what one rule asks for. What is not known never matches if the
+// rule is strict, and otherwise is as though it were not asked for.
+type matcher struct {
+	*facts
+	strict    bool
+	namespace string
+}
+
+// either reports whether one of the values holds, or there is none, and none of not.
+func either[T any](values, not []T, holds func(T) bool) bool {
+	return (len(values) == 0 || slices.ContainsFunc(values, holds)) && !slices.ContainsFunc(not, holds)
+}
+
+func (m matcher) source(s mesh.Source) bool {
+	if m.strict && m.identity == "" && s.ExceptsIdentity() {
+		return false
+	}
+	inDomain := func(d string) bool { return m.is("spiffe://" + d + "/*") }
+	in := func(namespace string) bool { return m.is("spiffe://" + m.domains[0] + "/ns/" + namespace + "/*") }
+	account := func(n mesh.Name) bool {
+		return m.is("spiffe://" + m.domains[0] + "/ns/" + cmp.Or(n.Namespace, m.namespace) + "/sa/" + n.Name)
+	}
+	from := func(b netip.Prefix) bool { return b.Contains(m.peer) }
+	return either(s.Identities, s.NotIdentities, m.is) && either(s.TrustDomains, nil, inDomain) &&
+		either(s.Namespaces, s.NotNamespaces, in) && either(s.ServiceAccounts, s.NotServiceAccounts, account) &&
+		either(s.IPBlocks, s.NotIPBlocks, from) && m.remote(s)
+}
+
+// is reports whether the caller proved an identity like this one: under any of the
+// names of the mesh's trust domain, each of which is as good as another.
+func (k *facts) is(pattern string) bool {
+	if k.identity == "" {
+		return false
+	}
+	for _, id := range k.names() {
+		if p, ok := strings.CutSuffix(pattern, "*"); ok && strings.HasPrefix(id, p) || id == pattern {
+			return true
+		}
+	}
+	return false
+}
+
+// names are all those of the caller's identity.
+func (k *facts) names() []string {
+	for _, d := range k.domains {
+		if path, ok := strings.CutPrefix(k.identity, "spiffe://"+d+"/"); ok {
+			var out []string
+			for _, other := range k.domains {
+				out = append(out, "spiffe://"+other+"/"+path)
+			}
+			return out
+		}
+	}
+	return []string{k.identity}
+}
+
+// remote compares the client before the gateways.
+func (m matcher) remote(s mesh.Source) bool {
+	if !s.HasRemote() {
+		return true
+	}
+	if m.http == nil || m.hops == 0 {
+		return !m.strict
+	}
+	if m.strict && m.identity == "" {
+		return false
+	}
+	client := m.client()
+	return either(s.RemoteIPBlocks, s.NotRemoteIPBlocks, func(b netip.Prefix) bool { return b.Contains(client) })
+}
+
+// client is whom X-Forwarded-For says that the first trusted proxy heard from, or the
+// peer where it says nothing of the kind.
+func (k *facts) client() netip.Addr {
+	lines := slices.DeleteFunc(k.http.values("x-forwarded-for"), func(line string) bool { return line == "" })
+	hops := strings.Split(strings.Join(lines, ","), ",")
+	if len(hops) < int(k.hops) {
+		return k.peer
+	}
+	a, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-int(k.hops)]))
+	if err != nil {
+		return k.peer
+	}
+	return a
+}
+
+func (m matcher) operation(o mesh.Operation) bool {
+	if !either(o.Ports, o.NotPorts, func(p uint16) bool { return p == m.port }) {
+		return false
+	}
+	if m.http == nil {
+		return !m.strict || !o.HasHTTP()
+	}
+	path, _, _ := strings.Cut(m.http.Path, "?")
+	return either(o.Methods, o.NotMethods, func(s string) bool { return s == m.http.Method }) &&
+		either(o.Paths, o.NotPaths, func(p string) bool { return pathMatches(p, path) }) &&
+		either(o.Hosts, o.NotHosts, func(h string) bool { return hostMatches(h, m.http.Host) }) &&
+		either(o.GRPC, nil, func(g mesh.GRPCMethod) bool { return grpcMatches(g, path) })
+}
+
+// matchesOpen compares with a value that may have a "*" at its start or end. Alone it is
+// for the caller to say what it stands for.
+func matchesOpen(pattern, text string) bool {
+	if p, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(text, p)
+	}
+	if s, ok := strings.CutPrefix(pattern, "*"); ok {
+		return strings.HasSuffix(text, s)
+	}
+	return text == pattern
+}
+
+func pathMatches(pattern, path string) bool {
+	if !mesh.IsPathTemplate(pattern) {
+		return matchesOpen(pattern, path)
+	}
+	expression, problem := mesh.PathTemplate(pattern)
+	if problem != "" {
+		return false // of an invalid policy
+	}
+	whole, err := regexp.Compile("^(?:" + expression + ")$")
+	return err == nil && whole.MatchString(path)
+}
+
+func grpcMatches(g mesh.GRPCMethod, path string) bool {
+	service, method, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if !ok || !strings.HasPrefix(path, "/") || service == "" {
+		return false
+	}
+	return (g.Service == "" || g.Service == service) && (g.Method == "" || g.Method == method)
+}
+
+// hostMatches compares hosts in any case, with any port or none (RFC 9110, section
+// 4.2.3), and with the last dot of a fully qualified name or without.
+func hostMatches(pattern, host string) bool {
+	if pattern == "*" {
+		return host != ""
+	}
+	host, pattern = strings.ToLower(host), strings.ToLower(pattern)
+	name := host
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && strings.Trim(host[i+1:], "0123456789") == "" {
+		name = host[:i]
+	}
+	if p, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, p) || strings.HasPrefix(host, p)
+	}
+	name, pattern = strings.TrimSuffix(name, "."), strings.TrimSuffix(pattern, ".")
+	if s, ok := strings.CutPrefix(pattern, "*"); ok {
+		return strings.HasSuffix(name, s) && len(name) > len(s) // there is something before
+	}
+	return name == pattern
+}
+
+func (m matcher) condition(c mesh.Condition) bool {
+	if len(c.Headers) > 0 && m.http == nil {
+		if m.strict {
+			return false
+		}
+	} else if !all(c.Headers, m.header) {
+		return false
+	}
+	switch {
+	case !c.HasSNI():
+		return true
+	case m.noName:
+		return len(c.SNI) == 0 && !m.strict
+	case m.sni == "":
+		return !m.strict
+	}
+	return either(c.SNI, c.NotSNI, func(p string) bool { return matchesOpen(strings.ToLower(p), strings.ToLower(m.sni)) })
+}
+
+func all[T any](values []T, holds func(T) bool) bool {
+	return !slices.ContainsFunc(values, func(v T) bool { return !holds(v) })
+}
+
+// header compares the header's values: what stands between commas, in all lines.
+func (m matcher) header(h mesh.HeaderCondition) bool {
+	lines := m.http.values(h.Name)
+	var values []string
+	for _, line := range lines {
+		for v := range strings.SplitSeq(line, ",") {
+			values = append(values, strings.Trim(v, " \t"))
+		}
+	}
+	some := func(patterns []string) bool {
+		return either(patterns, nil, func(p string) bool {
+			return slices.ContainsFunc(values, func(v string) bool { return matchesOpen(p, v) })
+		})
+	}
+	// one reports whether there is one value, which is not empty where any will do.
+	one := func(patterns []string) bool {
+		return len(values) == 1 && slices.ContainsFunc(patterns, func(p string) bool {
+			return matchesOpen(p, values[0]) && (p != "*" || values[0] != "")
+		})
+	}
+	if m.strict {
+		return (len(h.Values) == 0 || one(h.Values)) && (len(h.NotValues) == 0 || !some(h.NotValues))
+	}
+	return (len(h.Values) == 0 || some(h.Values)) && (len(h.NotValues) == 0 || !one(h.NotValues))
+}
+
+// values are those of the header's lines.
+func (r *HTTP) values(name string) []string {
+	var out []string
+	for _, h := range r.Headers {
+		if strings.EqualFold(h.Name, name) {
+			out = append(out, strings.Trim(h.Value, " \t"))
+		}
+	}
+	return out
+}
+
+// ambiguousHeader finds a header that some applications take for one that a rule asks
+// for: with "_" for "-" (RFC 3875, section 4.1.18).
+func ambiguousHeader(headers []mesh.Header, policies []*mesh.Policy) string {
+	named := map[string]bool{}
+	for _, p := range policies {
+		for _, r := range p.Authorization.Rules {
+			for _, h := range r.When.Headers {
+				if p.Invalid == "" && decides(r) {
+					named[h.Name] = true
+				}
+			}
+		}
+	}
+	for _, h := range headers {
+		name := strings.ToLower(h.Name)
+		if strings.Contains(name, "_") && named[strings.ReplaceAll(name, "_", "-")] {
+			return name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,145 @@
+package explain
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"regexp"
+	"testing"
+	"time"
+
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+var (
+	seedFlag  = flag.Uint64("seed", 0, "replay the random meshes that begin with this seed")
+	decisions = flag.Int("decisions", 10000, "how many decisions are compared with Envoy's")
+)
+
+const (
+	perMesh  = 60 // requests for each mesh
+	perEnvoy = 25 // meshes for each process
+)
+
+// What the policies mean is what Envoy does with what is translated of them: random
+// policies, and random requests that were made to talk them round.
+func TestDecisionsAreAsEnvoyTakesThem(t *testing.T) {
+	first := *seedFlag
+	if first == 0 {
+		first = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d; to replay: go test ./xds/explain -run AsEnvoy -seed=%d -decisions=%d", first, first, *decisions)
+	l := newLab(t)
+	began, n, count := time.Now(), 0, map[string]int{}
+	for seed := first; n < *decisions && !t.Failed(); seed += perEnvoy {
+		n += compare(t, l, seed, min(perEnvoy, (*decisions-n+perMesh-1)/perMesh), count)
+	}
+	t.Logf("%d decisions in %s: %v", n, time.Since(began).Round(time.Second/10), count)
+	for _, what := range []string{"HTTP Allowed", "HTTP Denied", "other Allowed", "other Denied"} {
+		if n >= 1000 && count[what] < n/200 {
+			t.Errorf("%d of %d decisions are %q: the test shows little", count[what], n, what)
+		}
+	}
+}
+
+// compare has one Envoy decide on requests for some meshes, each made from a seed.
+func compare(t *testing.T, l *lab, seed uint64, meshes int, count map[string]int) int {
+	t.Helper()
+	type made struct {
+		generator
+		snapshot *mesh.Snapshot
+		workload *mesh.Workload
+		policies []*mesh.Policy
+	}
+	var all []made
+	var listeners []*listener.Listener
+	for i := range meshes {
+		g := newGenerator(seed + uint64(i))
+		s, w, policies := g.mesh()
+		all = append(all, made{g, s, w, policies})
+		listeners = append(listeners, l.listener(i, s, w))
+	}
+	stop := l.run(listeners)
+	defer stop()
+	n := 0
+	for i, m := range all {
+		kept := map[string]*connection{}
+		for range perMesh {
+			r := m.request()
+			if r.Peer.Is6() {
+				r.Port = l.port6(i)
+			}
+			name := "" // that a caller's mesh mTLS asks for, which is nobody's business
+			if r.Identity != "" && m.chance(30) {
+				name = pick(m.generator, askedNames)
+			}
+			d := Decide(mesh.NewView(m.snapshot), m.workload, r)
+			want := d.Verdict == Allowed
+			if d.Verdict == Depends {
+				want = len(d.Authorizers) == 1 && d.Authorizers[0] == "yes"
+			}
+			reached, answer := l.try(i, r, name, kept)
+			n++
+			form := "other "
+			if r.HTTP != nil {
+				form = "HTTP "
+			}
+			count[form+string(d.Verdict)]++
+			if reached != want {
+				t.Errorf("seed %d (go test ./xds/explain -run AsEnvoy -seed=%d -decisions=%d)\nthe request %s\nby mesh TLS for %q\nis %s: %s\nbut Envoy's answer is %q, and it reached the application: %t\nrules that match: %s\npolicies: %s\nhops %d, domains %v",
+					seed+uint64(i), seed+uint64(i), perMesh, text(r), name, d.Verdict, d.Reason, answer, reached, text(d.Rules), text(m.policies), m.snapshot.Config().TrustedHops, m.snapshot.Config().TrustDomains())
+				break
+			}
+		}
+		for _, c := range kept {
+			c.Close()
+		}
+	}
+	return n
+}
+
+// try sends the request on the caller's connection, or on a new one where that was
+// closed meanwhile.
+func (l *lab) try(i int, r Request, name string, kept map[string]*connection) (reached bool, answer string) {
+	key := fmt.Sprint(r.Peer, r.Identity, r.Port, name)
+	var err error
+	for range 2 {
+		c, old := kept[key]
+		if r.HTTP == nil {
+			c, old = nil, false
+		}
+		if c == nil {
+			if c, err = l.dial(i, r, name); err != nil {
+				return false, err.Error()
+			}
+		}
+		reached, answer, err = c.ask(l, r)
+		if err != nil || r.HTTP == nil {
+			c.Close()
+			delete(kept, key)
+			if err != nil && answer == "" {
+				answer = err.Error()
+				if old {
+					continue
+				}
+			}
+			return reached, answer
+		}
+		kept[key] = c
+		return reached, answer
+	}
+	return reached, answer
+}
+
+func text(v any) string {
+	j, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return unsaid.ReplaceAllString(string(j), "")
+}
+
+// unsaid are fields that say nothing.
+var unsaid = regexp.MustCompile(`"\w+":(null|""|0|false|\{\}),?`)

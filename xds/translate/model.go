@@ -1,0 +1,94 @@
+package translate
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// Decisions on the model that proxies are told of, for those who explain them: what
+// stands here is what resources are made of.
+
+// Inbound is what a workload's sidecar is told to do with what comes in, before any
+// rule of authorization is looked at.
+type Inbound struct{ in inbound }
+
+// InboundOf is that of the workload, which is meshed.
+func InboundOf(w *mesh.Workload, v *mesh.View) Inbound {
+	return Inbound{inboundOf(mesh.ProfileOf(w), v)}
+}
+
+// Mode is which callers the port takes.
+func (i Inbound) Mode(port uint16) mesh.MTLSMode { return i.in.modes.at(port) }
+
+// Declared is what Services declare the port to speak.
+func (i Inbound) Declared(port uint16) mesh.Protocol { return i.in.declared[port] }
+
+// SeesTLS reports whether it is seen what name an application's own TLS asks for.
+func (i Inbound) SeesTLS(port uint16) bool { return !slices.Contains(i.in.unencrypted(), port) }
+
+// NormalizesPaths reports whether requests' paths are normalised.
+func (i Inbound) NormalizesPaths() bool { return i.in.matchesPaths() }
+
+// Rule is what a client's sidecar does with the calls to a Service's port that match.
+type Rule struct {
+	Of    mesh.Ref // the object that says so: a route, a TrafficSplit, or the Service itself
+	Name  string   // as in access logs
+	Match mesh.RequestMatch
+	// Route is the rule of a route; nil of other objects.
+	Route    *mesh.RouteRule
+	Backends []Share // in the order of the route's
+}
+
+// Share is a backend, and how much it takes of what its rule matches.
+type Share struct {
+	Service mesh.Name // none: it does not exist, or may not be referred to
+	Port    uint16
+	Labels  map[string]string // of the pods that are meant; none: all
+	Weight  uint32
+}
+
+// Calls are the rules for calls of a namespace's clients to the port, in the order in
+// which they are tried. Those of connections that are not HTTP match nothing in
+// particular, and there is one.
+func Calls(svc *mesh.Service, port mesh.ServicePort, client string, http bool, v *mesh.View) []Rule {
+	own := rule{of: mesh.Ref{Kind: mesh.KindService, Name: svc.Name}, name: svc.Name.String(), backends: []share{{to: endpointsOf{service: svc.Name, port: port.Port}, weight: 1}}}
+	rules := []rule{own}
+	switch {
+	case svc.Headless(): // its clients call pods
+	case http && !port.Protocol.Opaque():
+		rules = rulesFor(svc, port, client, v)
+	default:
+		if s := connectionSplit(destination{service: svc, port: port}, v); s != nil {
+			all := splitRules(s, port.Port)
+			rules = all[len(all)-1:] // that of what no other matches
+		}
+	}
+	return each(rules, func(r rule) Rule {
+		return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
+			out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
+			if s.to.labels != "" {
+				out.Labels = labelsFrom(s.to.labels)
+			}
+			return out
+		})}
+	})
+}
+
+// Endpoint is where calls to a Service may go.
+type Endpoint struct {
+	At   netip.AddrPort
+	MTLS bool // the mesh's sidecars speak mesh mTLS to it
+}
+
+// Ready are the endpoints that calls to the backend are shared out among, sorted by zone
+// and address.
+func Ready(s Share, v *mesh.View) []Endpoint {
+	svc, ok := v.Service(s.Service)
+	if !ok {
+		return nil
+	}
+	port, _ := svc.Port(s.Port)
+	return each(ready(s.Service, port.Name, s.Labels, false, v), func(f found) Endpoint { return Endpoint{f.at, f.mtls} })
+}
