@@ -23,10 +23,12 @@ const (
 	KindClass
 	KindNamespace
 	KindCertificate
+	KindKeys
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route, *Grant, *Node, *Gateway, *Class, *Namespace or *Certificate. Once put into a Change it must not be modified.
+// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate or *Keys. Once put
+// into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -46,6 +48,7 @@ func (*Gateway) kind() Kind     { return KindGateway }
 func (*Class) kind() Kind       { return KindClass }
 func (*Namespace) kind() Kind   { return KindNamespace }
 func (*Certificate) kind() Kind { return KindCertificate }
+func (*Keys) kind() Kind        { return KindKeys }
 
 func (*Config) id() Name        { return Name{} }
 func (*TrustBundle) id() Name   { return Name{} }
@@ -61,6 +64,7 @@ func (g *Gateway) id() Name     { return g.Meta.Name }
 func (c *Class) id() Name       { return Name{Name: c.Name} }
 func (n *Namespace) id() Name   { return Name{Name: n.Name} }
 func (c *Certificate) id() Name { return c.Name }
+func (k *Keys) id() Name        { return Name{Name: k.Namespace} }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {

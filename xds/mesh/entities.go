@@ -237,6 +237,7 @@ type Policy struct {
 	Selector      *Selector
 	Targets       []Target // for Traffic
 	MTLS          *MTLS
+	JWT           *JWT
 	Authorization *Authorization
 	RateLimit     *RateLimit
 	Traffic       *Traffic

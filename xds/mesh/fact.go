@@ -26,6 +26,7 @@ const (
 	FactPolicy                        // namespace/name
 	FactMTLS                          // namespace: its policies with an mtls section
 	FactAuthorization                 // namespace: its policies with an authorization section
+	FactJWT                           // namespace: its policies with a jwt section
 	FactRateLimit                     // namespace: its policies with a rateLimit section
 	FactTraffic                       // namespace: its policies with a traffic section
 	FactSplit                         // namespace/name
@@ -38,6 +39,7 @@ const (
 	FactClass                         // name of a class
 	FactNamespace                     // name: its labels
 	FactCertificate                   // namespace/name
+	FactKeys                          // namespace: its key sets
 )
 
 // facts collects what a change made different.

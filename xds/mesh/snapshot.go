@@ -35,6 +35,7 @@ type Snapshot struct {
 	classes   tree[*Class]
 	spaces    tree[*Namespace]
 	certs     tree[*Certificate] // namespace/name
+	keys      tree[*Keys]        // namespace
 	nodes     tree[*Node]        // name
 	sniffing  *Sniffing
 	standing  tree[Standing] // kind/namespace/name of an object of the API
@@ -73,7 +74,7 @@ func New(c *Config) *Snapshot {
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
-		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), standing: newTree[Standing](),
+		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](), keys: newTree[*Keys](), standing: newTree[Standing](),
 	}
 }
 
@@ -157,6 +158,8 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			f.addIf(set(&next.spaces, c), FactNamespace, c.name.key())
 		case KindCertificate:
 			f.addIf(set(&next.certs, c), FactCertificate, c.name.key())
+		case KindKeys:
+			f.addIf(set(&next.keys, c), FactKeys, c.name.key())
 		}
 	}
 	if len(f) == 0 {
@@ -323,6 +326,7 @@ func (s *Snapshot) policySections(f facts, namespace string, old, now *Policy) {
 	}
 	mark(FactMTLS, old.MTLS, now.MTLS, old.MTLS != nil, now.MTLS != nil)
 	mark(FactAuthorization, old.Authorization, now.Authorization, old.Authorization != nil, now.Authorization != nil)
+	mark(FactJWT, old.JWT, now.JWT, old.JWT != nil, now.JWT != nil)
 	mark(FactRateLimit, old.RateLimit, now.RateLimit, old.RateLimit != nil, now.RateLimit != nil)
 	mark(FactTraffic, old.Traffic, now.Traffic, old.Traffic != nil, now.Traffic != nil)
 }

@@ -29,7 +29,8 @@ const (
 type httpFilter int
 
 const (
-	filterAudit     httpFilter = iota // authorization: who is noted
+	filterJWT       httpFilter = iota // whose token is valid
+	filterAudit                       // authorization: who is noted
 	filterCustom                      // authorization: who is asked about
 	filterDeny                        // authorization: who is refused
 	filterAllow                       // authorization: who is let in
@@ -50,6 +51,7 @@ const (
 // These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
+	jwtName       = "tulle.jwt"
 	auditName     = "tulle.audit"
 	customName    = "tulle.custom"
 	rateLimitName = "tulle.ratelimit"
@@ -58,6 +60,8 @@ const (
 
 func (f httpFilter) filter() *hcm.HttpFilter {
 	switch f {
+	case filterJWT:
+		return disabled(typedFilter(jwtName, &filterchain.FilterChainConfig{}))
 	case filterAudit:
 		return disabled(typedFilter(auditName, &rbac.RBAC{}))
 	case filterCustom:

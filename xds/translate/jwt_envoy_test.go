@@ -1,0 +1,595 @@
+package translate
+
+import (
+	"bufio"
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	jose "github.com/go-jose/go-jose/v4"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
+)
+
+// issuer makes tokens with a key of its own.
+type issuer struct {
+	t    *testing.T
+	name string
+	key  crypto.Signer
+	alg  jose.SignatureAlgorithm
+	id   string
+}
+
+func newIssuer(t *testing.T, name string, alg jose.SignatureAlgorithm) *issuer {
+	t.Helper()
+	out := &issuer{t: t, name: name, alg: alg, id: fmt.Sprint("key-", time.Now().UnixNano())}
+	var err error
+	if alg == jose.ES256 {
+		out.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	} else {
+		out.key, err = rsa.GenerateKey(rand.Reader, 2048)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// keys is what the issuer publishes, as the mesh keeps it.
+func (i *issuer) keys() *mesh.KeySet {
+	i.t.Helper()
+	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: i.id, Algorithm: string(i.alg), Use: "sig"}}})
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	set := mesh.ParseKeySet(string(b))
+	if set.Problem != "" {
+		i.t.Fatal(set.Problem)
+	}
+	return set
+}
+
+type claimsOf map[string]any
+
+// token has the claims over those that make it valid; one that is nil is left out.
+func (i *issuer) token(over claimsOf) string {
+	i.t.Helper()
+	return i.signed(jose.SigningKey{Algorithm: i.alg, Key: jose.JSONWebKey{Key: i.key, KeyID: i.id}}, i.claims(over))
+}
+
+func (i *issuer) claims(over claimsOf) []byte {
+	i.t.Helper()
+	all := claimsOf{"iss": i.name, "sub": "alice", "aud": "shop", "exp": time.Now().Add(time.Hour).Unix()}
+	maps.Copy(all, over)
+	maps.DeleteFunc(all, func(_ string, v any) bool { return v == nil })
+	b, err := json.Marshal(all)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return b
+}
+
+func (i *issuer) signed(with jose.SigningKey, payload []byte) string {
+	i.t.Helper()
+	s, err := jose.NewSigner(with, (&jose.SignerOptions{}).WithType("JWT"))
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	o, err := s.Sign(payload)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	text, err := o.CompactSerialize()
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return text
+}
+
+// unsigned says that it needs no signature (RFC 7519, section 6).
+func (i *issuer) unsigned() string {
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + encode(i.claims(nil)) + "."
+}
+
+// confused is signed with the public key as though it were a secret that both sides have
+// (RFC 8725, section 2.1).
+func (i *issuer) confused() []string {
+	der, err := x509.MarshalPKIXPublicKey(i.key.Public())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	var out []string
+	for _, secret := range [][]byte{der, text, []byte(strings.TrimSpace(string(text))), i.key.Public().(*rsa.PublicKey).N.Bytes()} {
+		out = append(out, i.signed(jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: secret, KeyID: i.id}}, i.claims(nil)))
+	}
+	return out
+}
+
+func bearer(token string) []string {
+	return []string{"GET / HTTP/1.1", "host: web", "authorization: Bearer " + token}
+}
+
+func withTokens(issuers ...mesh.Issuer) *mesh.Policy {
+	return &mesh.Policy{
+		Meta: mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "tokens"}},
+		JWT:  &mesh.JWT{Issuers: issuers},
+	}
+}
+
+func TestTokenThatIsThereMustBeValid(t *testing.T) {
+	app := startApplication(t)
+	rs, es := newIssuer(t, "https://rs.example", jose.RS256), newIssuer(t, "https://es.example", jose.ES256)
+	other := newIssuer(t, rs.name, jose.RS256)
+	lost := newIssuer(t, "https://lost.example", jose.RS256)
+	s := startSidecar(t, app.Addr(), meshConfig(), withTokens(
+		mesh.Issuer{Issuer: rs.name, Audiences: []string{"shop", "till"}, Keys: rs.keys(), ClockSkew: 2 * time.Second},
+		mesh.Issuer{Issuer: es.name, Keys: es.keys()},
+		mesh.Issuer{Issuer: lost.name, Keys: &mesh.KeySet{Problem: "they cannot be had"}},
+	))
+	attempts := map[string]attempt{
+		"none":                            {want: 200},
+		"none, with mesh mTLS":            {from: friend, want: 200},
+		"RS256":                           {lines: bearer(rs.token(nil)), want: 200},
+		"RS256, with mesh mTLS":           {from: friend, lines: bearer(rs.token(nil)), want: 200},
+		"ES256":                           {lines: bearer(es.token(nil)), want: 200},
+		"one of several audiences":        {lines: bearer(rs.token(claimsOf{"aud": []string{"x", "till"}})), want: 200},
+		"any audience where none asked":   {lines: bearer(es.token(claimsOf{"aud": nil})), want: 200},
+		"no subject":                      {lines: bearer(rs.token(claimsOf{"sub": nil})), want: 200},
+		"expired":                         {lines: bearer(rs.token(claimsOf{"exp": time.Now().Add(-10 * time.Second).Unix()})), want: 401},
+		"expired, with mesh mTLS":         {from: friend, lines: bearer(rs.token(claimsOf{"exp": time.Now().Add(-10 * time.Second).Unix()})), want: 401},
+		"expired within the default skew": {lines: bearer(es.token(claimsOf{"exp": time.Now().Add(-10 * time.Second).Unix()})), want: 200},
+		"not yet":                         {lines: bearer(rs.token(claimsOf{"nbf": time.Now().Add(time.Hour).Unix()})), want: 401},
+		"another audience":                {lines: bearer(rs.token(claimsOf{"aud": "bank"})), want: 403},
+		"no audience":                     {lines: bearer(rs.token(claimsOf{"aud": nil})), want: 403},
+		"another issuer":                  {lines: bearer(rs.token(claimsOf{"iss": "https://evil.example"})), want: 401},
+		"the other issuer's name":         {lines: bearer(rs.token(claimsOf{"iss": es.name})), want: 401},
+		"no issuer":                       {lines: bearer(rs.token(claimsOf{"iss": nil})), want: 401},
+		"another's key":                   {lines: bearer(other.token(nil)), want: 401},
+		"an issuer without keys":          {lines: bearer(lost.token(nil)), want: 401},
+		"alg none":                        {lines: bearer(rs.unsigned()), want: 401},
+		"no token at all":                 {lines: bearer("opaque"), want: 401},
+		"empty":                           {lines: bearer(""), want: 200},
+		"another scheme":                  {lines: []string{"GET / HTTP/1.1", "host: web", "authorization: Basic YTpi"}, want: 200},
+		"two, of which one is not valid":  {lines: append(bearer(rs.token(nil)), "authorization: Bearer "+rs.unsigned()), want: 401},
+		"two, of which the first is bad":  {lines: append(bearer(rs.unsigned()), "authorization: Bearer "+rs.token(nil)), want: 401},
+		"an expired one in the query":     {lines: []string{"GET /?access_token=" + rs.unsigned() + " HTTP/1.1", "host: web"}, want: 200},
+	}
+	for i, token := range rs.confused() {
+		attempts[fmt.Sprintf("HS256 with the public key, %d", i)] = attempt{lines: bearer(token), want: 401}
+	}
+	s.expect(attempts)
+	// The application gets the token, and no token is taken away where nobody asked.
+	app.take()
+	token := rs.token(nil)
+	s.expect(map[string]attempt{"valid": {lines: bearer(token), want: 200}})
+	if got := strings.Join(app.take(), ""); !strings.Contains(got, "authorization: Bearer "+token+"\n") {
+		t.Errorf("the application got\n%swant the token as it was sent", got)
+	}
+}
+
+func TestTokensPassUntouchedWithoutJWT(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	s := startSidecar(t, app.Addr(), meshConfig())
+	for _, token := range []string{rs.token(nil), rs.unsigned(), "opaque"} {
+		s.expect(map[string]attempt{token: {from: friend, lines: bearer(token), want: 200}})
+		if got := strings.Join(app.take(), ""); !strings.Contains(got, "authorization: Bearer "+token+"\n") {
+			t.Errorf("the application got\n%swant the token as it was sent", got)
+		}
+	}
+}
+
+func TestTokenIsLookedForWhereThePolicySays(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	good, bad := rs.token(nil), rs.unsigned()
+	get := func(target string, headers ...string) []string {
+		return append([]string{"GET " + target + " HTTP/1.1", "host: web"}, headers...)
+	}
+	policy := withTokens(mesh.Issuer{
+		Issuer: rs.name, Keys: rs.keys(), Strip: true,
+		Headers: []mesh.TokenHeader{{Name: "x-token", Prefix: "Token "}, {Name: "x-raw"}}, Params: []string{"token"}, Cookies: []string{"session"},
+	})
+	s := startSidecar(t, app.Addr(), meshConfig(), policy, authorized(mesh.Rule{From: []mesh.Source{{RequestPrincipals: []mesh.RequestPrincipal{{Subject: "*"}}}}}))
+	for name, a := range map[string]attempt{
+		"header":                       {lines: get("/", "x-token: Token "+good), want: 200},
+		"header without prefix":        {lines: get("/", "x-raw: "+good), want: 200},
+		"query":                        {lines: get("/?a=b&token=" + good), want: 200},
+		"cookie":                       {lines: get("/", "cookie: a=b; session="+good), want: 200},
+		"bad header":                   {lines: get("/", "x-token: Token "+bad), want: 401},
+		"bad query":                    {lines: get("/?token=" + bad), want: 401},
+		"bad cookie":                   {lines: get("/", "cookie: session="+bad), want: 401},
+		"good header, bad query":       {lines: get("/?token="+bad, "x-token: Token "+good), want: 401},
+		"good cookie, bad header":      {lines: get("/", "cookie: session="+good, "x-raw: "+bad), want: 401},
+		"bad cookie, good query":       {lines: get("/?token="+good, "cookie: session="+bad), want: 401},
+		"two that are valid":           {lines: get("/?token="+good, "x-raw: "+good), want: 403},
+		"two in the query, bad first":  {lines: get("/?token=" + bad + "&token=" + good), want: 403},
+		"two in the query, bad last":   {lines: get("/?token=" + good + "&token=" + bad), want: 403},
+		"two cookies, bad last":        {lines: get("/", "cookie: session="+good+"; session="+bad), want: 403},
+		"two cookie lines, bad last":   {lines: get("/", "cookie: session="+good, "cookie: session="+bad), want: 403},
+		"two header lines, bad last":   {lines: get("/", "x-raw: "+good, "x-raw: "+bad), want: 403},
+		"escaped name, bad last":       {lines: get("/?token=" + good + "&%74oken=" + bad), want: 403},
+		"escaped name, bad":            {lines: get("/?%74oken=" + bad), want: 401},
+		"another place, so none":       {lines: bearer(good), want: 403},
+		"none":                         {lines: get("/"), want: 403},
+		"good query, but not the name": {lines: get("/?access_token=" + good), want: 403},
+	} {
+		app.take()
+		s.expect(map[string]attempt{name: a})
+		got := strings.Join(app.take(), "")
+		if a.want == 200 && strings.Contains(got, good) && name != "cookie" {
+			t.Errorf("%s: the application got the token, and was not to:\n%s", name, got)
+		}
+	}
+}
+
+// Claims of the token decide, and nothing that is not in a valid token does.
+func TestRulesAboutClaims(t *testing.T) {
+	app := startApplication(t)
+	a, b := newIssuer(t, "https://a.example/realm", jose.RS256), newIssuer(t, "https://b.example", jose.ES256)
+	tokens := withTokens(mesh.Issuer{Issuer: a.name, Keys: a.keys()}, mesh.Issuer{Issuer: b.name, Keys: b.keys()})
+	claim := func(action mesh.Action, c mesh.ClaimCondition) mesh.Rule {
+		return mesh.Rule{Action: action, When: mesh.Condition{Claims: []mesh.ClaimCondition{c}}}
+	}
+	principal := func(action mesh.Action, texts ...string) mesh.Rule {
+		var s mesh.Source
+		for _, text := range texts {
+			not := strings.HasPrefix(text, "!")
+			p, problem := mesh.ParseRequestPrincipal(strings.TrimPrefix(text, "!"))
+			if problem != "" {
+				t.Fatal(problem)
+			}
+			if not {
+				s.NotRequestPrincipals = append(s.NotRequestPrincipals, p)
+			} else {
+				s.RequestPrincipals = append(s.RequestPrincipals, p)
+			}
+		}
+		return mesh.Rule{Action: action, From: []mesh.Source{s}}
+	}
+	roles := []string{"realm_access", "roles"}
+	type tries map[string]struct {
+		token string
+		want  int
+	}
+	for _, c := range []struct {
+		name string
+		rule mesh.Rule
+		tries
+	}{
+		{"allow a claim in a list", claim(mesh.Allow, mesh.ClaimCondition{Path: roles, Values: []string{"admin", "op*"}}), tries{
+			"in the list":  {a.token(claimsOf{"realm_access": claimsOf{"roles": []string{"user", "admin"}}}), 200},
+			"by prefix":    {a.token(claimsOf{"realm_access": claimsOf{"roles": []string{"operator"}}}), 200},
+			"as a text":    {a.token(claimsOf{"realm_access": claimsOf{"roles": "admin"}}), 200},
+			"not in it":    {a.token(claimsOf{"realm_access": claimsOf{"roles": []string{"user"}}}), 403},
+			"another path": {a.token(claimsOf{"roles": []string{"admin"}}), 403},
+			"no such":      {a.token(nil), 403},
+			"no token":     {"", 403},
+			"not valid":    {a.unsigned(), 401},
+		}},
+		{"allow by not having", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"role"}, NotValues: []string{"guest"}}), tries{
+			"has not": {a.token(nil), 200}, "has": {a.token(claimsOf{"role": "guest"}), 403},
+			"in a list": {a.token(claimsOf{"role": []string{"x", "guest"}}), 403}, "no token": {"", 403},
+		}},
+		{"deny a claim", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"role"}, Values: []string{"guest"}}), tries{
+			"has": {a.token(claimsOf{"role": "guest"}), 403}, "has not": {a.token(nil), 200}, "no token": {"", 200},
+		}},
+		{"deny all without a claim", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"role"}, NotValues: []string{"admin"}}), tries{
+			"has": {a.token(claimsOf{"role": "admin"}), 200}, "has not": {a.token(nil), 403}, "no token": {"", 403},
+		}},
+		{"other kinds of values", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"v"}, Values: []string{"true", "7"}}), tries{
+			"bool": {a.token(claimsOf{"v": true}), 200}, "number": {a.token(claimsOf{"v": 7}), 200}, "number in a list": {a.token(claimsOf{"v": []int{5, 7}}), 200},
+			"text": {a.token(claimsOf{"v": "7"}), 200}, "false": {a.token(claimsOf{"v": false}), 403}, "another": {a.token(claimsOf{"v": 8}), 403},
+		}},
+		{"any value", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"https://a.example/team"}, Values: []string{"*"}}), tries{
+			"has": {a.token(claimsOf{"https://a.example/team": "x"}), 200}, "has not": {a.token(nil), 403},
+		}},
+		{"scopes", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"scope"}, Values: []string{"write"}}), tries{
+			"one of them": {a.token(claimsOf{"scope": "read write"}), 200}, "none": {a.token(claimsOf{"scope": "read writer"}), 403},
+		}},
+		{"any valid token", principal(mesh.Allow, "*"), tries{
+			"one": {a.token(nil), 200}, "without a subject": {a.token(claimsOf{"sub": nil}), 200}, "none": {"", 403}, "not valid": {a.unsigned(), 401},
+		}},
+		{"an issuer's", principal(mesh.Allow, a.name+"/*"), tries{
+			"one": {a.token(nil), 200}, "another's": {b.token(nil), 403}, "none": {"", 403},
+		}},
+		{"a subject", principal(mesh.Allow, a.name+"/alice", b.name+"/svc-*"), tries{
+			"it": {a.token(nil), 200}, "another": {a.token(claimsOf{"sub": "bob"}), 403}, "at another issuer": {b.token(nil), 403},
+			"a prefix": {b.token(claimsOf{"sub": "svc-x"}), 200}, "a subject that looks like two": {b.token(claimsOf{"sub": "realm/alice"}), 403},
+		}},
+		{"deny without a token", principal(mesh.Deny, "!*"), tries{"one": {a.token(nil), 200}, "none": {"", 403}}},
+		{"allow all but one", principal(mesh.Allow, "!"+a.name+"/alice"), tries{
+			"it": {a.token(nil), 403}, "another": {b.token(nil), 200}, "none": {"", 403},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := startSidecar(t, app.Addr(), meshConfig(), tokens, authorized(c.rule))
+			s.t = t
+			for name, try := range c.tries {
+				var lines []string
+				if try.token != "" {
+					lines = bearer(try.token)
+				}
+				s.expect(map[string]attempt{name: {lines: lines, want: try.want}})
+			}
+		})
+	}
+}
+
+// Of two valid tokens of a request none counts: it is refused.
+func TestClaimsOfTwoTokensAreNotMixed(t *testing.T) {
+	app := startApplication(t)
+	a, b := newIssuer(t, "https://a.example", jose.RS256), newIssuer(t, "https://b.example", jose.ES256)
+	s := startSidecar(t, app.Addr(), meshConfig(),
+		withTokens(mesh.Issuer{Issuer: a.name, Keys: a.keys()}, mesh.Issuer{Issuer: b.name, Keys: b.keys(), Headers: []mesh.TokenHeader{{Name: "x-b"}}}),
+		authorized(mesh.Rule{
+			From: []mesh.Source{{RequestPrincipals: []mesh.RequestPrincipal{{Issuer: a.name, Subject: "*"}}}},
+			When: mesh.Condition{Claims: []mesh.ClaimCondition{{Path: []string{"role"}, Values: []string{"admin"}}}},
+		}))
+	s.expect(map[string]attempt{
+		"both in one":           {lines: bearer(a.token(claimsOf{"role": "admin"})), want: 200},
+		"one in each":           {lines: append(bearer(a.token(nil)), "x-b: "+b.token(claimsOf{"role": "admin"})), want: 403},
+		"two that would do":     {lines: append(bearer(a.token(claimsOf{"role": "admin"})), "x-b: "+b.token(claimsOf{"role": "admin"})), want: 403},
+		"one that is not valid": {lines: append(bearer(a.token(claimsOf{"role": "admin"})), "x-b: "+b.unsigned()), want: 401},
+		"in the wrong one":      {lines: []string{"GET / HTTP/1.1", "host: web", "x-b: " + b.token(claimsOf{"role": "admin"})}, want: 403},
+	})
+}
+
+func TestHeadersWithClaimsAreTheTokensAlone(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	s := startSidecar(t, app.Addr(), meshConfig(), withTokens(mesh.Issuer{
+		Issuer: rs.name, Keys: rs.keys(),
+		ClaimsToHeaders: []mesh.ClaimHeader{{Header: "x-jwt-sub", Claim: "sub"}, {Header: "x-role", Claim: "realm.role"}, {Header: "x-groups", Claim: "groups"}},
+	}))
+	spoofed := []string{"x-jwt-sub: mallory", "X-JWT-Sub: mallory", "x_jwt_sub: mallory", "x-jwt_sub: mallory", "x-role: mallory", "x_role: mallory", "x-groups: mallory"}
+	reaches := func(lines []string) string {
+		app.take()
+		s.expect(map[string]attempt{strings.Join(lines, "|"): {lines: append(lines, spoofed...), want: 200}})
+		return strings.Join(app.take(), "")
+	}
+	if got := reaches([]string{"GET / HTTP/1.1", "host: web"}); strings.Contains(got, "mallory") {
+		t.Errorf("without a token the application got\n%s", got)
+	}
+	got := reaches(bearer(rs.token(claimsOf{"realm": claimsOf{"role": "clerk"}})))
+	if strings.Contains(got, "mallory") || !strings.Contains(got, "x-jwt-sub: alice\n") || !strings.Contains(got, "x-role: clerk\n") {
+		t.Errorf("with a token the application got\n%s", got)
+	}
+	if got := reaches(bearer(rs.token(claimsOf{"groups": []string{"a", "b"}}))); !strings.Contains(got, "x-groups: "+base64.StdEncoding.EncodeToString([]byte(`["a","b"]`))) {
+		t.Errorf("of a list the application got\n%s", got)
+	}
+}
+
+// openProxy is a real Envoy whose routes are in a file that is read anew when it is
+// replaced, as though they came over ADS.
+type openProxy struct {
+	t    *testing.T
+	file string
+	at   string
+}
+
+func (p *openProxy) routes(es ...mesh.Entity) {
+	p.t.Helper()
+	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
+	r, err := anypb.New(routesIn(mesh.ProfileOf(w), viewOf(meshConfig(), append(es, w)...)))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	b, err := protojson.Marshal(&discovery.DiscoveryResponse{TypeUrl: r.GetTypeUrl(), Resources: []*anypb.Any{r}, VersionInfo: fmt.Sprint(time.Now().UnixNano())})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(p.file+".new", b, 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.Rename(p.file+".new", p.file); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func startOpen(t *testing.T, app net.Addr, change func(*hcm.HttpConnectionManager), es ...mesh.Entity) *openProxy {
+	t.Helper()
+	p := &openProxy{t: t, file: filepath.Join(t.TempDir(), "routes.json")}
+	p.routes(es...)
+	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
+	m := inboundOf(mesh.ProfileOf(w), viewOf(meshConfig(), w)).manager(false) // older than any policy
+	change(m)
+	m.GetRds().ConfigSource = &core.ConfigSource{
+		ResourceApiVersion:    core.ApiVersion_V3,
+		ConfigSourceSpecifier: &core.ConfigSource_PathConfigSource{PathConfigSource: &core.PathConfigSource{Path: p.file}},
+	}
+	to := staticCluster(ClusterInbound)
+	to.ClusterDiscoveryType, to.LbPolicy = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, cluster.Cluster_ROUND_ROBIN
+	to.LoadAssignment = assignment(ClusterInbound, lbEndpoint(netip.MustParseAddrPort(app.String()), false))
+	port := freePort(t)
+	p.at = fmt.Sprint("127.0.0.1:", port)
+	runEnvoy(t, &bootstrap.Bootstrap{
+		Node: &core.Node{Id: "open", Cluster: "open"},
+		StaticResources: &bootstrap.Bootstrap_StaticResources{
+			Clusters: []*cluster.Cluster{to},
+			Listeners: []*listener.Listener{{
+				Name: "inbound", Address: socketAddress("127.0.0.1", uint32(port)),
+				FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}},
+			}},
+		},
+	}, p.at)
+	return p
+}
+
+// connection is one that stays open.
+type connection struct {
+	t *testing.T
+	net.Conn
+	in *bufio.Reader
+}
+
+func (p *openProxy) connect() *connection {
+	p.t.Helper()
+	c, err := net.Dial("tcp", p.at)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { c.Close() })
+	return &connection{p.t, c, bufio.NewReader(c)}
+}
+
+func (c *connection) ask(lines []string) int {
+	c.t.Helper()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		c.t.Fatal(err)
+	}
+	r, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		c.t.Fatalf("the connection did not stay open: %v", err)
+	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		c.t.Fatal(err)
+	}
+	if r.Close {
+		c.t.Fatal("the connection is being drained")
+	}
+	return r.StatusCode
+}
+
+// until asks until the answer is what is wanted.
+func (c *connection) until(want int, lines []string) {
+	c.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got := c.ask(lines)
+		if got == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("it is still %d, want %d", got, want)
+		}
+	}
+}
+
+// The first policy, other keys, and the policy's end come to connections that are open,
+// and none of them is drained.
+func TestKeysChangeOnOpenConnections(t *testing.T) {
+	app := startApplication(t)
+	old, next := newIssuer(t, "https://a.example", jose.RS256), newIssuer(t, "https://a.example", jose.ES256)
+	with := func(i *issuer) *mesh.Policy { return withTokens(mesh.Issuer{Issuer: i.name, Keys: i.keys()}) }
+	p := startOpen(t, app.Addr(), func(*hcm.HttpConnectionManager) {})
+	c := p.connect()
+	if got := c.ask(bearer(old.unsigned())); got != 200 {
+		t.Fatalf("without a policy: %d, want 200", got)
+	}
+	p.routes(with(old))
+	c.until(401, bearer(old.unsigned()))
+	for name, a := range map[string]attempt{"signed": {lines: bearer(old.token(nil)), want: 200}, "with the key to come": {lines: bearer(next.token(nil)), want: 401}} {
+		if got := c.ask(a.lines); got != a.want {
+			t.Errorf("%s: %d, want %d", name, got, a.want)
+		}
+	}
+	p.routes(with(next))
+	c.until(200, bearer(next.token(nil)))
+	if got := c.ask(bearer(old.token(nil))); got != 401 {
+		t.Errorf("with the key that is gone: %d, want 401", got)
+	}
+	p.routes()
+	c.until(200, bearer(old.unsigned()))
+}
+
+// A connection that has no filter for tokens, since a version of Tulle without it has
+// made its listener, gets rules about claims at once: nothing may pass by them.
+func TestRulesAboutClaimsOnAConnectionThatIsOlderThanTheFilter(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	tokens := withTokens(mesh.Issuer{Issuer: rs.name, Keys: rs.keys(), ClaimsToHeaders: []mesh.ClaimHeader{{Header: "x-sub", Claim: "sub"}}})
+	role := func(action mesh.Action, c mesh.ClaimCondition) *mesh.Policy {
+		c.Path = []string{"role"}
+		return authorized(mesh.Rule{Action: action, When: mesh.Condition{Claims: []mesh.ClaimCondition{c}}})
+	}
+	p := startOpen(t, app.Addr(), func(m *hcm.HttpConnectionManager) {
+		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool { return f.GetName() == jwtName })
+	})
+	c := p.connect()
+	for name, es := range map[string][]mesh.Entity{
+		"no rule":   {tokens},
+		"allow":     {tokens, role(mesh.Allow, mesh.ClaimCondition{Values: []string{"admin"}})},
+		"allow not": {tokens, role(mesh.Allow, mesh.ClaimCondition{NotValues: []string{"guest"}})},
+		"deny":      {tokens, role(mesh.Deny, mesh.ClaimCondition{Values: []string{"guest"}})},
+		"deny not":  {tokens, role(mesh.Deny, mesh.ClaimCondition{NotValues: []string{"admin"}})},
+	} {
+		p.routes()
+		c.until(200, bearer("x"))
+		p.routes(es...)
+		c.until(403, bearer("x"))
+		app.take()
+		for _, lines := range [][]string{bearer(rs.token(claimsOf{"role": "admin"})), bearer(rs.token(claimsOf{"role": "guest"})), bearer(rs.unsigned()), {"GET / HTTP/1.1", "host: web", "x-sub: mallory"}} {
+			if got := c.ask(lines); got != 403 {
+				t.Errorf("%s: %q is answered with %d, want 403", name, lines[2], got)
+			}
+		}
+		if got := app.take(); len(got) > 0 {
+			t.Errorf("%s: the application got %q", name, got)
+		}
+	}
+}
+
+// A policy that cannot be understood refuses whatever it selects, and one that asks for
+// claims where no jwt section holds lets in nobody.
+func TestRulesAboutTokensFailClosed(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	lines := bearer(rs.token(nil))
+	invalid := withTokens()
+	invalid.Invalid = "it makes no sense"
+	any := mesh.RequestPrincipal{Subject: "*"}
+	for name, policy := range map[string]*mesh.Policy{
+		"invalid":              invalid,
+		"allow without jwt":    authorized(mesh.Rule{From: []mesh.Source{{RequestPrincipals: []mesh.RequestPrincipal{any}}}}),
+		"deny without jwt":     authorized(mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{RequestPrincipals: []mesh.RequestPrincipal{any}}}}),
+		"deny not without jwt": authorized(mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{NotRequestPrincipals: []mesh.RequestPrincipal{any}}}}),
+		"allow claims":         authorized(mesh.Rule{When: mesh.Condition{Claims: []mesh.ClaimCondition{{Path: []string{"x"}, NotValues: []string{"y"}}}}}),
+	} {
+		s := startSidecar(t, app.Addr(), meshConfig(), policy)
+		s.expect(map[string]attempt{name: {lines: lines, want: 403}, name + ", without a token": {want: 403}})
+	}
+}
+
+func TestNobodyHasTheKeyOfNoKeys(t *testing.T) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal([]byte(noKeys), &set); err != nil {
+		t.Fatal(err)
+	}
+	x := sha256.Sum256([]byte("nobody has the private key of this point 0"))
+	if got := set.Keys[0].Key.(*ecdsa.PublicKey).X.Bytes(); !bytes.Equal(got, x[:]) {
+		t.Errorf("x is %x, want the sentence's hash %x", got, x)
+	}
+}
