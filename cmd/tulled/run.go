@@ -30,6 +30,7 @@ import (
 	"github.com/tulle-mesh/tulle/ca/secret"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/gateway"
+	"github.com/tulle-mesh/tulle/controllers/jwks"
 	"github.com/tulle-mesh/tulle/controllers/observe"
 	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
@@ -68,7 +69,7 @@ type controlPlane struct {
 func run(ctx context.Context, o options, log logr.Logger) error {
 	p := &controlPlane{options: o, log: log}
 	for _, step := range []func(context.Context) error{
-		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireGateways, p.wireHealth,
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireKeys, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireGateways, p.wireHealth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -227,6 +228,12 @@ func (p *controlPlane) mayServeGateways(ctx context.Context) (bool, error) {
 func (p *controlPlane) wireTrust(context.Context) error {
 	return trust.SetupWithManager(p.manager, trust.Options{
 		Roots: p.authority, Applier: p.builder, Namespace: p.options.namespace,
+	})
+}
+
+func (p *controlPlane) wireKeys(context.Context) error {
+	return jwks.SetupWithManager(p.manager, jwks.Options{
+		Namespace: p.options.namespace, Log: p.log.WithName("jwks"), Registerer: metrics.Registry,
 	})
 }
 

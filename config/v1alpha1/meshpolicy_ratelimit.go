@@ -21,7 +21,7 @@ type RateLimit struct {
 // RateLimitRule bounds the requests that one of from and one of to match; a list that
 // is left out matches every request.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.from) || self.from.all(s, !has(s.notIdentities) && !has(s.trustDomains) && !has(s.notNamespaces) && !has(s.notServiceAccounts) && !has(s.ipBlocks) && !has(s.notIpBlocks) && !has(s.remoteIpBlocks) && !has(s.notRemoteIpBlocks))",message="a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts"
+// +kubebuilder:validation:XValidation:rule="!has(self.from) || self.from.all(s, !has(s.notIdentities) && !has(s.trustDomains) && !has(s.notNamespaces) && !has(s.notServiceAccounts) && !has(s.ipBlocks) && !has(s.notIpBlocks) && !has(s.remoteIpBlocks) && !has(s.notRemoteIpBlocks) && !has(s.requestPrincipals) && !has(s.notRequestPrincipals))",message="a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts"
 type RateLimitRule struct {
 	// name of the rule, for people.
 	// +optional

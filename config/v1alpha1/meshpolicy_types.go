@@ -3,8 +3,8 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // MeshPolicy is what a platform or a team lays down about workloads. A policy
-// speaks for one side: mtls, authorization and rateLimit are enforced where the
-// selected workloads run, traffic describes how clients call a Service.
+// speaks for one side: mtls, jwt, authorization and rateLimit are enforced where
+// the selected workloads run, traffic describes how clients call a Service.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -32,12 +32,12 @@ type MeshPolicy struct {
 
 // MeshPolicySpec is what a MeshPolicy lays down, in optional sections.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.authorization) || has(self.rateLimit) || has(self.traffic)",message="a policy needs at least one section: write mtls, authorization, rateLimit or traffic"
-// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.authorization) || has(self.rateLimit)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls, authorization and rateLimit what workloads accept; put traffic in a MeshPolicy of its own"
+// +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit) || has(self.traffic)",message="a policy needs at least one section: write mtls, jwt, authorization, rateLimit or traffic"
+// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls, jwt, authorization and rateLimit what workloads accept; put traffic in a MeshPolicy of its own"
 // +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && has(self.selector))",message="traffic is about calls to Services, not about the workloads that selector picks: name the Services in targetRefs, or leave both out for all Services"
-// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic)",message="targetRefs names what a traffic section is about: use selector to pick the workloads for mtls, authorization and rateLimit"
+// +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic)",message="targetRefs names what a traffic section is about: use selector to pick the workloads for mtls, jwt, authorization and rateLimit"
 type MeshPolicySpec struct {
-	// selector picks the workloads that mtls, authorization and rateLimit are
+	// selector picks the workloads that mtls, jwt, authorization and rateLimit are
 	// about, in the policy's namespace. Without it they are about all workloads of the
 	// namespace. In Tulle's own namespace a policy is about the whole mesh, and
 	// a selector picks in every namespace.
@@ -57,6 +57,10 @@ type MeshPolicySpec struct {
 	// mutual TLS of the mesh.
 	// +optional
 	MTLS *MTLS `json:"mtls,omitempty"`
+
+	// jwt says whose tokens the selected workloads believe.
+	// +optional
+	JWT *JWT `json:"jwt,omitempty"`
 
 	// authorization says who may call the selected workloads, and what.
 	// +optional

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
 // CacheOptions is how the manager's cache keeps objects: managedFields are
@@ -29,7 +30,8 @@ func CacheOptions() cache.Options {
 	return cache.Options{
 		DefaultTransform: (&cutter{}).transform,
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Secret{}: {Field: fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS))},
+			&corev1.Secret{}:    {Field: fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS))},
+			&corev1.ConfigMap{}: {Field: fields.OneTermEqualSelector(metav1.ObjectNameField, mesh.JWKSConfigMap)},
 		},
 	}
 }

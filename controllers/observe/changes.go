@@ -79,6 +79,10 @@ func change(obj any) (c mesh.Change, ok bool) {
 			return mesh.Put(certificate(o)), true
 		}
 		return mesh.Delete(mesh.KindCertificate, mesh.Name{Namespace: o.Namespace, Name: o.Name}), true
+	case *corev1.ConfigMap:
+		if o.Name == mesh.JWKSConfigMap {
+			return mesh.Put(keys(o)), true
+		}
 	case *gatewayv1beta1.ReferenceGrant:
 		return mesh.Put(grant(o)), true
 	}

@@ -29,6 +29,7 @@ import (
 // Informers list and watch, and never get one object by name.
 //
 // +kubebuilder:rbac:groups="",resources=services;pods;nodes,verbs=list;watch
+// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=tulle-jwks,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;meshconfigs,verbs=list;watch
@@ -130,6 +131,7 @@ func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
 		mesh.KindWorkload: &corev1.Pod{},
 		mesh.KindPolicy:   &v1alpha1.MeshPolicy{},
 		mesh.KindSplit:    &v1alpha1.TrafficSplit{},
+		mesh.KindKeys:     &corev1.ConfigMap{},
 	} {
 		if err := o.watch(ctx, informers, obj, entityHandler{o, kind}); err != nil {
 			return err
@@ -362,7 +364,11 @@ func (h entityHandler) OnDelete(obj any) {
 		h.log.Error(err, "a deleted object has no name", "kind", h.kind)
 		return
 	}
-	h.deliver(mesh.Delete(h.kind, mesh.Name{Namespace: n.Namespace, Name: n.Name}))
+	name := mesh.Name{Namespace: n.Namespace, Name: n.Name}
+	if h.kind == mesh.KindKeys {
+		name = mesh.Name{Name: n.Namespace} // a namespace has one ConfigMap of them
+	}
+	h.deliver(mesh.Delete(h.kind, name))
 }
 
 // sourceHandler is for the kinds that the configuration is made of.

@@ -404,6 +404,7 @@ func oneOfValues(ms []*matcher.ValueMatcher) *matcher.ValueMatcher {
 // jwtFaults are what keeps a policy's jwt section from meaning what it says.
 func jwtFaults(p *mesh.Policy, v *mesh.View) []*fault {
 	out := []*fault{jwtConflict(p, v)}
+	var incomplete []*fault // what is missing goes before
 	for i, issuer := range p.JWT.Issuers {
 		const refused = "until then every token of the issuer is refused"
 		set := keySet(issuer, p.Meta.Namespace, v)
@@ -423,10 +424,10 @@ func jwtFaults(p *mesh.Policy, v *mesh.View) []*fault {
 		case set.JWKS == "":
 			out = append(out, &fault{conditionResolvedRefs, reasonKeysNotFound, fmt.Sprintf("jwt.issuers[%d] has no keys: %s: %s; %s", i, where, set.Problem, refused)})
 		case set.Problem != "":
-			out = append(out, &fault{conditionResolvedRefs, reasonKeysIncomplete, fmt.Sprintf("the object holds, with the keys of jwt.issuers[%d] that can be used: %s: %s", i, where, set.Problem)})
+			incomplete = append(incomplete, &fault{conditionResolvedRefs, reasonKeysIncomplete, fmt.Sprintf("the object holds, with the keys of jwt.issuers[%d] that can be used: %s: %s", i, where, set.Problem)})
 		}
 	}
-	return out
+	return append(out, incomplete...)
 }
 
 // jwtConflict finds a policy with the same selector that wins over this one.
