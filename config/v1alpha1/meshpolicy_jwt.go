@@ -91,7 +91,7 @@ type JWTIssuer struct {
 }
 
 // JWKS says where the public keys of an issuer are: a JSON Web Key Set (RFC 7517) with
-// RSA keys of 2048 bits or more, EC or Ed25519 keys. Symmetric keys are left out.
+// RSA keys of 2048 to 4096 bits, EC or Ed25519 keys. Symmetric keys are left out.
 //
 // +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.configMapKey), has(self.uri)].filter(x, x).size() == 1",message="the keys are in one place: write inline, configMapKey or uri"
 type JWKS struct {
@@ -133,6 +133,7 @@ type JWTHeader struct {
 	// prefix before the token, such as "Bearer " with its blank; none by default.
 	// +optional
 	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^[ -~]*$`
 	Prefix string `json:"prefix,omitempty"`
 }
 

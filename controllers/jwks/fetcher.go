@@ -79,12 +79,16 @@ type schedule struct {
 
 // New makes a fetcher, for a manager to run on its leader.
 func New(o Options) *Fetcher {
-	return &Fetcher{
+	f := &Fetcher{
 		Options: o, changed: make(chan struct{}, 1), due: map[string]*schedule{},
 		fetches: promauto.With(o.Registerer).NewCounterVec(prometheus.CounterOpts{
 			Name: "tulle_jwks_fetches_total", Help: "How often the keys of an issuer were fetched, by outcome: ok or failed.",
 		}, []string{"outcome"}),
 	}
+	for _, outcome := range []string{"ok", "failed"} {
+		f.fetches.WithLabelValues(outcome) // so that the first failure is an increase
+	}
+	return f
 }
 
 // SetupWithManager has the manager run a fetcher on its leader.

@@ -39,7 +39,10 @@ func jwt(j *v1alpha1.JWT, bad *problems) *mesh.JWT {
 		case places[0]:
 			one.Keys = mesh.ParseKeySet(i.JWKS.Inline)
 		}
-		for _, h := range i.FromHeaders {
+		for k, h := range i.FromHeaders {
+			if strings.ContainsFunc(h.Prefix, func(r rune) bool { return r < ' ' || r > '~' }) {
+				bad.add("%s.fromHeaders[%d].prefix: write printable ASCII, such as \"Bearer \"", field, k)
+			}
 			one.Headers = append(one.Headers, mesh.TokenHeader{Name: strings.ToLower(h.Name), Prefix: h.Prefix})
 		}
 		for k, c := range i.ClaimsToHeaders {

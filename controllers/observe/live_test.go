@@ -179,6 +179,20 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 				len(v.Slices(mesh.Name{Namespace: "shop", Name: "s0"})) == 1
 		})
 	})
+	t.Run("keys of issuers are seen, and no other ConfigMap", func(t *testing.T) {
+		keys := &corev1.ConfigMap{ObjectMeta: shop("tulle-jwks"), Data: map[string]string{"a.json": "{}"}}
+		create(t, direct, &corev1.ConfigMap{ObjectMeta: shop("others"), Data: map[string]string{"b.json": "{}"}})
+		create(t, direct, keys)
+		m.until(t, "the key set", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return ok })
+		if err := direct.Delete(t.Context(), keys); err != nil {
+			t.Fatal(err)
+		}
+		m.until(t, "its end", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return !ok })
+		v, _ := m.state()
+		if _, ok := v.KeySet("shop", "b.json"); ok {
+			t.Error("a ConfigMap of another name is taken for keys")
+		}
+	})
 	t.Run("the configuration is seen", func(t *testing.T) {
 		create(t, direct, &v1alpha1.MeshConfig{
 			ObjectMeta: metav1.ObjectMeta{Name: "default"},

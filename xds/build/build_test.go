@@ -68,11 +68,18 @@ func (w world) id(p string) mesh.Name {
 }
 
 func (w world) change() mesh.Change {
-	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindConfig, mesh.KindTrust}[w.IntN(15)]
-	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
+	k := []mesh.Kind{mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute, mesh.KindGrant, mesh.KindNode, mesh.KindGateway, mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindKeys, mesh.KindConfig, mesh.KindTrust}[w.IntN(16)]
+	if w.IntN(4) == 0 && k != mesh.KindKeys && k != mesh.KindConfig && k != mesh.KindTrust {
 		return mesh.Delete(k, w.id(map[mesh.Kind]string{mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x", mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindGrant: "g", mesh.KindNode: "n", mesh.KindGateway: "g", mesh.KindCertificate: "c"}[k]))
 	}
 	switch k {
+	case mesh.KindKeys:
+		if w.IntN(4) == 0 {
+			return mesh.Delete(mesh.KindKeys, mesh.Name{Name: w.namespace()})
+		}
+		return mesh.Put(&mesh.Keys{Namespace: w.namespace(), Sets: map[string]*mesh.KeySet{
+			w.name("k"): {JWKS: w.name("jwks")}, mesh.FetchedKey(w.name("u")): {JWKS: w.name("jwks"), Problem: w.name("why")},
+		}})
 	case mesh.KindService:
 		s := &mesh.Service{Name: w.id("s"), Selector: w.labels(), Distribution: w.near()}
 		if w.IntN(4) > 0 {
@@ -171,12 +178,14 @@ func (w world) policy() *mesh.Policy {
 	if w.IntN(2) == 0 {
 		p.Selector = &mesh.Selector{MatchLabels: w.labels()}
 	}
-	switch w.IntN(4) {
+	switch w.IntN(5) {
+	case 3:
+		p.JWT = &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: "i", ConfigMapKey: w.name("k")}, {Issuer: "j", URI: w.name("u")}}}
 	case 0:
 		p.MTLS = &mesh.MTLS{Mode: w.mode(), Ports: map[uint16]mesh.MTLSMode{w.port(): w.mode()}}
 	case 1:
 		p.Authorization = &mesh.Authorization{DefaultDeny: w.IntN(2) == 0, Rules: []mesh.Rule{{
-			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}},
+			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}, {RequestPrincipals: []mesh.RequestPrincipal{{Subject: "*"}}}},
 			To: []mesh.Operation{{Methods: []string{"GET"}, Ports: []uint16{w.port()}}},
 		}}}
 	case 2:

@@ -117,7 +117,9 @@ func FetchedKey(uri string) string {
 	return FetchedPrefix + hex.EncodeToString(sum[:16])
 }
 
-// minRSA is the least length of an RSA key in bits (RFC 7518, section 3.3).
+// minRSA is the least length of an RSA key in bits (RFC 7518, section 3.3). go-jose takes
+// none that is longer than 4096, and BoringSSL none whose exponent is even or has more than
+// 33 bits: one that Envoy does not take could have it refuse all that comes with it.
 const minRSA = 2048
 
 // MaxKeySet is how much a key set may take, in bytes as [ParseKeySet] writes it. It is
@@ -192,6 +194,9 @@ func verifier(raw json.RawMessage) (*jose.JSONWebKey, string) {
 	case *rsa.PublicKey:
 		if k.N.BitLen() < minRSA {
 			return nil, fmt.Sprintf("an RSA key has %d bits at least", minRSA)
+		}
+		if k.N.Bit(0) == 0 || k.E < 3 || k.E%2 == 0 || int64(k.E)>>33 != 0 {
+			return nil, fmt.Sprintf("it is no RSA key that can be used: make one of %d bits, with the exponent 65537", minRSA)
 		}
 		algorithms = "RS256 RS384 RS512 PS256 PS384 PS512"
 	case *ecdsa.PublicKey:

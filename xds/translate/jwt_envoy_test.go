@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -16,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -194,6 +196,59 @@ func TestTokenThatIsThereMustBeValid(t *testing.T) {
 	s.expect(map[string]attempt{"valid": {lines: bearer(token), want: 200}})
 	if got := strings.Join(app.take(), ""); !strings.Contains(got, "authorization: Bearer "+token+"\n") {
 		t.Errorf("the application got\n%swant the token as it was sent", got)
+	}
+}
+
+// Every key that a set may have is one that Envoy takes, whatever stands beside it, and
+// verifies by.
+func TestKeysOfEveryKind(t *testing.T) {
+	app := startApplication(t)
+	generate := func(key crypto.Signer, err error) crypto.Signer {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	var rsaKey, p256, p384, p521, ed crypto.Signer
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	rsaKey = generate(k, err)
+	for curve, to := range map[elliptic.Curve]*crypto.Signer{elliptic.P256(): &p256, elliptic.P384(): &p384, elliptic.P521(): &p521} {
+		e, err := ecdsa.GenerateKey(curve, rand.Reader)
+		*to = generate(e, err)
+	}
+	_, e, err := ed25519.GenerateKey(rand.Reader)
+	ed = generate(e, err)
+	longest := &rsa.PublicKey{N: new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 4096), big.NewInt(1)), E: 3}
+	algorithms := map[jose.SignatureAlgorithm]crypto.Signer{
+		jose.RS256: rsaKey, jose.RS384: rsaKey, jose.RS512: rsaKey, jose.PS256: rsaKey, jose.PS384: rsaKey, jose.PS512: rsaKey,
+		jose.ES256: p256, jose.ES384: p384, jose.ES512: p521, jose.EdDSA: ed,
+	}
+	var issuers []mesh.Issuer
+	alone := func(name string, keys ...any) {
+		var set jose.JSONWebKeySet
+		for _, k := range keys {
+			set.Keys = append(set.Keys, jose.JSONWebKey{Key: k})
+		}
+		b, err := json.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed := mesh.ParseKeySet(string(b))
+		if parsed.Problem != "" {
+			t.Fatal(parsed.Problem)
+		}
+		issuers = append(issuers, mesh.Issuer{Issuer: name, Keys: parsed})
+	}
+	alone("all", rsaKey.Public(), p256.Public(), p384.Public(), p521.Public(), ed.Public(), longest, longest)
+	alone("longest", longest)
+	alone("P-384", p384.Public())
+	alone("P-521", p521.Public())
+	alone("Ed25519", ed.Public())
+	s := startSidecar(t, app.Addr(), meshConfig(), withTokens(issuers...))
+	for alg, key := range algorithms {
+		i := &issuer{t: t, name: "all", key: key, alg: alg}
+		s.expect(map[string]attempt{string(alg): {lines: bearer(i.token(nil)), want: 200}})
 	}
 }
 
