@@ -19,6 +19,8 @@ type JWT struct {
 }
 
 // JWTIssuer is one who makes tokens.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.fromCookies) || !has(self.forward) || self.forward",message="a token is not taken out of a cookie: leave forward out, or have the token in a header"
 type JWTIssuer struct {
 	// issuer is the claim iss of its tokens, to the letter, such as
 	// https://accounts.example.

@@ -180,7 +180,7 @@ func (f *Fetcher) tryRound(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 		if grown := size + len(text) - len(stored[key]); grown > maxStored && len(text) > len(stored[key]) {
-			f.Log.Info("there is no room for the keys of an issuer", "uri", uri)
+			f.Log.Info("there is no room for the keys of an issuer", "uri", withoutQuery(uri))
 			continue
 		}
 		if text != stored[key] {
@@ -292,7 +292,7 @@ func (f *Fetcher) fetchDue(ctx context.Context, uris []string, stored map[string
 func (f *Fetcher) failed(uri string, s *schedule, why error, stored string) *mesh.KeySet {
 	f.fetches.WithLabelValues("failed").Inc()
 	if s.failures == 0 {
-		f.Log.Info("the keys of an issuer cannot be fetched", "uri", uri, "why", why.Error())
+		f.Log.Info("the keys of an issuer cannot be fetched", "uri", withoutQuery(uri), "why", why.Error())
 	}
 	s.next = time.Now().Add(jittered(min(firstRetry<<min(s.failures, 10), f.last.interval)))
 	s.failures++
@@ -302,6 +302,12 @@ func (f *Fetcher) failed(uri string, s *schedule, why error, stored string) *mes
 	}
 	set.Problem = fmt.Sprintf("they cannot be fetched again, and those from before hold: %s", why)
 	return set
+}
+
+// withoutQuery is the URI as it may be logged: some have a secret in their query.
+func withoutQuery(uri string) string {
+	uri, _, _ = strings.Cut(uri, "?")
+	return uri
 }
 
 // pause is between two fetches of keys that hold for maxAge as their server says.

@@ -39,6 +39,9 @@ func jwt(j *v1alpha1.JWT, bad *problems) *mesh.JWT {
 		case places[0]:
 			one.Keys = mesh.ParseKeySet(i.JWKS.Inline)
 		}
+		if one.Strip && len(one.Cookies) > 0 {
+			bad.add("%s.forward: a token is not taken out of a cookie: leave forward out, or have the token in a header", field)
+		}
 		for k, h := range i.FromHeaders {
 			if strings.ContainsFunc(h.Prefix, func(r rune) bool { return r < ' ' || r > '~' }) {
 				bad.add("%s.fromHeaders[%d].prefix: write printable ASCII, such as \"Bearer \"", field, k)

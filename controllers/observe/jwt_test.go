@@ -24,11 +24,10 @@ spec:
       jwks: {uri: "https://b.example"}
       fromHeaders: [{name: X-Token, prefix: "T "}]
       fromParams: [p]
-      fromCookies: [c]
       claimsToHeaders: [{header: X-User, claim: sub}]
       clockSkew: 5s
       forward: false
-    - {issuer: c, jwks: {configMapKey: c.json}, clockSkew: 0s, forward: true}
+    - {issuer: c, jwks: {configMapKey: c.json}, fromCookies: [c], clockSkew: 0s, forward: true}
   authorization:
     rules:
     - from: [{requestPrincipals: ["*", a/b], notRequestPrincipals: [a/c]}]
@@ -39,10 +38,10 @@ spec:
 		{Issuer: "a", Keys: mesh.ParseKeySet(`{"keys":[` + publicKey + `]}`), ClockSkew: time.Minute},
 		{
 			Issuer: "b", Audiences: []string{"x"}, URI: "https://b.example",
-			Headers: []mesh.TokenHeader{{Name: "x-token", Prefix: "T "}}, Params: []string{"p"}, Cookies: []string{"c"},
+			Headers: []mesh.TokenHeader{{Name: "x-token", Prefix: "T "}}, Params: []string{"p"},
 			ClaimsToHeaders: []mesh.ClaimHeader{{Header: "x-user", Claim: "sub"}}, ClockSkew: 5 * time.Second, Strip: true,
 		},
-		{Issuer: "c", ConfigMapKey: "c.json", ClockSkew: time.Second},
+		{Issuer: "c", ConfigMapKey: "c.json", Cookies: []string{"c"}, ClockSkew: time.Second},
 	}})
 	same(t, got.Authorization.Rules, []mesh.Rule{{
 		From: []mesh.Source{{
@@ -61,6 +60,8 @@ func TestTokensThatCannotBeUnderstoodSayWhy(t *testing.T) {
 		"no keys":   {`jwt: {issuers: [{issuer: a}]}`, "spec.jwt.issuers[0].jwks: the keys are in one place"},
 		"both keys": {`jwt: {issuers: [{issuer: a, jwks: {inline: x, uri: "https://a"}}]}`, "spec.jwt.issuers[0].jwks: the keys are in one place"},
 		"header":    {`jwt: {issuers: [{issuer: a, jwks: {uri: "https://a"}, claimsToHeaders: [{header: x_a, claim: sub}]}]}`, "spec.jwt.issuers[0].claimsToHeaders[0].header"},
+		"cookie":    {`jwt: {issuers: [{issuer: a, jwks: {uri: "https://a"}, fromCookies: [c], forward: false}]}`, "spec.jwt.issuers[0].forward: a token is not taken out of a cookie"},
+		"prefix":    {`jwt: {issuers: [{issuer: a, jwks: {uri: "https://a"}, fromHeaders: [{name: a, prefix: "\n"}]}]}`, "spec.jwt.issuers[0].fromHeaders[0].prefix"},
 		"skew":      {`jwt: {issuers: [{issuer: a, jwks: {uri: "https://a"}, clockSkew: -1s}]}`, "spec.jwt.issuers[0].clockSkew: -1s is negative"},
 		"principal": {`authorization: {rules: [{from: [{requestPrincipals: [a]}]}]}`, "spec.authorization.rules[0].from[0].requestPrincipals[0]: write <issuer>/<subject>"},
 		"limit":     {`rateLimit: {rules: [{limit: {requests: 1, unit: Second}, from: [{requestPrincipals: ["*"]}]}]}`, "a rate limit tells callers apart by their certificates"},

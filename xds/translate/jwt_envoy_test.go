@@ -302,7 +302,7 @@ func TestTokenIsLookedForWhereThePolicySays(t *testing.T) {
 		app.take()
 		s.expect(map[string]attempt{name: a})
 		got := strings.Join(app.take(), "")
-		if a.want == 200 && strings.Contains(got, good) && name != "cookie" {
+		if a.want == 200 && strings.Contains(got, good) && name != "cookie" { // which Envoy leaves, so the API refuses it
 			t.Errorf("%s: the application got the token, and was not to:\n%s", name, got)
 		}
 	}
@@ -505,7 +505,8 @@ func startOpen(t *testing.T, app net.Addr, change func(*hcm.HttpConnectionManage
 type connection struct {
 	t *testing.T
 	net.Conn
-	in *bufio.Reader
+	in   *bufio.Reader
+	last http.Header // of the latest answer
 }
 
 func (p *openProxy) connect() *connection {
@@ -515,7 +516,7 @@ func (p *openProxy) connect() *connection {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { c.Close() })
-	return &connection{p.t, c, bufio.NewReader(c)}
+	return &connection{t: p.t, Conn: c, in: bufio.NewReader(c)}
 }
 
 func (c *connection) ask(lines []string) int {
@@ -536,6 +537,7 @@ func (c *connection) ask(lines []string) int {
 	if r.Close {
 		c.t.Fatal("the connection is being drained")
 	}
+	c.last = r.Header
 	return r.StatusCode
 }
 
@@ -566,6 +568,9 @@ func TestKeysChangeOnOpenConnections(t *testing.T) {
 	}
 	p.routes(with(old))
 	c.until(401, bearer(old.unsigned()))
+	if got := c.last.Get("www-authenticate"); !strings.HasPrefix(got, "Bearer ") || !strings.Contains(got, "invalid_token") {
+		t.Errorf("www-authenticate is %q", got)
+	}
 	for name, a := range map[string]attempt{"signed": {lines: bearer(old.token(nil)), want: 200}, "with the key to come": {lines: bearer(next.token(nil)), want: 401}} {
 		if got := c.ask(a.lines); got != a.want {
 			t.Errorf("%s: %d, want %d", name, got, a.want)
