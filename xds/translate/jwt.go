@@ -250,8 +250,8 @@ func (t believed) refuse(deny *ruleSet) {
 }
 
 // twice are expressions in CEL that hold where a place has more than one value, of which
-// Envoy takes the first. In CEL a header is all its lines, joined by commas. With a
-// prefix before the token, more than one is not valid anyhow.
+// Envoy takes the first. In CEL a header is all its lines, joined by commas. Of
+// "Authorization", where nothing else is written, Envoy does not take two for valid.
 func (t believed) twice() []string {
 	var out []string
 	add := func(expression string) {
@@ -264,9 +264,12 @@ func (t believed) twice() []string {
 	}
 	for _, i := range t.issuers {
 		for _, h := range i.Headers {
-			if h.Prefix == "" {
-				header(strings.ToLower(h.Name), `.contains(",")`)
+			name := strings.ToLower(h.Name)
+			test := `.contains(",")`
+			if h.Prefix != "" { // other schemes have lists
+				test += " && request.headers[" + quoted(name) + "].contains(" + quoted(h.Prefix) + ")"
 			}
+			header(name, test)
 		}
 		for _, p := range i.Params {
 			name := `(^|[?&])` + anyEscape(p) + `=`
