@@ -51,6 +51,8 @@ var edges = []edge{
 	{"controllers/status", "xds/acks", "a verdict becomes the condition Programmed"},
 	{"controllers/status", "xds/translate", "the keys of findings"},
 	{"controllers/trust", "xds/mesh", "the trust bundle is part of the model"},
+	{"controllers/jwks", "config/v1alpha1", "policies say whose keys are fetched, and the MeshConfig from where"},
+	{"controllers/jwks", "xds/mesh", "how keys are read, and where they are kept for the mesh"},
 	{"controllers/gateway", "config/v1alpha1", "the name of the controller, and conditions"},
 	{"controllers/gateway", "webhook", "a gateway's proxy is the one that is injected"},
 	{"controllers/gateway", "xds/build", "findings about Gateways are targets, and their status follows from them"},

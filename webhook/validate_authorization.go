@@ -34,7 +34,11 @@ func (c *checks) rule(at *field.Path, r v1alpha1.AuthorizationRule, edge bool) {
 	}
 	if r.When != nil {
 		c.condition(at.Child("when"), *r.When)
-		if !edge && refuses && len(r.When.Headers) > 0 && !slices.ContainsFunc(r.To, func(o v1alpha1.Operation) bool { return len(o.Ports) > 0 }) {
+		ports := slices.ContainsFunc(r.To, func(o v1alpha1.Operation) bool { return len(o.Ports) > 0 })
+		if !edge && refuses && len(r.When.Claims) > 0 && !ports {
+			c.warn(at.Child("when", "claims"), "connections that are not HTTP have no tokens, so that the rule refuses them all: name the ports of HTTP in to")
+		}
+		if !edge && refuses && len(r.When.Headers) > 0 && !ports {
 			c.warn(at.Child("when", "headers"), "connections that are not HTTP have none, so that the rule refuses them all: name the ports of HTTP in to")
 		}
 	}
@@ -50,6 +54,16 @@ func (c *checks) source(at *field.Path, s v1alpha1.Source) {
 	}
 	for i, id := range s.NotIdentities {
 		c.identity(at.Child("notIdentities").Index(i), id)
+	}
+	for _, list := range []struct {
+		name       string
+		principals []string
+	}{{"requestPrincipals", s.RequestPrincipals}, {"notRequestPrincipals", s.NotRequestPrincipals}} {
+		for i, p := range list.principals {
+			if _, problem := mesh.ParseRequestPrincipal(p); problem != "" {
+				c.refuse(at.Child(list.name).Index(i), p, "%s", problem)
+			}
+		}
 	}
 	for _, list := range []struct {
 		name   string
@@ -141,6 +155,9 @@ func (c *checks) condition(at *field.Path, w v1alpha1.Condition) {
 				c.refuse(at, v, "%s", problem)
 			}
 		})
+	}
+	for i, claim := range w.Claims {
+		c.values(at.Child("claims").Index(i), claim.Values, claim.NotValues, "admin*, *-admin or *", func(*field.Path, string) {})
 	}
 	if w.SNI != nil {
 		c.values(at.Child("sni"), w.SNI.Values, w.SNI.NotValues, "*.example or shop.*", func(at *field.Path, v string) {

@@ -41,6 +41,9 @@ func (c *checks) config(m *v1alpha1.MeshConfig) {
 			c.refuse(spec.Child("trustDomainAliases").Index(i), a, "this is the trust domain itself: write its other names")
 		}
 	}
+	for i, r := range m.Spec.JWKS.AllowedRanges {
+		c.prefix(spec.Child("jwks", "allowedRanges").Index(i), r, "10.96.0.0/12")
+	}
 	for i, a := range m.Spec.ExternalAuthorizers {
 		at := spec.Child("externalAuthorizers").Index(i).Child("service")
 		c.namespace(at.Child("namespace"), a.Service.Namespace)

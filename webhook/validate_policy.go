@@ -29,6 +29,9 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 			c.namespace(at.Child("namespace"), t.Namespace)
 		}
 	}
+	if j := p.Spec.JWT; j != nil {
+		c.jwt(spec.Child("jwt"), j)
+	}
 	if a := p.Spec.Authorization; a != nil {
 		for i, rule := range a.Rules {
 			c.rule(spec.Child("authorization", "rules").Index(i), rule, edge)

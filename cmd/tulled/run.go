@@ -15,6 +15,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -27,6 +28,7 @@ import (
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/gateway"
+	"github.com/tulle-mesh/tulle/controllers/jwks"
 	"github.com/tulle-mesh/tulle/controllers/observe"
 	"github.com/tulle-mesh/tulle/controllers/replicas"
 	"github.com/tulle-mesh/tulle/controllers/status"
@@ -59,13 +61,14 @@ type controlPlane struct {
 	preview      *replicas.Preview
 	serving      atomic.Bool // proxies, on the xDS address
 	clock        *clock
+	keys         cache.Cache // of issuers of tokens
 }
 
 // run is the control plane, until the context ends.
 func run(ctx context.Context, o options, log logr.Logger) error {
 	p := &controlPlane{options: o, log: log}
 	for _, step := range []func(context.Context) error{
-		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireRotation, p.wireGateways, p.wireHealth,
+		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireKeys, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireRotation, p.wireGateways, p.wireHealth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -155,7 +158,17 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 			return errors.Join(p.status.WatchKind(o), p.gateways.WatchKind(o))
 		},
 	})
-	if err := p.observer.SetupWithManager(p.manager); err != nil {
+	var err error
+	p.keys, err = observe.NewKeysCache(p.manager.GetConfig(), cache.Options{
+		HTTPClient: p.manager.GetHTTPClient(), Scheme: p.manager.GetScheme(), Mapper: p.manager.GetRESTMapper(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.manager.Add(p.keys); err != nil {
+		return fmt.Errorf("adding the cache of keys: %w", err)
+	}
+	if err := p.observer.SetupWithManager(p.manager, p.keys); err != nil {
 		return err
 	}
 	informer, err := p.manager.GetCache().GetInformer(ctx, &v1alpha1.MeshConfig{})
@@ -201,6 +214,12 @@ func (p *controlPlane) wireTrust(context.Context) error {
 		Roots: roots{p.authority}, Applier: p.builder, Namespace: p.options.namespace,
 	})
 	return err
+}
+
+func (p *controlPlane) wireKeys(context.Context) error {
+	return jwks.SetupWithManager(p.manager, jwks.Options{
+		Keys: p.keys, Namespace: p.options.namespace, Log: p.log.WithName("jwks"), Registerer: metrics.Registry,
+	})
 }
 
 func (p *controlPlane) wireWebhooks(context.Context) error {

@@ -49,6 +49,16 @@ const (
 	// ReasonAuthorizerNotFound is the reason of ResolvedRefs=False where a Custom
 	// rule names an external authorizer that the MeshConfig does not have.
 	ReasonAuthorizerNotFound = "AuthorizerNotFound"
+	// ReasonKeysNotFound is the reason of ResolvedRefs=False where the public keys of an
+	// issuer cannot be had: all of its tokens are refused.
+	ReasonKeysNotFound = "KeysNotFound"
+	// ReasonKeysIncomplete is the reason of ResolvedRefs=False where some of the public
+	// keys of an issuer cannot be used, or the latest cannot be had: the others hold.
+	ReasonKeysIncomplete = "KeysIncomplete"
+	// ReasonTokensUnknown is the reason of Accepted=False where a rule asks for tokens,
+	// and no jwt section holds for the workloads that the policy selects: the rule is
+	// against every request.
+	ReasonTokensUnknown = "TokensUnknown"
 	// ReasonClientUnknown is the reason of Accepted=False where a rule is about the
 	// client before the gateways, and the MeshConfig does not say how far
 	// X-Forwarded-For is believed: the rule is against every client.

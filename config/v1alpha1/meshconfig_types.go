@@ -120,6 +120,38 @@ type MeshConfigSpec struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	ExternalAuthorizers []ExternalAuthorizer `json:"externalAuthorizers,omitempty"`
+
+	// jwks says how the control plane fetches public keys of issuers, which jwt
+	// sections of MeshPolicies name by uri.
+	// +optional
+	JWKS JWKSFetching `json:"jwks,omitzero"`
+}
+
+// JWKSFetching says how the control plane fetches public keys of issuers. Whoever may
+// write a MeshPolicy names where to; so that he reaches nothing by it that he should not,
+// it is public addresses over HTTPS but for what is allowed here.
+type JWKSFetching struct {
+	// refreshInterval is how often keys are fetched again, 10m by default, 1m to 24h.
+	// The max-age of an answer may make it up to six times as long, and not shorter
+	// than 1m.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('24h')",message="refreshInterval is 1m to 24h: write 10m"
+	RefreshInterval *metav1.Duration `json:"refreshInterval,omitempty"`
+
+	// allowedRanges are CIDRs of addresses that are not public and may be asked all the
+	// same, such as the cluster's own where an issuer runs in it.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=49
+	AllowedRanges []string `json:"allowedRanges,omitempty"`
+
+	// allowHTTP lets keys be fetched without TLS: whoever is on the way can put in keys
+	// of his own.
+	// +optional
+	AllowHTTP bool `json:"allowHTTP,omitempty"`
 }
 
 // ForwardedFor says how far X-Forwarded-For is believed.

@@ -130,7 +130,7 @@ type AuthorizationRule struct {
 // in a Deny rule, which refuses it, and not in an Allow rule, which lets in nobody
 // who does not say who he is.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.identities) || has(self.notIdentities) || has(self.trustDomains) || has(self.namespaces) || has(self.notNamespaces) || has(self.serviceAccounts) || has(self.notServiceAccounts) || has(self.ipBlocks) || has(self.notIpBlocks) || has(self.remoteIpBlocks) || has(self.notRemoteIpBlocks)",message="an entry of from says nothing: write identities, trustDomains, namespaces, serviceAccounts, ipBlocks, remoteIpBlocks or a not-form of one, or leave from out to match every caller"
+// +kubebuilder:validation:XValidation:rule="has(self.identities) || has(self.notIdentities) || has(self.trustDomains) || has(self.namespaces) || has(self.notNamespaces) || has(self.serviceAccounts) || has(self.notServiceAccounts) || has(self.ipBlocks) || has(self.notIpBlocks) || has(self.remoteIpBlocks) || has(self.notRemoteIpBlocks) || has(self.requestPrincipals) || has(self.notRequestPrincipals)",message="an entry of from says nothing: write identities, trustDomains, namespaces, serviceAccounts, requestPrincipals, ipBlocks, remoteIpBlocks or a not-form of one, or leave from out to match every caller"
 type Source struct {
 	// identities are SPIFFE IDs, such as spiffe://cluster.local/ns/shop/sa/web.
 	// A trailing '*' makes one a prefix.
@@ -242,6 +242,29 @@ type Source struct {
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=49
 	NotRemoteIPBlocks []string `json:"notRemoteIpBlocks,omitempty"`
+
+	// requestPrincipals are of the request's valid token, as <issuer>/<subject>:
+	// https://accounts.example/alice. A trailing '*' makes the subject a prefix,
+	// https://accounts.example/* is any token of the issuer, and * any valid token. A
+	// subject with a '/' is written in when, as the claim sub. Where no jwt section
+	// holds, no token is known to be valid.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	RequestPrincipals []string `json:"requestPrincipals,omitempty"`
+
+	// notRequestPrincipals are those that the token has none of. They match a request
+	// without a valid token in a Deny rule, and not in an Allow rule.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	NotRequestPrincipals []string `json:"notRequestPrincipals,omitempty"`
 }
 
 // Operation matches a request for which every field that is written has a value
@@ -361,7 +384,7 @@ type GRPCMethod struct {
 
 // Condition is what else must hold for a rule to match, all of it.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.headers) || has(self.sni)",message="when says nothing: write headers or sni, or leave when out"
+// +kubebuilder:validation:XValidation:rule="has(self.headers) || has(self.claims) || has(self.sni)",message="when says nothing: write headers, claims or sni, or leave when out"
 type Condition struct {
 	// headers of the request, all of which must match. They are what a caller
 	// chooses to send: they say nothing about who he is.
@@ -371,6 +394,14 @@ type Condition struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	Headers []HeaderCondition `json:"headers,omitempty"`
+
+	// claims of the request's valid token, all of which must match. Where no jwt
+	// section holds, no token is known to be valid.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Claims []ClaimCondition `json:"claims,omitempty"`
 
 	// sni is the name of the server that the client asked for in TLS that the mesh
 	// did not make: at a gateway, or of an application's own TLS. Inside of mesh mTLS

@@ -28,7 +28,7 @@ type RateLimit struct {
 // +kubebuilder:validation:XValidation:rule="has(self.limit) != has(self.global)",message="a rule has a limit, which each pod counts for itself, or global, which the mesh's rate limit service counts: write one of the two"
 // +kubebuilder:validation:XValidation:rule="!has(self.global) || has(self.name)",message="the rate limit service knows a rule by its name: write name"
 // +kubebuilder:validation:XValidation:rule="!has(self.global) || !has(self.perCaller) || !self.perCaller",message="perCaller is of a limit that each pod counts: write a descriptor with attribute: Caller"
-// +kubebuilder:validation:XValidation:rule="!has(self.from) || self.from.all(s, !has(s.notIdentities) && !has(s.trustDomains) && !has(s.notNamespaces) && !has(s.notServiceAccounts) && !has(s.ipBlocks) && !has(s.notIpBlocks) && !has(s.remoteIpBlocks) && !has(s.notRemoteIpBlocks))",message="a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts"
+// +kubebuilder:validation:XValidation:rule="!has(self.from) || self.from.all(s, !has(s.notIdentities) && !has(s.trustDomains) && !has(s.notNamespaces) && !has(s.notServiceAccounts) && !has(s.ipBlocks) && !has(s.notIpBlocks) && !has(s.remoteIpBlocks) && !has(s.notRemoteIpBlocks) && !has(s.requestPrincipals) && !has(s.notRequestPrincipals))",message="a rate limit tells callers apart by their certificates: write identities, namespaces or serviceAccounts"
 type RateLimitRule struct {
 	// name of the rule, for people.
 	// +optional

@@ -70,12 +70,14 @@ func source(field string, s v1alpha1.Source, bad *problems) mesh.Source {
 		Identities: s.Identities, NotIdentities: s.NotIdentities,
 		TrustDomains: s.TrustDomains,
 		Namespaces:   s.Namespaces, NotNamespaces: s.NotNamespaces,
-		ServiceAccounts:    bad.accounts(field+".serviceAccounts", s.ServiceAccounts),
-		NotServiceAccounts: bad.accounts(field+".notServiceAccounts", s.NotServiceAccounts),
-		IPBlocks:           bad.blocks(field+".ipBlocks", s.IPBlocks),
-		NotIPBlocks:        bad.blocks(field+".notIpBlocks", s.NotIPBlocks),
-		RemoteIPBlocks:     bad.blocks(field+".remoteIpBlocks", s.RemoteIPBlocks),
-		NotRemoteIPBlocks:  bad.blocks(field+".notRemoteIpBlocks", s.NotRemoteIPBlocks),
+		ServiceAccounts:      bad.accounts(field+".serviceAccounts", s.ServiceAccounts),
+		NotServiceAccounts:   bad.accounts(field+".notServiceAccounts", s.NotServiceAccounts),
+		IPBlocks:             bad.blocks(field+".ipBlocks", s.IPBlocks),
+		NotIPBlocks:          bad.blocks(field+".notIpBlocks", s.NotIPBlocks),
+		RemoteIPBlocks:       bad.blocks(field+".remoteIpBlocks", s.RemoteIPBlocks),
+		NotRemoteIPBlocks:    bad.blocks(field+".notRemoteIpBlocks", s.NotRemoteIPBlocks),
+		RequestPrincipals:    bad.principals(field+".requestPrincipals", s.RequestPrincipals),
+		NotRequestPrincipals: bad.principals(field+".notRequestPrincipals", s.NotRequestPrincipals),
 	}
 }
 
@@ -159,6 +161,9 @@ func condition(field string, c *v1alpha1.Condition, bad *problems) mesh.Conditio
 			}
 		}
 		out.Headers = append(out.Headers, mesh.HeaderCondition{Name: strings.ToLower(h.Name), Values: h.Values, NotValues: h.NotValues})
+	}
+	for _, claim := range c.Claims {
+		out.Claims = append(out.Claims, mesh.ClaimCondition{Path: claim.Path, Values: claim.Values, NotValues: claim.NotValues})
 	}
 	if c.SNI != nil {
 		out.SNI, out.NotSNI = c.SNI.Values, c.SNI.NotValues

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -126,7 +127,14 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 	}
 	m := newMeshOf()
 	observer := observe.New(observe.Options{Applier: m, Log: testr.New(t)})
-	if err := observer.SetupWithManager(mgr); err != nil {
+	keys, err := observe.NewKeysCache(mgr.GetConfig(), cache.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mgr.Add(keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := observer.SetupWithManager(mgr, keys); err != nil {
 		t.Fatal(err)
 	}
 	run(t, mgr)
@@ -178,6 +186,20 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 			return ok && len(w.Addresses) == 1 && w.UID == string(pod.UID) &&
 				len(v.Slices(mesh.Name{Namespace: "shop", Name: "s0"})) == 1
 		})
+	})
+	t.Run("keys of issuers are seen, and no other ConfigMap", func(t *testing.T) {
+		keys := &corev1.ConfigMap{ObjectMeta: shop("tulle-jwks"), Data: map[string]string{"a.json": "{}"}}
+		create(t, direct, &corev1.ConfigMap{ObjectMeta: shop("others"), Data: map[string]string{"b.json": "{}"}})
+		create(t, direct, keys)
+		m.until(t, "the key set", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return ok })
+		if err := direct.Delete(t.Context(), keys); err != nil {
+			t.Fatal(err)
+		}
+		m.until(t, "its end", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return !ok })
+		v, _ := m.state()
+		if _, ok := v.KeySet("shop", "b.json"); ok {
+			t.Error("a ConfigMap of another name is taken for keys")
+		}
 	})
 	t.Run("the configuration is seen", func(t *testing.T) {
 		create(t, direct, &v1alpha1.MeshConfig{

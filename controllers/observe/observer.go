@@ -29,6 +29,7 @@ import (
 // Informers list and watch, and never get one object by name.
 //
 // +kubebuilder:rbac:groups="",resources=services;pods;nodes,verbs=list;watch
+// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=tulle-jwks,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
@@ -101,11 +102,11 @@ func New(o Options) *Observer {
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
-// have been made with [CacheOptions], and has the manager run it on every
+// have been made with [CacheOptions], and to a [NewKeysCache], and has the manager run it on every
 // replica, leader or not. It asks the API server which kinds it has.
-func (o *Observer) SetupWithManager(mgr manager.Manager) error {
+func (o *Observer) SetupWithManager(mgr manager.Manager, keys cache.Informers) error {
 	// Attaching does not wait for anything that a context could cut short.
-	if err := o.Watch(context.Background(), mgr.GetCache()); err != nil {
+	if err := o.Watch(context.Background(), mgr.GetCache(), keys); err != nil {
 		return err
 	}
 	return mgr.Add(o)
@@ -115,7 +116,10 @@ func (o *Observer) SetupWithManager(mgr manager.Manager) error {
 // without a manager. It fails where the API server cannot be reached or lacks a
 // kind, of which only ServiceCIDR (Kubernetes 1.33) and those of the Gateway API may
 // be missing.
-func (o *Observer) Watch(ctx context.Context, informers cache.Informers) error {
+func (o *Observer) Watch(ctx context.Context, informers, keys cache.Informers) error {
+	if err := o.watch(ctx, keys, &corev1.ConfigMap{}, keysHandler{o}); err != nil {
+		return err
+	}
 	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}} {
 		if err := o.watch(ctx, informers, obj, sourceHandler{o, obj}); err != nil {
 			return err

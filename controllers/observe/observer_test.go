@@ -117,7 +117,7 @@ func watching(t *testing.T) (*Observer, *stubInformers, *model) {
 	t.Helper()
 	m, in := newModel(), newStubInformers()
 	o := New(Options{Applier: m, Log: logr.Discard()})
-	if err := o.Watch(t.Context(), in); err != nil {
+	if err := o.Watch(t.Context(), in, in); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -273,7 +273,7 @@ func TestOnlyServiceCIDRMayBeMissing(t *testing.T) {
 	for missing, fails := range map[string]bool{"ServiceCIDR": false, "MeshPolicy": true} {
 		in := newStubInformers()
 		in.missing = missing
-		err := New(Options{Applier: newModel(), Log: logr.Discard()}).Watch(t.Context(), in)
+		err := New(Options{Applier: newModel(), Log: logr.Discard()}).Watch(t.Context(), in, in)
 		if fails != (err != nil) {
 			t.Errorf("without %s: %v", missing, err)
 		}

@@ -62,6 +62,7 @@ func policy(p *v1alpha1.MeshPolicy) *mesh.Policy {
 		Selector:      selector(p.Spec.Selector, &bad),
 		Targets:       targets(&p.Spec, p.Namespace, &bad),
 		MTLS:          mtls(p.Spec.MTLS, &bad),
+		JWT:           jwt(p.Spec.JWT, &bad),
 		Authorization: authorization(p.Spec.Authorization, &bad),
 		RateLimit:     rateLimit(p.Spec.RateLimit, &bad),
 		Traffic:       traffic(p.Spec.Traffic, &bad),

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -211,7 +212,14 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	b := build.New(build.Options{Config: &mesh.Config{}})
 	status := New(Options{Findings: b})
 	observer := observe.New(observe.Options{Applier: b, OnKind: status.WatchKind, Log: testr.New(t)})
-	if err := observer.SetupWithManager(mgr); err != nil {
+	keys, err := observe.NewKeysCache(mgr.GetConfig(), cache.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mgr.Add(keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := observer.SetupWithManager(mgr, keys); err != nil {
 		t.Fatal(err)
 	}
 	if err := status.SetupWithManager(mgr); err != nil {

@@ -66,6 +66,7 @@ type server struct {
 	tcp       *streamServer
 	unready   atomic.Bool
 	failing   atomic.Bool
+	kept      atomic.Pointer[string]
 }
 
 // newServer opens every listener, so that a port in use is an error at once.

@@ -21,6 +21,7 @@ import (
 //	/to/a/b?by=302 a redirect to /a/b
 //	/host/a.b      200 where that is the request's host, 421 otherwise
 //	/bytes?n=1000  so many bytes
+//	/kept          what the header X-Keep said in the latest request here that had it
 //	/ws            WebSocket echo
 //	/ready         200, or 503 after /toggle/ready?to=false
 //	/toggle/fail   ?to=true|false: whether / answers 500
@@ -34,6 +35,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("/to/{path...}", redirect)
 	mux.HandleFunc("/host/{host}", forHost)
 	mux.HandleFunc("/bytes", sendBytes)
+	mux.HandleFunc("/kept", s.keep)
 	mux.HandleFunc("/ws", echoWebSocket)
 	mux.HandleFunc("/ready", s.ready)
 	mux.HandleFunc("/toggle/ready", s.toggleReady)
@@ -91,6 +93,18 @@ func statusCode(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Version", self().Version)
 	w.WriteHeader(code)
+}
+
+func (s *server) keep(w http.ResponseWriter, r *http.Request) {
+	if text := r.Header.Get("X-Keep"); text != "" {
+		s.kept.Store(&text)
+	}
+	text := s.kept.Load()
+	if text == nil {
+		http.Error(w, "nothing is kept", http.StatusNotFound)
+		return
+	}
+	_, _ = io.WriteString(w, *text) // fails only if the caller is gone
 }
 
 func redirect(w http.ResponseWriter, r *http.Request) {

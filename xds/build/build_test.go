@@ -71,9 +71,9 @@ func (w world) change() mesh.Change {
 	k := []mesh.Kind{
 		mesh.KindService, mesh.KindSlice, mesh.KindWorkload, mesh.KindPolicy, mesh.KindSplit, mesh.KindHTTPRoute, mesh.KindGRPCRoute,
 		mesh.KindTLSRoute, mesh.KindTCPRoute, mesh.KindBackendTLS, mesh.KindBundle, mesh.KindGrant, mesh.KindNode, mesh.KindGateway,
-		mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindExternal, mesh.KindConfig, mesh.KindTrust,
-	}[w.IntN(20)]
-	if w.IntN(4) == 0 && k != mesh.KindConfig && k != mesh.KindTrust {
+		mesh.KindClass, mesh.KindNamespace, mesh.KindCertificate, mesh.KindExternal, mesh.KindKeys, mesh.KindConfig, mesh.KindTrust,
+	}[w.IntN(21)]
+	if w.IntN(4) == 0 && k != mesh.KindKeys && k != mesh.KindConfig && k != mesh.KindTrust {
 		return mesh.Delete(k, w.id(map[mesh.Kind]string{
 			mesh.KindService: "s", mesh.KindSlice: "s", mesh.KindWorkload: "w", mesh.KindPolicy: "p", mesh.KindSplit: "x",
 			mesh.KindHTTPRoute: "r", mesh.KindGRPCRoute: "r", mesh.KindTLSRoute: "r", mesh.KindTCPRoute: "r", mesh.KindBackendTLS: "t",
@@ -81,6 +81,13 @@ func (w world) change() mesh.Change {
 		}[k]))
 	}
 	switch k {
+	case mesh.KindKeys:
+		if w.IntN(4) == 0 {
+			return mesh.Delete(mesh.KindKeys, mesh.Name{Name: w.namespace()})
+		}
+		return mesh.Put(&mesh.Keys{Namespace: w.namespace(), Sets: map[string]*mesh.KeySet{
+			w.name("k"): {JWKS: w.name("jwks")}, mesh.FetchedKey(w.name("u")): {JWKS: w.name("jwks"), Problem: w.name("why")},
+		}})
 	case mesh.KindService:
 		s := &mesh.Service{Name: w.id("s"), Selector: w.labels(), Distribution: w.near()}
 		if w.IntN(4) > 0 {
@@ -216,12 +223,14 @@ func (w world) policy() *mesh.Policy {
 	if w.IntN(2) == 0 {
 		p.Selector = &mesh.Selector{MatchLabels: w.labels()}
 	}
-	switch w.IntN(4) {
+	switch w.IntN(5) {
+	case 3:
+		p.JWT = &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: "i", ConfigMapKey: w.name("k")}, {Issuer: "j", URI: w.name("u")}}}
 	case 0:
 		p.MTLS = &mesh.MTLS{Mode: w.mode(), Ports: map[uint16]mesh.MTLSMode{w.port(): w.mode()}}
 	case 1:
 		p.Authorization = &mesh.Authorization{DefaultDeny: w.IntN(2) == 0, Rules: []mesh.Rule{{
-			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}},
+			Action: mesh.Action(w.IntN(2)), From: []mesh.Source{{Namespaces: []string{w.namespace()}}, {RequestPrincipals: []mesh.RequestPrincipal{{Subject: "*"}}}},
 			To: []mesh.Operation{{Methods: []string{"GET"}, Ports: []uint16{w.port()}}},
 		}}}
 	case 2:

@@ -66,6 +66,15 @@ type Source struct {
 	// known of HTTP where [Config.TrustedHops] is not 0. In an Allow rule of a
 	// workload it is believed of callers with an identity alone.
 	RemoteIPBlocks, NotRemoteIPBlocks []netip.Prefix
+	// RequestPrincipals are of the valid token that a request has, which is known where
+	// a jwt section holds. In an Allow rule NotRequestPrincipals matches requests with
+	// a valid token alone.
+	RequestPrincipals, NotRequestPrincipals []RequestPrincipal
+}
+
+// HasToken reports whether the source asks for the token of a request.
+func (s *Source) HasToken() bool {
+	return len(s.RequestPrincipals) > 0 || len(s.NotRequestPrincipals) > 0
 }
 
 // HasRemote reports whether the source asks for the client before the gateways.
@@ -106,6 +115,9 @@ func (o *Operation) HasPaths() bool {
 // Condition matches when all that is set does.
 type Condition struct {
 	Headers []HeaderCondition // of a request; unknown where there is none
+	// Claims are of the valid token that a request has, which is known where a jwt
+	// section holds. An Allow rule that asks for any matches no request without one.
+	Claims []ClaimCondition
 	// SNI is the name of the server in TLS that the mesh did not make, without regard
 	// to case, with a "*" as in a host. Where there is no such TLS the name is none:
 	// no value of SNI matches, and an Allow rule with NotSNI does not. Inside of mesh

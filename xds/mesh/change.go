@@ -28,14 +28,15 @@ const (
 	KindTCPRoute
 	KindBackendTLS
 	KindBundle
+	KindKeys
 	// KindIssuer is no entity: it stands for the issuer that the TrustBundle
 	// names.
 	KindIssuer
 )
 
 // Entity is a *Config, *TrustBundle, *Service, *Slice, *Workload, *Policy, *Split,
-// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate, *External, *BackendTLS
-// or *Bundle. Once put into a Change it must not be modified.
+// *Route, *Grant, *Node, *Gateway, *Class, *Namespace, *Certificate, *External, *BackendTLS,
+// *Bundle or *Keys. Once put into a Change it must not be modified.
 type Entity interface {
 	kind() Kind
 	id() Name
@@ -58,6 +59,7 @@ func (*Certificate) kind() Kind { return KindCertificate }
 func (*External) kind() Kind    { return KindExternal }
 func (*BackendTLS) kind() Kind  { return KindBackendTLS }
 func (*Bundle) kind() Kind      { return KindBundle }
+func (*Keys) kind() Kind        { return KindKeys }
 
 func (*Config) id() Name        { return Name{} }
 func (*TrustBundle) id() Name   { return Name{} }
@@ -76,6 +78,7 @@ func (c *Certificate) id() Name { return c.Name }
 func (e *External) id() Name    { return e.Meta.Name }
 func (b *BackendTLS) id() Name  { return b.Meta.Name }
 func (b *Bundle) id() Name      { return b.Name }
+func (k *Keys) id() Name        { return Name{Name: k.Namespace} }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {

@@ -248,6 +248,7 @@ type Policy struct {
 	// Gateways, of Traffic Services and routes.
 	Targets       []Target
 	MTLS          *MTLS
+	JWT           *JWT
 	Authorization *Authorization
 	RateLimit     *RateLimit
 	Traffic       *Traffic

@@ -26,6 +26,7 @@ const (
 	FactPolicy                        // namespace/name
 	FactMTLS                          // namespace: its policies with an mtls section
 	FactAuthorization                 // namespace: its policies with an authorization section
+	FactJWT                           // namespace: its policies with a jwt section
 	FactRateLimit                     // namespace: its policies with a rateLimit section
 	FactTraffic                       // namespace: its policies with a traffic section
 	FactSplit                         // namespace/name
@@ -43,6 +44,7 @@ const (
 	FactBackendTLS                    // namespace: its BackendTLSPolicies
 	FactBundle                        // namespace/name
 	FactBackend                       // namespace/service: the routes that send something to it
+	FactKeys                          // namespace: its key sets
 )
 
 // facts collects what a change made different.

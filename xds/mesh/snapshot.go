@@ -38,6 +38,7 @@ type Snapshot struct {
 	byBackend  tree[*Route]       // namespace/service/kind/namespace/name
 	bundles    tree[*Bundle]      // namespace/name
 	backendTLS tree[*BackendTLS]  // namespace/name
+	keys       tree[*Keys]        // namespace
 	nodes      tree[*Node]        // name
 	externals  tree[*External]    // namespace/name
 	sniffing   *Sniffing
@@ -78,7 +79,7 @@ func New(c *Config) *Snapshot {
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
 		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](),
-		byBackend: newTree[*Route](), bundles: newTree[*Bundle](), backendTLS: newTree[*BackendTLS](), externals: newTree[*External](), standing: newTree[Standing](),
+		byBackend: newTree[*Route](), bundles: newTree[*Bundle](), backendTLS: newTree[*BackendTLS](), externals: newTree[*External](), keys: newTree[*Keys](), standing: newTree[Standing](),
 	}
 }
 
@@ -171,6 +172,8 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			next.setBackendTLS(f, c)
 		case KindBundle:
 			f.addIf(set(&next.bundles, c), FactBundle, c.name.key())
+		case KindKeys:
+			f.addIf(set(&next.keys, c), FactKeys, c.name.key())
 		}
 	}
 	if len(f) == 0 {
@@ -339,6 +342,7 @@ func (s *Snapshot) policySections(f facts, namespace string, old, now *Policy) {
 	}
 	mark(FactMTLS, old.MTLS, now.MTLS, old.MTLS != nil, now.MTLS != nil)
 	mark(FactAuthorization, old.Authorization, now.Authorization, old.Authorization != nil, now.Authorization != nil)
+	mark(FactJWT, old.JWT, now.JWT, old.JWT != nil, now.JWT != nil)
 	mark(FactRateLimit, old.RateLimit, now.RateLimit, old.RateLimit != nil, now.RateLimit != nil)
 	mark(FactTraffic, old.Traffic, now.Traffic, old.Traffic != nil, now.Traffic != nil)
 }

@@ -145,11 +145,12 @@ type Section uint8
 const (
 	SectionMTLS Section = iota
 	SectionAuthorization
+	SectionJWT
 	SectionRateLimit
 	SectionTraffic
 )
 
-var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactRateLimit, FactTraffic}
+var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactJWT, FactRateLimit, FactTraffic}
 
 func (s Section) in(p *Policy) bool {
 	switch s {
@@ -157,6 +158,8 @@ func (s Section) in(p *Policy) bool {
 		return p.MTLS != nil
 	case SectionAuthorization:
 		return p.Authorization != nil
+	case SectionJWT:
+		return p.JWT != nil
 	case SectionRateLimit:
 		return p.RateLimit != nil
 	default:
@@ -268,4 +271,15 @@ func (v *View) NamespaceLabels(name string) (map[string]string, bool) {
 func (v *View) Certificate(n Name) (*Certificate, bool) {
 	v.read(FactCertificate, n.key())
 	return v.s.certs.get(n.key())
+}
+
+// KeySet returns one of a namespace's key sets.
+func (v *View) KeySet(namespace, name string) (*KeySet, bool) {
+	v.read(FactKeys, namespace)
+	keys, ok := v.s.keys.get(namespace)
+	if !ok {
+		return nil, false
+	}
+	set, ok := keys.Sets[name]
+	return set, ok
 }

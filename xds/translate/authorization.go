@@ -44,6 +44,8 @@ type known struct {
 	sni      bool
 	blind    []uint16
 	nameless bool
+	// tokens is whose tokens are believed, of requests.
+	tokens believed
 }
 
 // sidecar is what is known of requests at a workload's sidecar, and of connections but
@@ -96,6 +98,7 @@ func (k known) authorization(policies []*mesh.Policy, v *mesh.View) verdicts {
 	}
 	if k.http {
 		refuseAmbiguous(&deny, policies)
+		k.tokens.refuse(&deny)
 	}
 	if dryAllow.exists {
 		for id, policy := range allow.policies {
@@ -272,7 +275,7 @@ func (k known) policy(r mesh.Rule, namespace string) *rbacconfig.Policy {
 	if len(r.From) > 0 {
 		principals = nil
 		for _, s := range r.From {
-			if strict && !k.remote && s.HasRemote() {
+			if strict && (!k.remote && s.HasRemote() || !k.tokens.held() && s.HasToken()) {
 				continue
 			}
 			principals = append(principals, k.principal(s, namespace, strict))
@@ -411,8 +414,8 @@ func hostPattern(h string) string {
 	return "(?is)" + before + regexp.QuoteMeta(inner) + after + `\.?(:[0-9]*)?`
 }
 
-// principal leaves out what is asked of the client before the gateways where it is
-// not known.
+// principal leaves out what is asked of the client before the gateways, and of tokens,
+// where it is not known.
 func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconfig.Principal {
 	var all []*rbacconfig.Principal
 	anyOf := func(one []*rbacconfig.Principal) *rbacconfig.Principal {
@@ -429,6 +432,12 @@ func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconf
 	if strict && (s.ExceptsIdentity() || s.HasRemote() && k.vouched) {
 		// Who has no identity is none of those, and is not who is meant.
 		all = append(all, authenticated(prefix("spiffe://")))
+	}
+	if k.tokens.held() {
+		if strict && len(s.NotRequestPrincipals) > 0 {
+			all = append(all, anyToken())
+		}
+		either(each(s.RequestPrincipals, requestPrincipal), each(s.NotRequestPrincipals, requestPrincipal))
 	}
 	either(k.identities(s.Identities), k.identities(s.NotIdentities))
 	either(each(s.TrustDomains, func(d string) *rbacconfig.Principal { return k.identity("spiffe://" + d + "/*") }), nil)

@@ -184,6 +184,10 @@ func authorizationFaults(p *mesh.Policy, v *mesh.View) []*fault {
 			out = append(out, &fault{conditionAccepted, reasonClientUnknown, fmt.Sprintf(
 				"rules[%d] asks for the client's address, which nobody is believed about: %s; write in the MeshConfig forwardedFor.trustedHops, 1 where clients connect to the mesh's gateways", i, unanswered(r))})
 		}
+		if asksTokens(r) && !tokensKnown(p, v) {
+			out = append(out, &fault{conditionAccepted, reasonTokensUnknown, fmt.Sprintf(
+				"rules[%d] asks for tokens, and no MeshPolicy has a jwt section for the workloads: %s; write one, for this selector or the namespace", i, unanswered(r))})
+		}
 		for _, op := range r.To {
 			if name, port, ok := opaquePort(p, op, v); ok && op.HasHTTP() {
 				out = append(out, &fault{conditionAccepted, reasonNotHTTP, fmt.Sprintf(
@@ -222,4 +226,19 @@ func opaquePort(p *mesh.Policy, op mesh.Operation, v *mesh.View) (mesh.Name, uin
 		}
 	}
 	return mesh.Name{}, 0, false
+}
+
+// asksTokens reports whether a rule asks for the token of a request.
+func asksTokens(r mesh.Rule) bool {
+	return len(r.When.Claims) > 0 || slices.ContainsFunc(r.From, func(s mesh.Source) bool { return s.HasToken() })
+}
+
+// tokensKnown reports whether a jwt section holds for all workloads that the policy
+// selects, as far as can be told from selectors.
+func tokensKnown(p *mesh.Policy, v *mesh.View) bool {
+	var labels map[string]string
+	if p.Selector != nil {
+		labels = p.Selector.MatchLabels
+	}
+	return slices.ContainsFunc(selected(p.Meta.Namespace, labels, mesh.SectionJWT, v), func(level []*mesh.Policy) bool { return len(level) > 0 })
 }

@@ -17,7 +17,7 @@ import (
 // be empty. It is false where an Allow rule asks for what is not known, or any for what
 // there is not, and so never matches.
 func (k known) condition(c mesh.Condition, strict bool) (all []*rbacconfig.Permission, expression string, possible bool) {
-	if strict && (len(c.Headers) > 0 && !k.http || c.HasSNI() && !k.sni) || len(c.SNI) > 0 && k.nameless {
+	if strict && (len(c.Headers) > 0 && !k.http || c.HasSNI() && !k.sni || len(c.Claims) > 0 && !k.tokens.held()) || len(c.SNI) > 0 && k.nameless {
 		return nil, "", false
 	}
 	var terms []string
@@ -36,6 +36,9 @@ func (k known) condition(c mesh.Condition, strict bool) (all []*rbacconfig.Permi
 				terms = append(terms, "!("+onlyValue(h.Name, h.NotValues)+")")
 			}
 		}
+	}
+	if k.tokens.held() {
+		all = append(all, claims(c.Claims, strict)...)
 	}
 	if k.sni {
 		all = append(all, k.serverName(c, strict)...)

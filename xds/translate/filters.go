@@ -31,6 +31,7 @@ type httpFilter int
 
 const (
 	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
+	filterJWT                         // whose token is valid
 	filterAudit                       // authorization: who is noted
 	filterCustom                      // authorization: who is asked about
 	filterDeny                        // authorization: who is refused
@@ -53,6 +54,7 @@ const (
 // These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled), and what they do comes with the routes, too.
 const (
+	jwtName         = "tulle.jwt"
 	auditName       = "tulle.audit"
 	customName      = "tulle.custom"
 	forwardName     = "tulle.forward"
@@ -64,6 +66,8 @@ const (
 
 func (f httpFilter) filter() *hcm.HttpFilter {
 	switch f {
+	case filterJWT:
+		return disabled(typedFilter(jwtName, &filterchain.FilterChainConfig{}))
 	case filterAudit:
 		return disabled(typedFilter(auditName, &rbac.RBAC{}))
 	case filterCustom:

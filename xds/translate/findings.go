@@ -46,6 +46,9 @@ const (
 	reasonTargetNotFound  = "TargetNotFound"
 
 	reasonAuthorizerNotFound = "AuthorizerNotFound"
+	reasonKeysNotFound       = "KeysNotFound"
+	reasonKeysIncomplete     = "KeysIncomplete"
+	reasonTokensUnknown      = "TokensUnknown"
 	reasonClientUnknown      = "ClientUnknown"
 	reasonNotHTTP            = "NotHTTP"
 )
@@ -227,6 +230,10 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 		fs = append(fs, trafficConflict(p, v))
 	}
 	refs := len(p.Targets) > 0 || hasGlobal(p)
+	if p.JWT != nil && p.Invalid == "" {
+		fs = append(fs, jwtFaults(p, v)...)
+		refs = true
+	}
 	if p.Authorization != nil && p.Invalid == "" {
 		fs = append(fs, authorizationFaults(p, v)...)
 		refs = refs || slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Custom })

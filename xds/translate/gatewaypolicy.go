@@ -23,8 +23,10 @@ type guards struct {
 	told bool
 	// clusters are those of services that are asked.
 	clusters []string
-	// authorization of each listener.
+	// authorization of each listener, by token too.
 	authorization map[string]map[string]*anypb.Any
+	// spoofed are, of each, headers that the proxy alone may set.
+	spoofed map[string][]string
 }
 
 // listenerKey is the name of a virtual host's listener in its metadata.
@@ -32,12 +34,19 @@ const listenerKey = "listener"
 
 func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 	c := v.Config()
-	out := guards{authorization: map[string]map[string]*anypb.Any{}}
+	out := guards{authorization: map[string]map[string]*anypb.Any{}, spoofed: map[string][]string{}}
 	var limits []*mesh.Policy
 	at := map[*mesh.Policy][]string{} // the listeners at which each holds
 	for _, l := range ls {
-		verdicts := edge(c).authorization(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), v)
-		out.authorization[l.Name] = verdicts.filters()
+		tokens := tokensAt(attached(g, l.Name, mesh.SectionJWT, v), v)
+		about := edge(c)
+		about.tokens = tokens
+		verdicts := about.authorization(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), v)
+		filters := verdicts.filters()
+		if f := tokens.filter(); f != nil {
+			filters[jwtName] = f
+		}
+		out.authorization[l.Name], out.spoofed[l.Name] = filters, tokens.spoofed()
 		out.clusters = append(out.clusters, verdicts.clusters()...)
 		for _, p := range mostSpecificLimits(attached(g, l.Name, mesh.SectionRateLimit, v)) {
 			if at[p] == nil {
@@ -101,6 +110,7 @@ func (g guards) guard(host *route.VirtualHost, listener string) {
 		return
 	}
 	host.TypedPerFilterConfig = filters
+	host.RequestHeadersToRemove = append(host.RequestHeadersToRemove, g.spoofed[listener]...)
 	host.Routes = append(host.Routes, &route.Route{Name: "none", Match: prefixMatch("/"), Action: answer(404)})
 	if g.told {
 		host.Metadata = &core.Metadata{FilterMetadata: map[string]*structpb.Struct{

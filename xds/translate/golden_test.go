@@ -378,10 +378,10 @@ func display(t *testing.T, k translate.Key, r translate.Result) shown {
 func checkWords(t *testing.T, f mesh.Finding) {
 	t.Helper()
 	words := map[string][]string{
-		v1alpha1.ConditionAccepted: {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted, v1alpha1.ReasonClientUnknown, v1alpha1.ReasonNotHTTP},
+		v1alpha1.ConditionAccepted: {v1alpha1.ReasonAccepted, v1alpha1.ReasonInvalid, v1alpha1.ReasonConflicted, v1alpha1.ReasonClientUnknown, v1alpha1.ReasonTokensUnknown, v1alpha1.ReasonNotHTTP},
 		v1alpha1.ConditionResolvedRefs: {
 			v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted,
-			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound,
+			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound, v1alpha1.ReasonKeysNotFound, v1alpha1.ReasonKeysIncomplete,
 		},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {

@@ -43,6 +43,7 @@ type inbound struct {
 	modes    modes
 	declared map[uint16]mesh.Protocol // of container ports
 	policies []*mesh.Policy           // authorization
+	tokens   believed                 // of the routes alone
 	limits   []*mesh.Policy           // rateLimit
 }
 
@@ -236,7 +237,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	}
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = askingService(httpFilters(filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit), in.config)
+	m.HttpFilters = askingService(httpFilters(filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit), in.config)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
 	m.XffNumTrustedHops = hopsBefore(in.config)
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
@@ -282,7 +283,10 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: routesOf(RouteInbound), Clusters: []string{ClusterInbound}} // 404
 	}
-	in := inbound{config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v)}
+	in := inbound{
+		config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v),
+		tokens: tokensAt(selected(p.Namespace, p.Labels, mesh.SectionJWT, v), v),
+	}
 	safe := prefixMatch("/")
 	safe.Headers = []*route.HeaderMatcher{{
 		Name: ":method", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex("GET|HEAD|OPTIONS")},
@@ -291,8 +295,13 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 		toApplication(safe, "reset,reset-before-request"),
 		toApplication(prefixMatch("/"), "reset-before-request"),
 	)
-	verdicts := authorization(in.policies, v, true)
+	k := sidecar(in.config, true)
+	k.tokens = in.tokens
+	verdicts := k.authorization(in.policies, v)
 	filters := verdicts.filters()
+	if look := in.tokens.filter(); look != nil {
+		filters[jwtName] = look
+	}
 	if limit := rateLimit(in.limits, in.config.TrustDomains()); limit != nil {
 		filters[rateLimitName] = typed(limit)
 	}
@@ -304,6 +313,7 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 		filters[globalLimitName] = limit
 	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
+	r.VirtualHosts[0].RequestHeadersToRemove = in.tokens.spoofed()
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	clusters := slices.Concat([]string{ClusterInbound}, verdicts.clusters(), askedClusters(in.limits, in.config))
