@@ -313,3 +313,14 @@ func TestAnIdentityThatAsksAgainAndAgainIsSlowedAndOthersAreNot(t *testing.T) {
 		t.Errorf("%d limits are remembered of nobody", n)
 	}
 }
+
+func TestAnIntermediateThatEndsSoonDoesNotReplaceOneThatLivesLonger(t *testing.T) {
+	o := newOffice(t)
+	c := newCompany(t, ecKey(t, elliptic.P256()))
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), func(i *x509.Certificate) {
+		i.NotBefore, i.NotAfter = start.Add(-24*time.Hour), start.Add(time.Hour)
+	})
+	o.step()
+	o.is("", ReasonInvalid)
+	o.says("bring one that lives longer")
+}

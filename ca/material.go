@@ -77,6 +77,12 @@ func (m *material) notAfter() time.Time {
 	return end
 }
 
+// last reports whether what signs is about to end, see lastTime.
+func (m *material) last(now time.Time) bool {
+	end := m.notAfter()
+	return end.Sub(now) < min(lastTime, end.Sub(m.issuer().NotBefore)/lastPart)
+}
+
 // rootsNotAfter is when the first root ends.
 func (m *material) rootsNotAfter() time.Time {
 	end := m.roots[0].NotAfter
