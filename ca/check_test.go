@@ -324,3 +324,28 @@ func TestAnIntermediateThatEndsSoonDoesNotReplaceOneThatLivesLonger(t *testing.T
 	o.is("", ReasonInvalid)
 	o.says("bring one that lives longer")
 }
+
+func TestAnIntermediateThatEndsWhileItsRootIsDistributedNeverSigns(t *testing.T) {
+	o := newOffice(t)
+	c := newCompany(t, ecKey(t, elliptic.P256()))
+	short := func(i *x509.Certificate) {
+		i.NotBefore, i.NotAfter = o.clock.Add(-time.Hour), o.clock.Add(30*24*time.Hour)
+	}
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), short)
+	o.live.frozen = []string{"shop/frozen"}
+	o.step()
+	o.is(PhaseDistribute, ReasonDistributing)
+	first := o.material().record.Rotation.To
+	o.pass(29 * 24 * time.Hour)
+	o.is(PhaseDistribute, ReasonWaiting)
+	o.pass(24*time.Hour - time.Minute) // is given up
+	o.step()
+	o.is("", ReasonInvalid)
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), short)
+	o.live.frozen = nil
+	o.step()
+	o.until("")
+	if m := o.material(); m.keys() == first || m.keys().Root != first.Root || len(m.roots) != 1 {
+		t.Errorf("it signs with %+v of %d roots", m.keys(), len(m.roots))
+	}
+}

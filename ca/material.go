@@ -78,9 +78,10 @@ func (m *material) notAfter() time.Time {
 }
 
 // last reports whether what signs is about to end, see lastTime.
-func (m *material) last(now time.Time) bool {
-	end := m.notAfter()
-	return end.Sub(now) < min(lastTime, end.Sub(m.issuer().NotBefore)/lastPart)
+func (m *material) last(now time.Time) bool { return ending(m.issuer().NotBefore, m.notAfter(), now) }
+
+func ending(from, to, now time.Time) bool {
+	return to.Sub(now) < min(lastTime, to.Sub(from)/lastPart)
 }
 
 // rootsNotAfter is when the first root ends.

@@ -197,6 +197,14 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 	if now.Before(rotation.Since) { // the clock was set back
 		return r.amend(ctx, m, "", func(to *Rotation) { to.Since = now })
 	}
+	if rotation.Phase == PhaseDistribute && m.late(now) {
+		r.opts.Log.Info("a rotation is given up: the issuer that it leads to ends before it signs", "scope", rotation.Scope, "issuer", rotation.To.Issuer)
+		stored, err := m.abandon()
+		if err != nil {
+			return err
+		}
+		return a.write(ctx, stored)
+	}
 	queued := ""
 	request := r.opts.Settings().Request
 	if ask, _ := m.asked(request, now); ask != nil {
