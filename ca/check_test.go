@@ -349,3 +349,18 @@ func TestAnIntermediateThatEndsWhileItsRootIsDistributedNeverSigns(t *testing.T)
 		t.Errorf("it signs with %+v of %d roots", m.keys(), len(m.roots))
 	}
 }
+
+func TestAnIssuerThatIsConstrainedSignsNothingThatOthersWouldRefuse(t *testing.T) {
+	o := newOffice(t)
+	o.brought.content = newCompany(t, ecKey(t, elliptic.P256())).gives(ecKey(t, elliptic.P256()), func(i *x509.Certificate) {
+		i.PermittedURIDomains = []string{"cluster.local"}
+	})
+	o.step()
+	o.until("")
+	for domain, signs := range map[string]bool{"cluster.local": true, "another.example": false} {
+		r := Request{Kind: Workload, ID: ID{TrustDomain: domain, Namespace: "shop", ServiceAccount: "web"}, Key: ecKey(t, elliptic.P256()), Lifetime: time.Hour}
+		if _, err := o.opts.Authority.Sign(t.Context(), r); (err == nil) != signs {
+			t.Errorf("of %s it is said: %v", domain, err)
+		}
+	}
+}
