@@ -241,7 +241,9 @@ func TestConnectionsAreRefusedAtAGateway(t *testing.T) {
 	ports["names"] = uint16(freePort(t))
 	listeners = append(listeners, mesh.Listener{Name: "names", Port: ports["names"], Protocol: mesh.ListenerTLS, Passthrough: true})
 	here, there := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")
-	rules := func(r mesh.Rule) mesh.Policy { return mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{r}}} }
+	rules := func(r mesh.Rule) mesh.Policy {
+		return mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{r}}}
+	}
 	v := view(append(
 		entities, route(mesh.KindTLSRoute, "names"),
 		&mesh.Gateway{Meta: mesh.Meta{Name: edgeName()}, Class: "tulle", Listeners: listeners},
