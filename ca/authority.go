@@ -92,9 +92,19 @@ func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
 	return a, nil
 }
 
-// Sign signs a certificate with the issuing intermediate.
+// Sign signs a certificate with the issuing intermediate; none that its name
+// constraints would have others refuse: the mesh's trust domain may be another since
+// the issuer was brought.
 func (a *Authority) Sign(_ context.Context, r Request) ([]*x509.Certificate, error) {
-	return a.material.Load().sign(a.now(), a.opts.Rand, r)
+	m, now := a.material.Load(), a.now()
+	chain, err := m.sign(now, a.opts.Rand, r)
+	if err != nil || !m.constrained() {
+		return chain, err
+	}
+	if err := m.verify(now, chain[0], x509.ExtKeyUsageAny); err != nil {
+		return nil, fmt.Errorf("others would not take the certificate: %w", err)
+	}
+	return chain, nil
 }
 
 // Epoch identifies the issuing intermediate and its root.

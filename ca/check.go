@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -90,13 +91,6 @@ func (m *material) probe(now time.Time, rand io.Reader, u usage) error {
 			return fmt.Errorf("certificate %q begins at %s only", c.Subject, c.NotBefore.Format(time.RFC3339))
 		}
 	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, c := range m.roots {
-		roots.AddCert(c)
-	}
-	for _, c := range m.chain {
-		between.AddCert(c)
-	}
 	requests := []Request{
 		{Kind: Workload, ID: ID{TrustDomain: u.trustDomain, Namespace: "default", ServiceAccount: "default"}},
 		{Kind: Serving, DNSNames: u.serving},
@@ -121,13 +115,30 @@ func (m *material) probe(now time.Time, rand io.Reader, u usage) error {
 			what = "a certificate for " + r.ID.String()
 		}
 		for _, usage := range usages {
-			_, err := chain[0].Verify(x509.VerifyOptions{
-				Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
-			})
-			if err != nil {
+			if err := m.verify(now, chain[0], usage); err != nil {
 				return fmt.Errorf("%s that it signs would not be taken by others (see its path length, name constraints and key usages): %w", what, err)
 			}
 		}
 	}
 	return nil
+}
+
+// verify is what a peer does with a leaf of the material's.
+func (m *material) verify(now time.Time, leaf *x509.Certificate, usage x509.ExtKeyUsage) error {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range m.roots {
+		roots.AddCert(c)
+	}
+	for _, c := range m.chain {
+		between.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
+	return err
+}
+
+// constrained reports whether names that are signed have to be in certain domains.
+func (m *material) constrained() bool {
+	return slices.ContainsFunc(append([]*x509.Certificate{m.anchor}, m.chain...), func(c *x509.Certificate) bool {
+		return len(c.PermittedURIDomains)+len(c.ExcludedURIDomains)+len(c.PermittedDNSDomains)+len(c.ExcludedDNSDomains) > 0
+	})
 }

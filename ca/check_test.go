@@ -313,3 +313,54 @@ func TestAnIdentityThatAsksAgainAndAgainIsSlowedAndOthersAreNot(t *testing.T) {
 		t.Errorf("%d limits are remembered of nobody", n)
 	}
 }
+
+func TestAnIntermediateThatEndsSoonDoesNotReplaceOneThatLivesLonger(t *testing.T) {
+	o := newOffice(t)
+	c := newCompany(t, ecKey(t, elliptic.P256()))
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), func(i *x509.Certificate) {
+		i.NotBefore, i.NotAfter = start.Add(-24*time.Hour), start.Add(time.Hour)
+	})
+	o.step()
+	o.is("", ReasonInvalid)
+	o.says("bring one that lives longer")
+}
+
+func TestAnIntermediateThatEndsWhileItsRootIsDistributedNeverSigns(t *testing.T) {
+	o := newOffice(t)
+	c := newCompany(t, ecKey(t, elliptic.P256()))
+	short := func(i *x509.Certificate) {
+		i.NotBefore, i.NotAfter = o.clock.Add(-time.Hour), o.clock.Add(30*24*time.Hour)
+	}
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), short)
+	o.live.frozen = []string{"shop/frozen"}
+	o.step()
+	o.is(PhaseDistribute, ReasonDistributing)
+	first := o.material().record.Rotation.To
+	o.pass(29 * 24 * time.Hour)
+	o.is(PhaseDistribute, ReasonWaiting)
+	o.pass(24*time.Hour - time.Minute) // is given up
+	o.step()
+	o.is("", ReasonInvalid)
+	o.brought.content = c.gives(ecKey(t, elliptic.P256()), short)
+	o.live.frozen = nil
+	o.step()
+	o.until("")
+	if m := o.material(); m.keys() == first || m.keys().Root != first.Root || len(m.roots) != 1 {
+		t.Errorf("it signs with %+v of %d roots", m.keys(), len(m.roots))
+	}
+}
+
+func TestAnIssuerThatIsConstrainedSignsNothingThatOthersWouldRefuse(t *testing.T) {
+	o := newOffice(t)
+	o.brought.content = newCompany(t, ecKey(t, elliptic.P256())).gives(ecKey(t, elliptic.P256()), func(i *x509.Certificate) {
+		i.PermittedURIDomains = []string{"cluster.local"}
+	})
+	o.step()
+	o.until("")
+	for domain, signs := range map[string]bool{"cluster.local": true, "another.example": false} {
+		r := Request{Kind: Workload, ID: ID{TrustDomain: domain, Namespace: "shop", ServiceAccount: "web"}, Key: ecKey(t, elliptic.P256()), Lifetime: time.Hour}
+		if _, err := o.opts.Authority.Sign(t.Context(), r); (err == nil) != signs {
+			t.Errorf("of %s it is said: %v", domain, err)
+		}
+	}
+}

@@ -77,6 +77,13 @@ func (m *material) notAfter() time.Time {
 	return end
 }
 
+// last reports whether what signs is about to end, see lastTime.
+func (m *material) last(now time.Time) bool { return ending(m.issuer().NotBefore, m.notAfter(), now) }
+
+func ending(from, to, now time.Time) bool {
+	return to.Sub(now) < min(lastTime, to.Sub(from)/lastPart)
+}
+
 // rootsNotAfter is when the first root ends.
 func (m *material) rootsNotAfter() time.Time {
 	end := m.roots[0].NotAfter

@@ -42,3 +42,26 @@ func ParseAsk(text string) (Ask, error) {
 	}
 	return a, nil
 }
+
+// maxAhead is how far the clock of whoever asks may be ahead.
+const maxAhead = time.Hour
+
+// asked is what the request asks for; nil: nothing that is new. One that is not
+// later than the last that was taken up is not: what keeps objects as they were
+// (GitOps, a backup) would have it done again, and cut off again whom it cuts off.
+func (m *material) asked(request string, now time.Time) (*Ask, error) {
+	if request == "" || request == m.record.Request {
+		return nil, nil
+	}
+	ask, err := ParseAsk(request)
+	if err != nil {
+		return nil, err
+	}
+	if last, err := ParseAsk(m.record.Request); err == nil && !ask.At.After(last.At) {
+		return nil, fmt.Errorf("%.64q is not later than the last request that was taken up, %.64q: remove it, or ask anew: tulle ca rotate", request, m.record.Request)
+	}
+	if ask.At.After(now.Add(maxAhead)) {
+		return nil, fmt.Errorf("%.64q is of a time to come: set the clock of whoever asks, and ask anew: tulle ca rotate", request)
+	}
+	return &ask, nil
+}

@@ -73,6 +73,30 @@ func (m *material) advance(now time.Time, without []string) (Stored, error) {
 	return s.with(record)
 }
 
+// late reports whether the issuer that is to sign next is about to end itself, and
+// is not what the present one would be replaced by.
+func (m *material) late(now time.Time) bool {
+	chain, err := parseCertificates(m.stored.NextIssuer)
+	if err != nil {
+		return false
+	}
+	end := chain[0].NotAfter
+	for _, c := range chain {
+		end = earlier(end, c.NotAfter)
+	}
+	return ending(chain[0].NotBefore, end, now) && end.Before(m.notAfter())
+}
+
+// abandon ends a rotation whose issuer has not come to sign. Its roots are trusted
+// until a rotation leads to others.
+func (m *material) abandon() (Stored, error) {
+	record := m.record
+	record.Rotation = nil
+	s := m.stored
+	s.NextRoot, s.NextRootKey, s.NextIssuer, s.NextIssuerKey = nil, nil, nil, nil
+	return s.with(record) // nothing that anybody acknowledges is another
+}
+
 // leaving reports whether there are roots that the rotation does not lead to.
 func (m *material) leaving() bool {
 	next, err := parseCertificates(m.stored.NextRoot)

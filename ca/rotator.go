@@ -33,6 +33,12 @@ const (
 	// forcedTime is how long a forced rotation waits in each phase for proxies
 	// that may acknowledge yet.
 	forcedTime = time.Minute
+	// A phase does not wait beyond the end of what signs: then all would be cut off
+	// for the sake of those that do not acknowledge. It goes on without them when
+	// so much is left to sign for all others, or lastPart of the life where that
+	// is shorter.
+	lastTime = time.Hour
+	lastPart = 20
 	// stalledTime is after how long in a phase it is said that it does not go on.
 	stalledTime = 5 * time.Minute
 )
@@ -111,6 +117,7 @@ type Rotator struct {
 	mu      sync.Mutex
 	leading bool
 	settled settled
+	began   time.Time // to lead
 	waits   string
 	held    bool // it does not go on
 	problem Problem
@@ -150,6 +157,7 @@ func (r *Rotator) Wake() {
 
 // Run rotates until the context ends.
 func (r *Rotator) Run(ctx context.Context) error {
+	r.began = r.opts.Authority.now()
 	defer r.tell(func() { r.leading, r.waits, r.held, r.problem = false, "", false, Problem{} })
 	r.tell(func() { r.leading = true })
 	for {
@@ -189,10 +197,18 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 	if now.Before(rotation.Since) { // the clock was set back
 		return r.amend(ctx, m, "", func(to *Rotation) { to.Since = now })
 	}
+	if rotation.Phase == PhaseDistribute && m.late(now) {
+		r.opts.Log.Info("a rotation is given up: the issuer that it leads to ends before it signs", "scope", rotation.Scope, "issuer", rotation.To.Issuer)
+		stored, err := m.abandon()
+		if err != nil {
+			return err
+		}
+		return a.write(ctx, stored)
+	}
 	queued := ""
-	if request := r.opts.Settings().Request; request != "" && request != m.record.Request {
-		switch ask, err := ParseAsk(request); {
-		case err != nil:
+	request := r.opts.Settings().Request
+	if ask, _ := m.asked(request, now); ask != nil {
+		switch {
 		case ask.Scope == rotation.Scope && ask.Forced && !rotation.Forced:
 			r.opts.Log.Info("the rotation goes on without proxies that do not acknowledge", "scope", rotation.Scope)
 			return r.amend(ctx, m, request, func(to *Rotation) { to.Forced = true })
@@ -215,7 +231,7 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 	}
 	r.tell(func() {
 		r.waits, r.problem = g.waits+queued, Problem{}
-		r.held = g.proxies && now.Sub(rotation.Since) >= stalledTime
+		r.held = g.others && now.Sub(rotation.Since) >= stalledTime
 	})
 	return nil
 }
@@ -224,13 +240,15 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 type gate struct {
 	open    bool
 	waits   string
-	proxies bool     // it is for proxies that it waits
+	others  bool     // it is for others that it waits, not for time alone
 	without []string // who is cut off by opening it
 }
 
 func (r *Rotator) gate(ctx context.Context, m *material, now time.Time) gate {
 	rotation, sequence := m.record.Rotation, m.record.Sequence
 	in := now.Sub(rotation.Since)
+	// Who comes to lead knows of nobody for a while, and would cut off all of them.
+	forced := (rotation.Forced || m.last(now)) && now.Sub(later(rotation.Since, r.began)) >= forcedTime
 	var p Progress
 	if rotation.Phase == PhaseSign {
 		p = r.opts.Live.Issuer(sequence)
@@ -240,8 +258,8 @@ func (r *Rotator) gate(ctx context.Context, m *material, now time.Time) gate {
 	var without []string
 	if !p.Done {
 		r.settled = settled{}
-		if !rotation.Forced || in < forcedTime {
-			return gate{waits: p.waits(rotation.Phase), proxies: true}
+		if !forced {
+			return gate{waits: p.waits(rotation.Phase), others: true}
 		}
 		without = p.Waiting
 	} else if left := r.settling(sequence, now); left > 0 && (rotation.Phase == PhaseDistribute || m.leaving()) {
@@ -253,9 +271,9 @@ func (r *Rotator) gate(ctx context.Context, m *material, now time.Time) gate {
 	behind, err := r.opts.Spread(ctx)
 	switch left := r.opts.SpreadTime - in; {
 	case err != nil:
-		return gate{waits: "whether all namespaces and webhooks have the new roots is not known: " + err.Error()}
-	case len(behind) > 0 && !rotation.Forced:
-		return gate{waits: "the new roots have not been written to " + few(behind, len(behind))}
+		return gate{waits: "whether all namespaces and webhooks have the new roots is not known: " + err.Error(), others: true}
+	case len(behind) > 0 && !forced:
+		return gate{waits: "the new roots have not been written to " + few(behind, len(behind)), others: true}
 	case left > 0:
 		return gate{waits: fmt.Sprintf("for %s more, for kubelets to bring the new roots to their pods", left.Round(time.Second))}
 	}
@@ -351,16 +369,18 @@ type plan struct {
 	forced  bool
 }
 
-// plan decides; nil: nothing is to be rotated.
+// plan decides; nil: nothing is to be rotated. A request that is refused, and an
+// intermediate that is not taken, keep nothing from being rotated in time.
 func (r *Rotator) plan(ctx context.Context, m *material, now time.Time, s Settings) (*plan, Problem, error) {
-	var asked *Ask
-	if s.Request != "" && s.Request != m.record.Request {
-		ask, err := ParseAsk(s.Request)
-		if err != nil {
-			return nil, Problem{ReasonRefused, err.Error()}, nil
-		}
-		asked = &ask
+	asked, refused := m.asked(s.Request, now)
+	p, problem, err := r.choose(ctx, m, now, s, asked)
+	if refused != nil && problem == (Problem{}) {
+		problem = Problem{ReasonRefused, refused.Error()}
 	}
+	return p, problem, err
+}
+
+func (r *Rotator) choose(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
 	if r.opts.Brought != nil {
 		brought, err := r.opts.Brought.Brought(ctx)
 		if err != nil {
@@ -368,7 +388,10 @@ func (r *Rotator) plan(ctx context.Context, m *material, now time.Time, s Settin
 		}
 		if !brought.empty() {
 			p, problem := r.bring(m, brought, now, s, asked)
-			return p, problem, nil
+			if problem.Reason == ReasonInvalid && m.rootKey != nil {
+				p, _, err = r.own(ctx, m, now, s, nil)
+			}
+			return p, problem, err
 		}
 	}
 	return r.own(ctx, m, now, s, asked)
@@ -382,6 +405,10 @@ func (r *Rotator) bring(m *material, b Brought, now time.Time, s Settings, asked
 		return nil, Problem{ReasonInvalid, fmt.Sprintf("what is in %s is not taken: %v", r.opts.Brought, err)}
 	}
 	if next.epoch.Issuer != m.epoch.Issuer || !sameSet(next.roots, m.roots) {
+		if end := next.notAfter(); end.Before(m.notAfter()) && left(next.issuer().NotBefore, end, now) < DefaultBefore/2 {
+			return nil, Problem{ReasonInvalid, fmt.Sprintf("what is in %s is not taken: it ends at %s, and what signs now ends later: bring one that lives longer",
+				r.opts.Brought, end.UTC().Format(time.RFC3339))}
+		}
 		p := &plan{next: next, why: WhyBrought}
 		if asked != nil {
 			p.request, p.forced = s.Request, asked.Forced

@@ -373,7 +373,7 @@ func TestANewLeaderGoesOnWhereTheOldOneWas(t *testing.T) {
 		store := &memoryStore{}
 		a, b := openAuthority(t, store), openAuthority(t, store)
 		settings := defaults()
-		settings.Request = ask(ScopeRoot, false)
+		settings.Request = Ask{Scope: ScopeRoot, At: time.Now()}.String()
 		ctx, cancel := context.WithCancel(t.Context())
 		first := NewRotator(RotatorOptions{Authority: a, Settings: func() Settings { return settings }, Live: &everyone{}, Log: logr.Discard()})
 		go func() { _ = first.Run(ctx) }()
@@ -409,4 +409,87 @@ func TestAStoreThatIsAwayIsAnErrorAndNothingElse(t *testing.T) {
 	o.store.setAway(false)
 	o.step()
 	o.is(PhaseDistribute, ReasonDistributing)
+}
+
+func TestNothingThatIsRefusedKeepsTheIssuerFromBeingRotatedInTime(t *testing.T) {
+	for name, hinder := range map[string]func(*office){
+		"a request that cannot be read":      func(o *office) { o.settings.Request = "everything" },
+		"an intermediate that is not usable": func(o *office) { o.brought.content = Brought{Chain: []byte("none")} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOffice(t)
+			hinder(o)
+			for o.clock.Before(start.Add(2 * DefaultIssuerLifetime)) {
+				o.pass(24 * time.Hour)
+				if end := o.material().notAfter(); !o.clock.Before(end) {
+					t.Fatalf("the issuer ended at %s", end)
+				}
+			}
+			o.until("")
+			if reason, message, _ := o.Verdict(); reason != ReasonRefused && reason != ReasonInvalid {
+				t.Errorf("it says %s: %s", reason, message)
+			}
+		})
+	}
+}
+
+func TestARequestThatIsPutBackIsNotDoneAgain(t *testing.T) {
+	o := newOffice(t)
+	first := ask(ScopeRoot, true)
+	o.settings.Request = first
+	o.step()
+	o.until("")
+	o.settings.Request = Ask{Scope: ScopeIssuer, At: o.clock}.String()
+	o.step()
+	o.until("")
+	o.settings.Request = first
+	o.pass(time.Minute)
+	o.is("", ReasonRefused)
+	o.says("not later than the last request")
+	o.settings.Request = Ask{Scope: ScopeIssuer, At: o.clock.Add(24 * time.Hour)}.String()
+	o.pass(time.Minute)
+	o.is("", ReasonRefused)
+	o.settings.Request = Ask{Scope: ScopeIssuer, At: o.clock}.String()
+	o.step()
+	o.is(PhaseSign, ReasonSigning)
+}
+
+func TestANamespaceThatCannotBeWrittenToIsSaidToHoldTheRotation(t *testing.T) {
+	o := newOffice(t)
+	o.behind = []string{"namespace theirs"}
+	o.settings.Request = ask(ScopeRoot, false)
+	o.step()
+	o.pass(DefaultSpreadTime)
+	o.pass(stalledTime)
+	o.is(PhaseDistribute, ReasonWaiting)
+	o.says("namespace theirs")
+}
+
+func TestANewLeaderOfAForcedRotationCutsNobodyOffBeforeItKnowsOfThem(t *testing.T) {
+	o := newOffice(t)
+	o.settings.Request = ask(ScopeRoot, true)
+	o.step()
+	o.clock = o.clock.Add(DefaultSpreadTime)
+	o.began, o.live.frozen = o.clock, []string{"shop/unknown-yet"}
+	o.step()
+	o.is(PhaseDistribute, ReasonDistributing)
+	o.pass(forcedTime)
+	o.is(PhaseSign, ReasonSigning)
+}
+
+// One pod that never acknowledges does not have all others cut off.
+func TestARotationThatIsHeldGoesOnBeforeWhatSignsEnds(t *testing.T) {
+	o := newOffice(t)
+	o.live.frozen, o.behind = []string{"shop/frozen"}, []string{"namespace theirs"}
+	o.settings.Request = ask(ScopeRoot, false)
+	for o.clock.Before(start.Add(3 * DefaultIssuerLifetime)) {
+		o.pass(5 * time.Minute)
+		if end := o.material().notAfter(); end.Sub(o.clock) < 15*time.Minute {
+			t.Fatalf("at %s what signs ends at %s: %+v", o.clock, end, o.material().record.Rotation)
+		}
+	}
+	history := o.material().record.History
+	if len(history) == 0 || history[0].Forced || len(history[0].CutOff) != 1 {
+		t.Errorf("history %+v", history)
+	}
 }

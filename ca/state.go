@@ -98,7 +98,7 @@ func (r *Rotator) verdict(m *material) (reason, message string) {
 		message += ": " + r.waits
 	}
 	if r.held {
-		return ReasonWaiting, fmt.Sprintf("%s (since %s in the phase %s): restart or delete these pods, or cut them off: tulle ca rotate%s --force=%s",
+		return ReasonWaiting, fmt.Sprintf("%s (since %s in the phase %s): see to it (restart or delete pods that do not acknowledge), or cut off who is behind: tulle ca rotate%s --force=%s",
 			message, rotation.Since.UTC().Format(time.RFC3339), rotation.Phase, flag(rotation.Scope), ForceWord)
 	}
 	return reason, message

@@ -112,7 +112,7 @@ func TestOtherKindsAreNoneOfOurBusiness(t *testing.T) {
 // requestFor is what the API server asks about a mesh object.
 func TestADryRunIsAnsweredWithAPreview(t *testing.T) {
 	asked := 0
-	v := webhook.Validator{Preview: func(_ context.Context, raw []byte) []string {
+	v := webhook.Validator{Preview: func(_ context.Context, _ string, raw []byte) []string {
 		asked++
 		return []string{"this would change 1 of 2 proxies"}
 	}}

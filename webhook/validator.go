@@ -23,9 +23,9 @@ const DryRunPrefix = "dry run: "
 
 // Validator is [Validate] as an admission handler.
 type Validator struct {
-	// Preview says, in warnings, what the object would change; it is asked in a
-	// dry run alone. May be nil.
-	Preview func(ctx context.Context, raw []byte) []string
+	// Preview says, in warnings, what the object would change, to somebody who may
+	// write in its namespace; it is asked in a dry run alone. May be nil.
+	Preview func(ctx context.Context, namespace string, raw []byte) []string
 }
 
 var _ admission.Handler = Validator{}
@@ -51,7 +51,7 @@ func (v Validator) Handle(ctx context.Context, request admission.Request) admiss
 	warnings, problems := Validate(object)
 	if len(problems) == 0 {
 		if request.DryRun != nil && *request.DryRun && v.Preview != nil {
-			for _, sentence := range v.Preview(ctx, request.Object.Raw) {
+			for _, sentence := range v.Preview(ctx, request.Namespace, request.Object.Raw) {
 				warnings = append(warnings, DryRunPrefix+sentence)
 			}
 		}

@@ -70,7 +70,7 @@ func (v *previewView) table(time.Time) *table {
 	for _, r := range v.Refused {
 		t.note("%s would be refused: %s", r.Object, r.Words)
 	}
-	for _, s := range v.Sentences() {
+	for _, s := range v.Sentences("") {
 		t.note("%s%s.", strings.ToUpper(s[:1]), strings.TrimSuffix(s[1:], "."))
 	}
 	for _, w := range v.Warnings {

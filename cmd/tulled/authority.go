@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
@@ -80,7 +81,8 @@ func (p *controlPlane) servingNames() []string {
 // wireRotation has the leader rotate, once it knows the mesh.
 func (p *controlPlane) wireRotation(context.Context) error {
 	return p.manager.Add(leading(func(ctx context.Context) error {
-		if !p.complete(ctx) {
+		// Without the MeshConfig it would rotate by itself what is Manual.
+		if !p.complete(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), p.followed.HasSynced) {
 			return nil
 		}
 		return p.rotator.Run(ctx)

@@ -79,11 +79,15 @@ func (p *controlPlane) previewed() http.Handler {
 }
 
 // dryRun is what a dry run of the object warns of. A preview that fails refuses
-// nothing.
-func (p *controlPlane) dryRun(ctx context.Context, raw []byte) []string {
-	answer, err := p.preview.Ask(ctx, preview.Question{Put: []json.RawMessage{raw}})
+// nothing. Whoever may write in a namespace is not told of others; objects in the
+// mesh's own are about all of them.
+func (p *controlPlane) dryRun(ctx context.Context, namespace string, raw []byte) []string {
+	if namespace == p.options.namespace {
+		namespace = ""
+	}
+	answer, err := p.preview.DryRun(ctx, preview.Question{Put: []json.RawMessage{raw}})
 	if err != nil {
 		return []string{fmt.Sprintf("no preview of what this would change: %v", err)}
 	}
-	return answer.Sentences()
+	return answer.Sentences(namespace)
 }

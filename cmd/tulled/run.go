@@ -49,7 +49,8 @@ type controlPlane struct {
 	authority    *ca.Authority
 	certificates *ca.Certificates
 	rotator      *ca.Rotator
-	terms        atomic.Pointer[ca.Settings] // what the MeshConfig says of the authority; nil: there is none
+	followed     toolscache.ResourceEventHandlerRegistration // what sets the terms
+	terms        atomic.Pointer[ca.Settings]                 // what the MeshConfig says of the authority; nil: there is none
 	spread       *trust.Spread
 	gatherer     *replicas.Gatherer
 	builder      *build.Builder
@@ -185,7 +186,7 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 			p.setTerms(c)
 		}
 	}
-	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+	p.followed, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    follow,
 		UpdateFunc: func(_, obj any) { follow(obj) },
 		DeleteFunc: func(any) {

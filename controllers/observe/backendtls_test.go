@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/tulle-mesh/tulle/config/v1alpha1"
 )
 
 func TestPolicyOfABackendThatCannotBeUnderstood(t *testing.T) {
@@ -32,8 +34,9 @@ func TestPolicyOfABackendThatCannotBeUnderstood(t *testing.T) {
 	}
 }
 
-// A key that somebody put beside the certificate must not go to proxies.
-func TestBundlesHaveCertificatesAlone(t *testing.T) {
+// certificatePEM is a certificate of an authority.
+func certificatePEM(t *testing.T) string {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -43,11 +46,32 @@ func TestBundlesHaveCertificatesAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// A key that somebody put beside the certificate must not go to proxies.
+func TestBundlesHaveCertificatesAlone(t *testing.T) {
+	certificate := certificatePEM(t)
 	other := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}))
 	got := bundle(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "ca"}, Data: map[string]string{bundleKey: "# ours\n" + other + certificate + other + certificate}})
 	if string(got.PEM) != certificate+certificate || got.Invalid != "" {
 		t.Errorf("the bundle is %s (%s), want two certificates", got.PEM, got.Invalid)
+	}
+}
+
+// Envoy refuses a bundle in which one certificate is none.
+func TestAuthoritiesOfAnExternalServiceAreCertificatesAlone(t *testing.T) {
+	certificate := certificatePEM(t)
+	odd := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))
+	other := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}))
+	for bundle, want := range map[string]string{"# ours\n" + other + certificate: certificate, certificate + odd: "", "none": ""} {
+		got := external(&v1alpha1.ExternalService{Spec: v1alpha1.ExternalServiceSpec{
+			Hosts: []string{"a.example"}, Ports: []v1alpha1.ExternalPort{{Number: 80, Protocol: v1alpha1.ExternalHTTP}},
+			Resolution: v1alpha1.ExternalDNS, TLS: &v1alpha1.ExternalTLS{CABundle: bundle},
+		}})
+		if (got.Invalid == "") != (want != "") || got.TLS.CA != want {
+			t.Errorf("of %q is trusted %q (%s), want %q", bundle, got.TLS.CA, got.Invalid, want)
+		}
 	}
 }
 

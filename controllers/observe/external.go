@@ -1,7 +1,6 @@
 package observe
 
 import (
-	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -51,8 +50,12 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 		if t.Mode != "" && t.Mode != v1alpha1.ExternalTLSSimple {
 			bad.add("spec.tls.mode: %q is no mode: write Simple", t.Mode)
 		}
-		if t.CABundle != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(t.CABundle)) {
-			bad.add("spec.tls.caBundle: there is no certificate in it: write those of the authorities, in PEM (-----BEGIN CERTIFICATE-----)")
+		if t.CABundle != "" {
+			pem, err := certificates([]byte(t.CABundle))
+			if err != nil {
+				bad.add("spec.tls.caBundle: there are no certificates in it, or not these alone (%v): write those of the authorities, in PEM (-----BEGIN CERTIFICATE-----)", err)
+			}
+			out.TLS.CA = string(pem)
 		}
 	}
 	for i, c := range s.Spec.From {

@@ -88,8 +88,4 @@ func TestKeySetsOfAConfigMap(t *testing.T) {
 	same(t, keys, &mesh.Keys{Namespace: "a", Sets: map[string]*mesh.KeySet{
 		"mine.json": want, "bad.json": mesh.ParseKeySet("x"), mesh.FetchedKey("https://a.example"): want,
 	}})
-	c.Name = "other"
-	if _, ok := change(c); ok {
-		t.Error("a ConfigMap of another name is taken for keys")
-	}
 }

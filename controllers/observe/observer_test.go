@@ -48,6 +48,7 @@ type stubInformers struct {
 	cache.Informers
 	byKind  map[string]*stubInformer
 	missing string
+	ready   bool
 }
 
 func newStubInformers() *stubInformers { return &stubInformers{byKind: map[string]*stubInformer{}} }
@@ -63,8 +64,14 @@ func (s *stubInformers) GetInformer(_ context.Context, obj client.Object, _ ...c
 		return nil, fmt.Errorf("mapping: %w", &apimeta.NoKindMatchError{GroupKind: schema.GroupKind{Kind: kind}})
 	}
 	s.byKind[kind] = &stubInformer{done: make(chan struct{})}
+	if s.ready {
+		close(s.byKind[kind].done)
+	}
 	return s.byKind[kind], nil
 }
+
+// keys hands out informers of another cache, which are complete at once.
+func (s *stubInformers) keys() *stubInformers { return &stubInformers{byKind: map[string]*stubInformer{}, ready: true} }
 
 func (s *stubInformers) of(obj any) toolscache.ResourceEventHandler {
 	return s.byKind[kindOf(obj)].handler
@@ -117,7 +124,7 @@ func watching(t *testing.T) (*Observer, *stubInformers, *model) {
 	t.Helper()
 	m, in := newModel(), newStubInformers()
 	o := New(Options{Applier: m, Log: logr.Discard()})
-	if err := o.Watch(t.Context(), in, in); err != nil {
+	if err := o.Watch(t.Context(), in, in.keys()); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -273,7 +280,7 @@ func TestOnlyServiceCIDRMayBeMissing(t *testing.T) {
 	for missing, fails := range map[string]bool{"ServiceCIDR": false, "MeshPolicy": true} {
 		in := newStubInformers()
 		in.missing = missing
-		err := New(Options{Applier: newModel(), Log: logr.Discard()}).Watch(t.Context(), in, in)
+		err := New(Options{Applier: newModel(), Log: logr.Discard()}).Watch(t.Context(), in, in.keys())
 		if fails != (err != nil) {
 			t.Errorf("without %s: %v", missing, err)
 		}

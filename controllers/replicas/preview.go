@@ -2,8 +2,10 @@ package replicas
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -18,6 +20,9 @@ const PreviewPath = "/preview"
 const (
 	// previewWait is how long a replica may take.
 	previewWait = 8 * time.Second
+	// maxDryRuns is how many previews for dry runs are asked for at a time: anybody
+	// may ask who may write a MeshPolicy somewhere, and each has all replicas build.
+	maxDryRuns = 2
 	// MaxObjects bounds the objects of a preview, in bytes: as many as the API
 	// server takes in one request.
 	MaxObjects = 3 << 20
@@ -31,6 +36,17 @@ type Preview struct {
 	Peers   Peers
 	// Local is what this replica says itself.
 	Local func(context.Context, preview.Question) (*preview.Part, error)
+
+	dryRuns atomic.Int32
+}
+
+// DryRun is Ask for a dry run. It fails at once where others take their time.
+func (p *Preview) DryRun(ctx context.Context, q preview.Question) (*preview.Answer, error) {
+	defer p.dryRuns.Add(-1)
+	if p.dryRuns.Add(1) > maxDryRuns {
+		return nil, errors.New("too many are asked for at a time; try again")
+	}
+	return p.Ask(ctx, q)
 }
 
 // Handler answers other replicas.

@@ -67,3 +67,33 @@ func TestAPreviewSaysWhatItDoesNotKnow(t *testing.T) {
 		t.Errorf("of a replica that does not answer is said %+v", a)
 	}
 }
+
+func TestDryRunsThatAreTooManyHaveNoPreviewAndDoNotWait(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	p := previewing(t, func(context.Context, preview.Question) (*preview.Part, error) {
+		entered <- struct{}{}
+		<-leave
+		return &preview.Part{}, nil
+	}, says("inbound", nil))
+	done := make(chan error, maxDryRuns)
+	for range maxDryRuns {
+		go func() {
+			_, err := p.DryRun(t.Context(), question1)
+			done <- err
+		}()
+		<-entered
+	}
+	if _, err := p.DryRun(t.Context(), question1); err == nil {
+		t.Error("one more is answered")
+	}
+	close(leave)
+	for range maxDryRuns {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	go func() { <-entered }()
+	if _, err := p.DryRun(t.Context(), question1); err != nil {
+		t.Errorf("after the others: %v", err)
+	}
+}

@@ -88,6 +88,7 @@ type request struct {
 	result     *issued
 	changes    []mesh.Change     // that are supposed
 	answer     chan<- candidates // never blocks
+	gone       <-chan struct{}   // closed when nobody waits for it
 }
 
 type op uint8
@@ -290,7 +291,11 @@ func (b *Builder) serve(w *work, r request) {
 		b.finishIssue(w, r.result)
 		return
 	case suppose:
-		r.answer <- b.suppose(r.changes)
+		select {
+		case <-r.gone:
+		default:
+			r.answer <- b.suppose(r.changes)
+		}
 		return
 	case follow:
 		if b.followers[r.fact] == nil {

@@ -42,7 +42,7 @@ type candidates struct {
 // touched; the caller's builds. It fails when the context ends.
 func (b *Builder) Suppose(ctx context.Context, changes ...mesh.Change) (*Supposition, error) {
 	asked := make(chan candidates, 1)
-	b.request(request{op: suppose, changes: changes, answer: asked})
+	b.request(request{op: suppose, changes: changes, answer: asked, gone: ctx.Done()})
 	var c candidates
 	select {
 	case c = <-asked:

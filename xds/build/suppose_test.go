@@ -71,3 +71,20 @@ func TestASuppositionIsWhatComesOfTheChanges(t *testing.T) {
 		t.Errorf("only %d differences: the histories prove little", differences)
 	}
 }
+
+func TestNothingIsLookedUpForWhoHasGone(t *testing.T) {
+	b := New(Options{Config: config()})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	answer := make(chan candidates, 1)
+	b.request(request{op: suppose, answer: answer, gone: ctx.Done()})
+	b.step(t.Context())
+	if len(answer) > 0 {
+		t.Error("it was")
+	}
+	b.request(request{op: suppose, answer: answer, gone: t.Context().Done()})
+	b.step(t.Context())
+	if len(answer) != 1 {
+		t.Error("who waits is not answered")
+	}
+}

@@ -127,16 +127,24 @@ func Merge(parts []Part, missing map[string]string, running map[string]struct{})
 	return a
 }
 
-// Sentences are the answer in short.
-func (a *Answer) Sentences() []string {
-	perNamespace := map[string]int{}
+// Sentences are the answer in short: to somebody who may write in the namespace,
+// and is told of others in numbers only; empty: who may see all.
+func (a *Answer) Sentences(to string) []string {
+	perNamespace, others := map[string]int{}, 0
 	for _, pod := range a.Changed {
 		namespace, _, _ := strings.Cut(pod, "/")
+		if to != "" && namespace != to {
+			others++
+			continue
+		}
 		perNamespace[namespace]++
 	}
 	where := make([]string, 0, len(perNamespace))
 	for _, namespace := range slices.Sorted(maps.Keys(perNamespace)) {
 		where = append(where, fmt.Sprintf("%s: %d", namespace, perNamespace[namespace]))
+	}
+	if others > 0 {
+		where = append(where, fmt.Sprintf("in other namespaces: %d", others))
 	}
 	first := fmt.Sprintf("this would change %d of %d proxies", len(a.Changed), a.Proxies)
 	if len(where) > 0 {
@@ -145,11 +153,17 @@ func (a *Answer) Sentences() []string {
 	out := []string{first}
 	for _, o := range a.Objects {
 		for _, c := range o.Conditions {
-			if !c.OK {
+			if !c.OK && (to == "" || o.Namespace == to) {
 				name := strings.TrimPrefix(o.Namespace+"/"+o.Name, "/")
 				out = append(out, fmt.Sprintf("%s %s would have %s=False (%s): %s", o.Kind, name, c.Type, c.Reason, c.Message))
 			}
 		}
+	}
+	if to != "" {
+		if n := len(a.Unknown) + len(a.Missing); n > 0 {
+			out = append(out, fmt.Sprintf("not known is what the proxies hold of %d pods; %d replicas did not answer", len(a.Unknown), len(a.Missing)))
+		}
+		return out
 	}
 	if len(a.Unknown) > 0 {
 		out = append(out, "not known is what the proxies hold of "+shortened(a.Unknown))

@@ -26,7 +26,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
-	"github.com/tulle-mesh/tulle/cmd/tulle-init/redirect"
+	"github.com/tulle-mesh/tulle/cmd/tulle-init/redirect" //nolint:depguard // the real redirection, in a test alone.
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 

@@ -22,8 +22,15 @@ const maxDetails = 500
 
 // Preview says what the changes would change of what the proxies hold that are
 // connected here, or were, and of what is said about objects. Nothing is
-// changed. It fails when the context ends.
+// changed. One is made after the other, so that they leave processors to proxies. It
+// fails when the context ends.
 func (s *Server) Preview(ctx context.Context, changes []mesh.Change, details bool) (*preview.Part, error) {
+	select {
+	case s.previews <- struct{}{}:
+		defer func() { <-s.previews }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for other previews: %w", context.Cause(ctx))
+	}
 	would, err := s.options.Builder.Suppose(ctx, changes...)
 	if err != nil {
 		return nil, err

@@ -1,9 +1,12 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tulle-mesh/tulle/xds/acks"
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -55,5 +58,29 @@ func TestAPreviewNamesTheProxiesThatWouldBeSentSomething(t *testing.T) {
 	}
 	if !touched["shop/api"] || !touched["shop/web"] {
 		t.Errorf("a rule that moves from one workload to another would change %v", touched)
+	}
+}
+
+func TestPreviewsAreMadeOneAfterTheOther(t *testing.T) {
+	h := newHarness(t, nil)
+	h.server.previews <- struct{}{} // one that takes its time
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := h.server.Preview(ctx, []mesh.Change{mesh.Put(deny(1, "/a", web))}, false)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("who gives up is told %v", err)
+	}
+	<-h.server.previews
+	if _, err := h.server.Preview(t.Context(), []mesh.Change{mesh.Put(deny(1, "/a", web))}, false); err != nil {
+		t.Error(err)
 	}
 }

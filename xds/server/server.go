@@ -103,6 +103,8 @@ type Server struct {
 	stopped bool
 	writers sync.WaitGroup
 	acks    reporter
+
+	previews chan struct{} // has the one that is being made
 }
 
 // New makes a server.
@@ -126,7 +128,7 @@ func New(o Options) (*Server, error) {
 	return &Server{
 		options: o, metrics: m, siblings: newSiblings(),
 		streams: map[*stream]struct{}{}, byPod: map[string][]*stream{}, absent: map[string]*absent{},
-		acks: newReporter(),
+		acks: newReporter(), previews: make(chan struct{}, 1),
 	}, nil
 }
 

@@ -102,6 +102,9 @@ func (k known) authorization(policies []*mesh.Policy, v *mesh.View) verdicts {
 	}
 	if dryAllow.exists {
 		for id, policy := range allow.policies {
+			if _, taken := dryAllow.policies[id]; taken { // rules of DryRun may have the name of one that is enforced
+				id += ".enforced"
+			}
 			dryAllow.put(id, policy)
 		}
 	}

@@ -23,6 +23,17 @@ func TestRulesOfOneNameAllHold(t *testing.T) {
 	}
 }
 
+// A rule that is tried may have the name of the one that it is to take the place of.
+func TestRulesOfDryRunAreLookedAtBesideEnforcedOnesOfTheirName(t *testing.T) {
+	rule := func(dry bool, host string) mesh.Rule {
+		return mesh.Rule{Name: "web", DryRun: dry, To: []mesh.Operation{{Hosts: []string{host}}}}
+	}
+	v := authorization(policyWith(&mesh.Authorization{Rules: []mesh.Rule{rule(false, "a"), rule(true, "b")}}), view(), true)
+	if enforced, tried := len(v.allow.GetPolicies()), len(v.dryAllow.GetPolicies()); enforced != 1 || tried != 2 {
+		t.Errorf("%d rules are enforced and %d tried, want 1 and 2", enforced, tried)
+	}
+}
+
 func TestHostOfARuleIsTheHostHoweverItIsWritten(t *testing.T) {
 	for _, c := range []struct {
 		pattern, host string

@@ -189,7 +189,7 @@ func authorityFaults(p *mesh.BackendTLS, v *mesh.View) []*fault {
 	return out
 }
 
-// targetFault looks for what keeps a policy from holding for a target.
+// backendTLSTargetFault looks for what keeps a policy from holding for a target.
 func backendTLSTargetFault(p *mesh.BackendTLS, t mesh.BackendTLSTarget, v *mesh.View) *fault {
 	service := mesh.Name{Namespace: p.Meta.Namespace, Name: t.Service}
 	svc, ok := v.Service(service)

@@ -104,6 +104,26 @@ func talkRoundHeaders(t *testing.T, known bool) {
 	}
 }
 
+// Of what a template may be nothing is too much for Envoy, which would refuse all rules of
+// the workload with it.
+func TestTheLargestTemplatesAreTaken(t *testing.T) {
+	longest := ""
+	for n := 1; ; n++ {
+		path := strings.Repeat("/*", n) + "/**"
+		if _, problem := mesh.PathTemplate(path); problem != "" || len(path) > 512 {
+			break
+		}
+		longest = path
+	}
+	text := "/" + strings.Repeat("a", 512-1-len(longest)) + longest
+	a := startApplication(t)
+	at := startEnvoy(t, a, authorized(mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{{Paths: []string{longest, text}}}}))
+	a.take()
+	if got := ask(t, at, "GET "+strings.ReplaceAll(longest, "*", "a")+" HTTP/1.1", "host: web"); got != http.StatusForbidden {
+		t.Errorf("a request that the longest template matches is answered with %d, want 403", got)
+	}
+}
+
 // A segment of a template is whatever an application may take for one.
 func TestTemplatesAndNotFormsHoldForEveryPath(t *testing.T) {
 	for what, c := range map[string]struct {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"testing"
+	"time"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -39,6 +40,8 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 			rule("/all-with-credentials", &mesh.CORS{Origins: []string{"*"}, Methods: []string{"*"}, Headers: []string{"*"}, Credentials: true, MaxAge: 5}),
 			rule("/none", nil),
 		}},
+		// Beside what a policy has be done to the same requests.
+		trafficOf(mesh.KindHTTPRoute, "web", mesh.Traffic{Fault: &mesh.Fault{Delay: time.Millisecond, DelayPercent: 100}}),
 	)
 	m := gatewayManager("", v.Config())
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: gatewayRoutes(fmt.Sprint("gateway|", port), name.String(), v).Message.(*route.RouteConfiguration)}

@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -200,11 +199,4 @@ func (t hostTable) sortedHosts() []string {
 	return slices.Compact(out)
 }
 
-func (t hostTable) sortedPorts() []uint16 {
-	out := make([]uint16, 0, len(t))
-	for p := range t {
-		out = append(out, p)
-	}
-	slices.SortFunc(out, cmp.Compare)
-	return out
-}
+func (t hostTable) sortedPorts() []uint16 { return slices.Sorted(maps.Keys(t)) }

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -167,7 +168,7 @@ func (x *egress) matcher() *xdsmatcher.Matcher {
 			rest = further(byTLS(further(x.bySNI(p.names, otherwise)), rest))
 		}
 		var ds []destinations
-		for _, name := range sortedKeys(p.at) {
+		for _, name := range slices.Sorted(maps.Keys(p.at)) {
 			to := x.chain(name)
 			if name == chainExternalHTTPAt {
 				// What is not HTTP is not what was named.
@@ -183,7 +184,7 @@ func (x *egress) matcher() *xdsmatcher.Matcher {
 // bySNI decides on the server name: the most specific of those that match.
 func (x *egress) bySNI(names map[string][]string, otherwise *xdsmatcher.Matcher_OnMatch) *xdsmatcher.Matcher {
 	m := &xdsmatcher.ServerNameMatcher{}
-	for _, name := range sortedKeys(names) {
+	for _, name := range slices.Sorted(maps.Keys(names)) {
 		m.DomainMatchers = append(m.DomainMatchers, &xdsmatcher.ServerNameMatcher_DomainMatcher{Domains: names[name], OnMatch: x.chain(name)})
 	}
 	return &xdsmatcher.Matcher{
@@ -202,15 +203,6 @@ func (x *egress) inspected() []uint16 {
 		if p.inspected {
 			out = append(out, n)
 		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
 	}
 	slices.Sort(out)
 	return out

@@ -149,22 +149,22 @@ func unmatched(p *mesh.Policy) string {
 		return ""
 	}
 	identity := func(s mesh.Source) bool {
-		return len(s.Identities)+len(s.Namespaces)+len(s.ServiceAccounts) > 0
+		return len(s.Identities)+len(s.TrustDomains)+len(s.Namespaces)+len(s.ServiceAccounts) > 0
 	}
-	never := func(from []mesh.Source) bool {
-		return len(from) > 0 && !slices.ContainsFunc(from, func(s mesh.Source) bool { return !identity(s) })
+	never := func(from []mesh.Source, allows bool) bool {
+		return len(from) > 0 && !slices.ContainsFunc(from, func(s mesh.Source) bool { return !identity(s) && !(allows && s.ExceptsIdentity()) })
 	}
-	const why = "%s.rules[%d] never matches: it asks for identities, namespaces or serviceAccounts, which callers of a Gateway do not have"
+	const why = "%s.rules[%d] never matches: it asks for identities, trustDomains, namespaces or serviceAccounts, which callers of a Gateway do not have"
 	if p.Authorization != nil {
 		for i, r := range p.Authorization.Rules {
-			if never(r.From) {
+			if never(r.From, r.Action == mesh.Allow) {
 				return fmt.Sprintf(why, "authorization", i)
 			}
 		}
 	}
 	if p.RateLimit != nil {
 		for i, r := range p.RateLimit.Rules {
-			if never(r.From) {
+			if never(r.From, false) {
 				return fmt.Sprintf(why, "rateLimit", i)
 			}
 		}

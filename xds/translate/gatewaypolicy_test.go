@@ -217,6 +217,24 @@ func TestPoliciesOfWorkloadsDoNotHoldAtGateways(t *testing.T) {
 	}
 }
 
+func TestRulesThatNeverMatchAtAGatewayAreTold(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		rule  mesh.Rule
+		never bool
+	}{
+		{"namespaces", mesh.Rule{From: []mesh.Source{{Namespaces: []string{"a"}}}}, true},
+		{"trust domains", mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{TrustDomains: []string{"a"}}}}, true},
+		{"all but a namespace, let in", mesh.Rule{From: []mesh.Source{{NotNamespaces: []string{"a"}}}}, true},
+		{"all but a namespace, refused", mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{NotNamespaces: []string{"a"}}}}, false},
+		{"addresses, too", mesh.Rule{From: []mesh.Source{{Namespaces: []string{"a"}}, {IPBlocks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}}, false},
+	} {
+		if note := unmatched(at("p", "", mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{c.rule}}})); (note != "") != c.never {
+			t.Errorf("%s: %q", c.what, note)
+		}
+	}
+}
+
 func TestLimitOfAGatewayCountsAllItsHosts(t *testing.T) {
 	e := startEdge(t,
 		at("all", "", mesh.Policy{RateLimit: &mesh.RateLimit{Rules: []mesh.RateLimitRule{limit(3, mesh.RateLimitRule{})}}}),

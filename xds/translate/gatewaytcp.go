@@ -30,6 +30,7 @@ func (o *outbound) tlsChains(g *mesh.Gateway, at mesh.Listener, served bool, hel
 	if at.Passthrough {
 		prefix = prefixBytes
 	}
+	admit := o.admission(g, at)
 	var out []*listener.FilterChain
 	var taken []string
 	for _, r := range attachedRoutes(g, at, o.view) {
@@ -44,7 +45,7 @@ func (o *outbound) tlsChains(g *mesh.Gateway, at mesh.Listener, served bool, hel
 		}
 		chain := encryptedChain(at, hosts...)
 		chain.Name += "|" + r.Meta.Name.String()
-		chain.Filters = []*listener.Filter{o.connections(r, prefix)}
+		chain.Filters = append(slices.Clone(admit), o.connections(r, prefix))
 		if at.Terminates() {
 			chain.TransportSocket = certified(at)
 		}
@@ -64,9 +65,16 @@ func (o *outbound) tcpChain(g *mesh.Gateway, at mesh.Listener) *listener.FilterC
 		Filters:          []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)},
 	}
 	if rs := attachedRoutes(g, at, o.view); len(rs) > 0 {
-		out.Filters = []*listener.Filter{o.connections(rs[0], prefixBytes)}
+		out.Filters = append(o.admission(g, at), o.connections(rs[0], prefixBytes))
 	}
 	return out
+}
+
+// admission is what policies that name the Gateway or the listener ask of connections.
+func (o *outbound) admission(g *mesh.Gateway, at mesh.Listener) []*listener.Filter {
+	k := known{domains: o.view.Config().TrustDomains(), sni: at.Encrypted()}
+	policies := slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, o.view)...)
+	return k.authorization(policies, o.view).network("gateway")
 }
 
 // connections shares out connections between a route's backends. The share of a backend

@@ -212,3 +212,70 @@ func TestConnectionsThroughAGateway(t *testing.T) {
 	}
 	t.Logf("shares: %v", got)
 }
+
+// What policies say of who may come in holds for connections as well: what they ask of
+// requests is not known of them, and a policy that cannot be understood closes the listener.
+func TestConnectionsAreRefusedAtAGateway(t *testing.T) {
+	own, _, _ := issued(t, "backend")
+	web := mesh.Name{Namespace: "edge", Name: "web"}
+	all := mesh.Listener{Protocol: mesh.ListenerTCP}
+	ports := map[string]uint16{}
+	var listeners []mesh.Listener
+	entities := []mesh.Entity{
+		&mesh.Class{Name: "tulle"}, &mesh.Service{Name: web, Ports: []mesh.ServicePort{{Port: 1, Protocol: mesh.TCP}}},
+	}
+	route := func(of mesh.Kind, section string) *mesh.Route {
+		return &mesh.Route{
+			Meta: mesh.Meta{Name: mesh.Name{Namespace: "edge", Name: section}}, Of: of,
+			Rules:   []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: mesh.Backend{Kind: mesh.BackendService, Name: web, Port: 1}, Weight: 1}}}},
+			Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: edgeName(), Section: section}},
+		}
+	}
+	for _, name := range []string{"open", "denied", "elsewhere", "broken", "requests", "asked"} {
+		l := all
+		l.Name, l.Port = name, uint16(freePort(t))
+		ports[name] = l.Port
+		listeners = append(listeners, l)
+		entities = append(entities, route(mesh.KindTCPRoute, name))
+	}
+	ports["names"] = uint16(freePort(t))
+	listeners = append(listeners, mesh.Listener{Name: "names", Port: ports["names"], Protocol: mesh.ListenerTLS, Passthrough: true})
+	here, there := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")
+	rules := func(r mesh.Rule) mesh.Policy {
+		return mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{r}}}
+	}
+	v := view(append(
+		entities, route(mesh.KindTLSRoute, "names"),
+		&mesh.Gateway{Meta: mesh.Meta{Name: edgeName()}, Class: "tulle", Listeners: listeners},
+		at("open", "open", rules(mesh.Rule{From: []mesh.Source{{IPBlocks: []netip.Prefix{here}}}})),
+		at("denied", "denied", rules(mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{IPBlocks: []netip.Prefix{here}}}})),
+		at("elsewhere", "elsewhere", rules(mesh.Rule{From: []mesh.Source{{IPBlocks: []netip.Prefix{there}}}})),
+		at("broken", "broken", mesh.Policy{Invalid: "it is", Authorization: &mesh.Authorization{}}),
+		at("requests", "requests", rules(mesh.Rule{To: []mesh.Operation{{Methods: []string{"GET"}}}})),
+		at("asked", "asked", rules(mesh.Rule{Action: mesh.Custom, Authorizer: "nobody"})),
+		at("names", "names", rules(mesh.Rule{Action: mesh.Deny, When: mesh.Condition{SNI: []string{"closed.example"}}})),
+	)...)
+	l := gatewayListener(edgeName().String(), v).Message.(*listener.Listener)
+	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
+		Listeners: []*listener.Listener{l},
+		Clusters:  []*cluster.Cluster{emptyCluster(ClusterBlackhole), to("raw|edge/web|1", speaker(t, "web", &own))},
+	}}, fmt.Sprint("127.0.0.1:", ports["open"]))
+	for _, c := range []struct {
+		listener, sni string
+		open          bool
+	}{
+		{"open", "a.example", true},
+		{"denied", "a.example", false},
+		{"elsewhere", "a.example", false},
+		{"broken", "a.example", false},
+		{"requests", "a.example", false},
+		{"asked", "a.example", false},
+		{"names", "a.example", true},
+		{"names", "closed.example", false},
+	} {
+		line, _, err := heard(fmt.Sprint("127.0.0.1:", ports[c.listener]), c.sni)
+		if (line == "web\n") != c.open {
+			t.Errorf("%s, %s: heard %q (%v), want it open: %v", c.listener, c.sni, line, err, c.open)
+		}
+	}
+}

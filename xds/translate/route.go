@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -154,8 +155,9 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		TypedPerFilterConfig: crossOrigin(r.cors),
 	}
 	called := o.called(r)
-	if called.fault != o.traffic.fault { // which is of the virtual host
-		out.TypedPerFilterConfig = called.faults()
+	if faults := called.faults(); faults != nil && called.fault != o.traffic.fault { // which is of the virtual host
+		maps.Copy(faults, out.TypedPerFilterConfig)
+		out.TypedPerFilterConfig = faults
 	}
 	if r.redirect != nil {
 		out.Action = &route.Route_Redirect{Redirect: redirect(r.redirect, r.match.Path, o.scheme, o.port)}
