@@ -71,7 +71,9 @@ func (s *stubInformers) GetInformer(_ context.Context, obj client.Object, _ ...c
 }
 
 // keys hands out informers of another cache, which are complete at once.
-func (s *stubInformers) keys() *stubInformers { return &stubInformers{byKind: map[string]*stubInformer{}, ready: true} }
+func (s *stubInformers) keys() *stubInformers {
+	return &stubInformers{byKind: map[string]*stubInformer{}, ready: true}
+}
 
 func (s *stubInformers) of(obj any) toolscache.ResourceEventHandler {
 	return s.byKind[kindOf(obj)].handler

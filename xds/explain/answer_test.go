@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -245,6 +246,47 @@ func TestAPortIsAsOpenAsItsOwnModeSays(t *testing.T) {
 		reached, answer := l.try(0, c.r, "", map[string]*connection{})
 		if said := Decide(mesh.NewView(s), w, c.r).Verdict == Allowed; reached != c.want || said != c.want {
 			t.Errorf("%s: it reaches the application: %t (%s), and is said to: %t; want %t", what, reached, answer, said, c.want)
+		}
+	}
+}
+
+// Whoever has no token has none of the claims, and is none of the principals.
+func TestARequestWithoutATokenMeetsRulesAboutTokens(t *testing.T) {
+	l := newLab(t)
+	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Labels: map[string]string{"app": "web"}, Meshed: true}
+	claim := func(values, not []string) mesh.Condition {
+		return mesh.Condition{Claims: []mesh.ClaimCondition{{Path: []string{"team"}, Values: values, NotValues: not}}}
+	}
+	anybody, a := []mesh.RequestPrincipal{{Subject: "*"}}, []string{"a"}
+	var listeners []*listener.Listener
+	type one struct {
+		what string
+		s    *mesh.Snapshot
+	}
+	var all []one
+	for _, looks := range []bool{true, false} {
+		for _, action := range []mesh.Action{mesh.Allow, mesh.Deny} {
+			for what, r := range map[string]mesh.Rule{
+				"values": {When: claim(a, nil)}, "not values": {When: claim(nil, a)}, "both": {When: claim(a, []string{"b"})},
+				"anybody": {From: []mesh.Source{{RequestPrincipals: anybody}}}, "nobody": {From: []mesh.Source{{NotRequestPrincipals: anybody}}},
+			} {
+				r.Action = action
+				p := policy(&mesh.Authorization{Rules: []mesh.Rule{r}})
+				if looks {
+					p.JWT = &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: "https://a.example"}}}
+				}
+				s, _ := mesh.New(&mesh.Config{TrustDomain: "cluster.local", RootNamespace: "tulle-system"}).Apply(mesh.Put(w), mesh.Put(p))
+				listeners = append(listeners, l.listener(len(all), s, w))
+				all = append(all, one{fmt.Sprint(what, ", tokens are looked at: ", looks, ", action ", action), s})
+			}
+		}
+	}
+	defer l.run(listeners)()
+	for i, c := range all {
+		r := Request{Port: portOpen, HTTP: &HTTP{Method: "GET", Path: "/", Host: "web"}, Peer: netip.MustParseAddr("127.0.0.1")}
+		reached, answer := l.try(i, r, "", map[string]*connection{})
+		if said := Decide(mesh.NewView(c.s), w, r); reached != (said.Verdict == Allowed) {
+			t.Errorf("%s: it reaches the application: %t (%s), and is said to be %s (%s)", c.what, reached, answer, said.Verdict, said.Reason)
 		}
 	}
 }

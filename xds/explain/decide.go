@@ -68,7 +68,8 @@ type Decision struct {
 	Mode string `json:"mtls"`
 }
 
-// Decide says what the workload does with the request. It is about rules alone: not
+// Decide says what the workload does with the request, which has no token (JWT). It is
+// about rules alone: not
 // about rate limits, nor about whether the application answers.
 func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	if !w.Meshed {
@@ -95,6 +96,12 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 			d.Verdict, d.Reason = Denied, fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
 			return d
 		}
+		looks, invalid := translate.Tokens(w, v)
+		if invalid != nil {
+			d.Verdict, d.Reason = Denied, fmt.Sprintf("MeshPolicy %s cannot be understood, and so denies every request: %s", invalid.Meta.Name, invalid.Invalid)
+			return d
+		}
+		known.tokens = looks
 	}
 	return known.decide(d, policies, v)
 }

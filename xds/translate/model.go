@@ -31,6 +31,17 @@ func (i Inbound) SeesTLS(port uint16) bool { return !slices.Contains(i.in.unencr
 // NormalizesPaths reports whether requests' paths are normalised.
 func (i Inbound) NormalizesPaths() bool { return i.in.matchesPaths() }
 
+// Tokens reports whether the workload's sidecar looks at tokens of requests, and the
+// policy that has it refuse all of them since it cannot be understood; nil: there is none.
+func Tokens(w *mesh.Workload, v *mesh.View) (looks bool, invalid *mesh.Policy) {
+	p := mesh.ProfileOf(w)
+	t := tokensAt(selected(p.Namespace, p.Labels, mesh.SectionJWT, v), v)
+	if t.held() && t.policy.Invalid != "" {
+		return true, t.policy
+	}
+	return t.held(), nil
+}
+
 // Rule is what a client's sidecar does with the calls to a Service's port that match.
 type Rule struct {
 	Of    mesh.Ref // the object that says so: a route, a TrafficSplit, or the Service itself
