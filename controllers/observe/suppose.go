@@ -3,6 +3,7 @@ package observe
 import (
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
@@ -24,6 +25,12 @@ func (o *Observer) Suppose(obj client.Object, deleted bool) (mesh.Change, error)
 			from.config = c
 		}
 		return mesh.Put(from.mesh(o.root)), nil
+	}
+	if c, ok := obj.(*corev1.ConfigMap); ok && c.Name == mesh.JWKSConfigMap {
+		if deleted {
+			return mesh.Delete(mesh.KindKeys, mesh.Name{Name: c.Namespace}), nil
+		}
+		return mesh.Put(keys(c)), nil
 	}
 	c, ok := change(obj)
 	switch {
