@@ -18,6 +18,8 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
@@ -282,5 +284,42 @@ func TestChangedPolicyLeavesTheGatewaysListenerAsItIs(t *testing.T) {
 	})
 	if !proto.Equal(of(), of(deny)) {
 		t.Error("the first policy changes the listener")
+	}
+}
+
+// Tokens are looked at by the listeners that a policy names, before anything is routed.
+func TestAGatewayLooksAtTokens(t *testing.T) {
+	a := newIssuer(t, "https://a.example", jose.RS256)
+	tokens := mesh.Policy{JWT: &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: a.name, Keys: a.keys(), ClaimsToHeaders: []mesh.ClaimHeader{{Header: "x-user", Claim: "sub"}}}}}}
+	members := mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{{
+		From: []mesh.Source{{RequestPrincipals: []mesh.RequestPrincipal{{Issuer: a.name, Subject: "al*"}}}},
+	}}}}
+	e := startEdge(t, at("tokens", "open", tokens), at("members", "open", members))
+	for what, c := range map[string]struct {
+		host, token string
+		want        int
+	}{
+		"a member":                       {"www.example", a.token(nil), 200},
+		"somebody else":                  {"www.example", a.token(claimsOf{"sub": "bob"}), 403},
+		"nobody":                         {"www.example", "", 403},
+		"a token that is over":           {"www.example", a.token(claimsOf{"exp": time.Now().Add(-time.Hour).Unix()}), 401},
+		"a token that nobody signed":     {"www.example", a.unsigned(), 401},
+		"nobody, at another listener":    {"api.example", "", 200},
+		"any token, at another listener": {"api.example", a.unsigned(), 200},
+	} {
+		headers := []string{"x-user: root"}
+		if c.token != "" {
+			headers = append(headers, "authorization: Bearer "+c.token)
+		}
+		if got := e.get("127.0.0.1", 1, c.host, "/ok", headers...); got != c.want {
+			t.Errorf("%s: %d, want %d", what, got, c.want)
+		}
+		seen := e.app.take()
+		switch {
+		case (len(seen) == 1) != (c.want == 200):
+			t.Errorf("%s: the application saw %q", what, seen)
+		case c.host == "www.example" && c.want == 200 && (!strings.Contains(seen[0], "x-user: alice\n") || strings.Contains(seen[0], "root")):
+			t.Errorf("%s: the application is told %q", what, seen[0])
+		}
 	}
 }
