@@ -166,7 +166,7 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.manager.Add(p.keys); err != nil {
+	if err := p.manager.Add(runnable(p.keys.Start)); err != nil { // by itself it would be the leader's
 		return fmt.Errorf("adding the cache of keys: %w", err)
 	}
 	if err := p.observer.SetupWithManager(p.manager, p.keys); err != nil {
