@@ -191,8 +191,9 @@ func needed(by mesh.Kind) map[mesh.Kind]client.Object {
 		return map[mesh.Kind]client.Object{mesh.KindNamespace: &corev1.Namespace{}, mesh.KindCertificate: &corev1.Secret{}}
 	case mesh.KindBackendTLS:
 		return map[mesh.Kind]client.Object{mesh.KindBundle: &corev1.ConfigMap{}}
+	default: // needs nothing besides
+		return nil
 	}
-	return nil
 }
 
 // announce tells of the kinds that were found.

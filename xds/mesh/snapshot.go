@@ -174,6 +174,7 @@ func (s *Snapshot) Apply(changes ...Change) (*Snapshot, []Fact) {
 			f.addIf(set(&next.bundles, c), FactBundle, c.name.key())
 		case KindKeys:
 			f.addIf(set(&next.keys, c), FactKeys, c.name.key())
+		case KindIssuer: // is no entity
 		}
 	}
 	if len(f) == 0 {

@@ -19,7 +19,6 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	file "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	stream "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
@@ -37,7 +36,6 @@ type authorizer struct {
 	asked atomic.Int64
 	slow  atomic.Bool
 	fails atomic.Bool
-	auth  *core.HeaderValue
 }
 
 func (a *authorizer) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {

@@ -459,7 +459,11 @@ func TestNobodyHasTheKeyOfNoKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := sha256.Sum256([]byte("nobody has the private key of this point 0"))
-	if got := set.Keys[0].Key.(*ecdsa.PublicKey).X.Bytes(); !bytes.Equal(got, x[:]) {
+	point, err := set.Keys[0].Key.(*ecdsa.PublicKey).Bytes() // uncompressed: 4, x, y
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := point[1:33]; !bytes.Equal(got, x[:]) {
 		t.Errorf("x is %x, want the sentence's hash %x", got, x)
 	}
 }
