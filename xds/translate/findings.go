@@ -221,7 +221,7 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 		}
 	}
 	if p.RateLimit != nil && p.Invalid == "" {
-		fs = append(fs, globalFault(p, v))
+		fs = append(fs, globalFault(p, v), tooLong(p, v))
 	}
 	if p.MTLS != nil && p.Invalid == "" {
 		fs = append(fs, mtlsConflict(p, v))

@@ -85,7 +85,7 @@ func (g *globalLimits) add(p *mesh.Policy, domains []string, condition string) {
 		if condition != "" {
 			match = and(condition, match)
 		}
-		if len(match) > maxExpression/2 {
+		if len(match) > longest(r) { // tooLong says so
 			continue
 		}
 		// A request has no header without a name: one that does not match has the

@@ -116,6 +116,26 @@ func byCertificate() caller {
 	return caller{callerKey, expression(callerKey, callerExpression)}
 }
 
+// longest is how long an expression may be that says whether a rule matches: that of a
+// global one stands beside others.
+func longest(r mesh.RateLimitRule) int {
+	if r.Global != nil {
+		return maxExpression / 2
+	}
+	return maxExpression
+}
+
+// tooLong finds a rule that does not hold since proxies would not take it.
+func tooLong(p *mesh.Policy, v *mesh.View) *fault {
+	for i, r := range p.RateLimit.Rules {
+		if n := len(rateLimitMatch(r, p.Meta.Namespace, v.Config().TrustDomains())); n > longest(r) {
+			return &fault{conditionAccepted, reasonInvalid, fmt.Sprintf(
+				"rateLimit.rules[%d] does not hold: it would be %d characters to proxies, which take %d; write fewer entries, or two rules (each of trustDomainAliases makes it longer)", i, n, longest(r))}
+		}
+	}
+	return nil
+}
+
 // addLimits adds a policy's rules, for the requests of which the condition holds, too
 // (empty: of all).
 func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, domains []string, condition string, each caller) {
@@ -127,7 +147,7 @@ func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, domains []stri
 		if condition != "" {
 			match = and(condition, match)
 		}
-		if len(match) > maxExpression {
+		if len(match) > longest(r) { // tooLong says so
 			continue
 		}
 		key := fmt.Sprintf("%s#%d", p.Meta.Name, i)

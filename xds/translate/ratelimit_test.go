@@ -354,6 +354,26 @@ func TestLargestRulesAreTaken(t *testing.T) {
 	l.expect("the last of them", l.statuses(2, http.DefaultClient, "GET", "/"), 200, 429)
 }
 
+// A rule that proxies would not take does not hold, and its status says so.
+func TestRuleThatIsTooLongIsToldOf(t *testing.T) {
+	var s mesh.Source
+	for i := range 300 {
+		s.Namespaces = append(s.Namespaces, fmt.Sprint("namespace-", i))
+	}
+	aliases := []string{"a.example", "b.example", "c.example", "d.example", "e.example", "f.example", "g.example", "h.example"}
+	p := limits(limit(1, mesh.RateLimitRule{}), limit(1, mesh.RateLimitRule{From: []mesh.Source{s}}))
+	of := func(domains []string) mesh.Finding {
+		snapshot, _ := mesh.New(&mesh.Config{TrustDomain: "cluster.local", RootNamespace: "tulle-system", Aliases: domains}).Apply(mesh.Put(p))
+		return policyFindings(p, mesh.NewView(snapshot))[0]
+	}
+	if f := of(nil); !f.OK {
+		t.Errorf("without aliases: %+v", f)
+	}
+	if f := of(aliases); f.OK || f.Reason != reasonInvalid || !strings.Contains(f.Message, "rateLimit.rules[1] does not hold") {
+		t.Errorf("with aliases: %+v", f)
+	}
+}
+
 // A listener that changes is drained: what is limited must not be in it.
 func TestChangedLimitLeavesTheListenerAsItIs(t *testing.T) {
 	w := &mesh.Workload{Name: mesh.Name{Namespace: "shop", Name: "web-0"}, Meshed: true}
