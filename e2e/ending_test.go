@@ -141,7 +141,7 @@ func TestEndingTellsWhoIsConnectedToGoElsewhere(t *testing.T) {
 		outside.startLoad(from, "grpc", pod.Status.PodIP+":9000", "--rate", "50", "--duration", "6s"),
 	}
 	stats := func(ctx context.Context) (map[string]int, error) {
-		body, err := s.c.Admin(ctx, s.name, pod.Name, "/stats?filter=total_listeners_draining|http.inbound.downstream_cx_(active|drain_close)")
+		body, err := s.c.Admin(ctx, s.name, pod.Name, "/stats?filter=total_listeners_draining|http.inbound-plain.downstream_cx_(active|drain_close)")
 		if err != nil {
 			return nil, err
 		}
@@ -168,12 +168,12 @@ func TestEndingTellsWhoIsConnectedToGoElsewhere(t *testing.T) {
 		if n := got["listener_manager.total_listeners_draining"]; n > 0 {
 			t.Fatalf("%d listeners drain before the pod is deleted", n)
 		}
-		return got["http.inbound.downstream_cx_active"] >= 2
+		return got["http.inbound-plain.downstream_cx_active"] >= 2
 	})
 	deleted := time.Now()
 	must(t, s.c.Client.CoreV1().Pods(s.name).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}))
 	until("connections that are told to end", func(got map[string]int) bool {
-		return got["listener_manager.total_listeners_draining"] == 1 && got["http.inbound.downstream_cx_drain_close"] >= 2
+		return got["listener_manager.total_listeners_draining"] == 1 && got["http.inbound-plain.downstream_cx_drain_close"] >= 2
 	})
 	figure(t, "clients outside of the mesh were told to go elsewhere within %.0f ms of the deletion", float64(time.Since(deleted).Microseconds())/1000)
 	for _, l := range loads {
