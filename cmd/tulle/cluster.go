@@ -309,6 +309,10 @@ func (c *cluster) askControlPlane(ctx context.Context, path string, question, an
 	defer e.Close()
 	said, err := e.Post(ctx, path, body)
 	if err != nil {
+		var refused refusedQuestion
+		if errors.As(err, &refused) {
+			return refused
+		}
 		return fmt.Errorf("asking pod %s (is it of this version?): %w", podName(&replicas[i]), err)
 	}
 	if err := json.Unmarshal(said, answer); err != nil {

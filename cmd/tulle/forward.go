@@ -74,11 +74,19 @@ func (e *httpEndpoint) ask(ctx context.Context, method, path string, question []
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
+	if resp.StatusCode == http.StatusUnprocessableEntity {
+		return nil, refusedQuestion(strings.TrimSpace(string(body)))
+	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("asking for %s: %s: %s", path, resp.Status, strings.TrimSpace(string(body)))
 	}
 	return body, nil
 }
+
+// refusedQuestion says what is wrong with what was asked (422).
+type refusedQuestion string
+
+func (r refusedQuestion) Error() string { return string(r) }
 
 func (e *httpEndpoint) Close() error {
 	e.client.CloseIdleConnections()
