@@ -93,7 +93,7 @@ soak: ## Compare many decisions on random requests by random policies with a rea
 
 .PHONY: e2e
 e2e: ## Run the end-to-end tests on real pods (starts a cluster if KUBECONFIG names none).
-	@e2e/cluster/with.sh go test -C e2e -count=1 -timeout=40m $(E2E_FLAGS) .
+	@e2e/cluster/with.sh go test -C e2e -count=1 -timeout=55m $(E2E_FLAGS) .
 
 CHAOS ?= 1h
 SEED ?=
