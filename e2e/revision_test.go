@@ -73,7 +73,7 @@ func TestANamespaceMovesToAnotherRevisionAndBack(t *testing.T) {
 		must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
 		eventually(t, time.Minute, "that every pod is of revision "+to, s.servedBy(to))
 	}
-	s.underLoad(from, 45*time.Second, loads, func() {
+	s.underLoad(from, 70*time.Second, loads, func() {
 		move("canary", "canary")
 		must(t, s.moved(from))
 		// With nobody but the canary left, it serves its pods and leads. (The
