@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -35,6 +36,31 @@ func debugServer(address string, profile bool, handlers map[string]http.Handler)
 		}
 		return nil
 	}
+}
+
+// forCLI answers questions of the CLI, of so many bytes at most: 422 says what is
+// wrong with one.
+func forCLI[Q any](p *controlPlane, most int64, answer func(context.Context, Q) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, most)).Decode(&q); err != nil {
+			http.Error(w, fmt.Sprintf("reading the question: %v", err), http.StatusBadRequest)
+			return
+		}
+		said, err := answer(r.Context(), q)
+		switch {
+		case errors.Is(err, errStarting):
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(said); err != nil {
+			p.log.V(1).Info("the reader of an answer went away", "path", r.URL.Path, "error", err.Error())
+		}
+	})
 }
 
 // leading runs on the leader until its context ends.

@@ -60,22 +60,7 @@ func (p *controlPlane) wouldChange(ctx context.Context, q preview.Question) (*pr
 
 // previewed answers the CLI.
 func (p *controlPlane) previewed() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var q preview.Question
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, replicas.MaxObjects)).Decode(&q); err != nil {
-			http.Error(w, fmt.Sprintf("reading the question: %v", err), http.StatusBadRequest)
-			return
-		}
-		answer, err := p.preview.Ask(r.Context(), q)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(answer); err != nil {
-			p.log.V(1).Info("the reader of a preview went away", "error", err.Error())
-		}
-	})
+	return forCLI(p, replicas.MaxObjects, func(ctx context.Context, q preview.Question) (any, error) { return p.preview.Ask(ctx, q) })
 }
 
 // dryRun is what a dry run of the object warns of. A preview that fails refuses

@@ -1,10 +1,5 @@
 package mesh
 
-import (
-	"cmp"
-	"slices"
-)
-
 // BackendTLS is a BackendTLSPolicy: how a service is called whose pods speak TLS of their
 // own.
 type BackendTLS struct {
@@ -57,17 +52,7 @@ func (s *Snapshot) setBackendTLS(f facts, c Change) {
 // by name: the order in which equals win.
 func (v *View) BackendTLS(namespace string, applies func(*BackendTLS) bool) []*BackendTLS {
 	v.read(FactBackendTLS, namespace)
-	var out []*BackendTLS
-	for _, p := range v.s.backendTLS.prefix(namespace + "/") {
-		if applies(p) {
-			v.use(KindBackendTLS, p.Meta.Name)
-			out = append(out, p)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *BackendTLS) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Meta.Name.Name, b.Meta.Name.Name))
-	})
-	return out
+	return oldestFirst(v, v.s.backendTLS, KindBackendTLS, namespace, applies)
 }
 
 // Bundle returns the bundle with the name.

@@ -238,6 +238,8 @@ type Meta struct {
 	Created    time.Time
 }
 
+func (m Meta) meta() Meta { return m }
+
 // Policy is a MeshPolicy.
 type Policy struct {
 	Meta

@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"cmp"
 	"iter"
 	"net/netip"
 	"slices"
@@ -120,15 +119,5 @@ func (v *View) External(n Name) (*External, bool) {
 // name: the order in which equals win.
 func (v *View) Externals(namespace string, applies func(*External) bool) []*External {
 	v.read(FactExternals, namespace)
-	var out []*External
-	for _, e := range v.s.externals.prefix(namespace + "/") {
-		if applies(e) {
-			v.use(KindExternal, e.Meta.Name)
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *External) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Meta.Name.Name, b.Meta.Name.Name))
-	})
-	return out
+	return oldestFirst(v, v.s.externals, KindExternal, namespace, applies)
 }

@@ -177,15 +177,21 @@ func (v *View) BackendTLSPolicy(n Name) (*BackendTLS, bool) {
 // the oldest first and then by name: the order in which equals win.
 func (v *View) Policies(namespace string, section Section, applies func(*Policy) bool) []*Policy {
 	v.read(sectionFacts[section], namespace)
-	var out []*Policy
-	for _, p := range v.s.policies.prefix(namespace + "/") {
-		if section.in(p) && applies(p) {
-			v.use(KindPolicy, p.Meta.Name)
-			out = append(out, p)
+	return oldestFirst(v, v.s.policies, KindPolicy, namespace, func(p *Policy) bool { return section.in(p) && applies(p) })
+}
+
+// oldestFirst are the namespace's objects that apply, the oldest first and then by
+// name. They are used.
+func oldestFirst[T interface{ meta() Meta }](v *View, all tree[T], kind Kind, namespace string, applies func(T) bool) []T {
+	var out []T
+	for _, o := range all.prefix(namespace + "/") {
+		if applies(o) {
+			v.use(kind, o.meta().Name)
+			out = append(out, o)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *Policy) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Meta.Name.Name, b.Meta.Name.Name))
+	slices.SortStableFunc(out, func(a, b T) int {
+		return cmp.Or(a.meta().Created.Compare(b.meta().Created), cmp.Compare(a.meta().Name.Name, b.meta().Name.Name))
 	})
 	return out
 }

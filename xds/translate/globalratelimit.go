@@ -81,11 +81,8 @@ func (g *globalLimits) add(p *mesh.Policy, domains []string, condition string) {
 		if r.Global == nil {
 			continue
 		}
-		match := rateLimitMatch(r, p.Meta.Namespace, domains)
-		if condition != "" {
-			match = and(condition, match)
-		}
-		if len(match) > longest(r) { // tooLong says so
+		match, ok := rateLimitExpression(r, p.Meta.Namespace, domains, condition)
+		if !ok {
 			continue
 		}
 		// A request has no header without a name: one that does not match has the

@@ -125,6 +125,16 @@ func longest(r mesh.RateLimitRule) int {
 	return maxExpression
 }
 
+// rateLimitExpression says whether a rule matches where the condition holds, too; ok is
+// false where proxies would not take it, of which tooLong tells.
+func rateLimitExpression(r mesh.RateLimitRule, namespace string, domains []string, condition string) (match string, ok bool) {
+	match = rateLimitMatch(r, namespace, domains)
+	if condition != "" {
+		match = and(condition, match)
+	}
+	return match, len(match) <= longest(r)
+}
+
 // tooLong finds a rule that does not hold since proxies would not take it.
 func tooLong(p *mesh.Policy, v *mesh.View) *fault {
 	for i, r := range p.RateLimit.Rules {
@@ -143,11 +153,8 @@ func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, domains []stri
 		if r.Global != nil {
 			continue
 		}
-		match := rateLimitMatch(r, p.Meta.Namespace, domains)
-		if condition != "" {
-			match = and(condition, match)
-		}
-		if len(match) > longest(r) { // tooLong says so
+		match, ok := rateLimitExpression(r, p.Meta.Namespace, domains, condition)
+		if !ok {
 			continue
 		}
 		key := fmt.Sprintf("%s#%d", p.Meta.Name, i)
