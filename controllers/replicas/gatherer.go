@@ -82,7 +82,7 @@ func (g *Gatherer) Verdict(r mesh.Ref) (acks.Verdict, bool) {
 }
 
 // Changed takes note that the replicas may be others.
-func (g *Gatherer) Changed([]build.Key) {
+func (g *Gatherer) Changed([]build.Key, bool) {
 	select {
 	case g.moved <- struct{}{}:
 	default:

@@ -78,7 +78,7 @@ func (s *source) forgot(uid string) bool {
 type fixedMesh struct{ *mesh.Snapshot }
 
 func (m fixedMesh) Built() *mesh.Snapshot                { return m.Snapshot }
-func (fixedMesh) Follow(s build.Subscriber, _ mesh.Fact) { s.Changed(nil) }
+func (fixedMesh) Follow(s build.Subscriber, _ mesh.Fact) { s.Changed(nil, true) }
 func (fixedMesh) Unfollow(build.Subscriber, mesh.Fact)   {}
 
 var policy = mesh.Ref{Kind: mesh.KindPolicy, Name: mesh.Name{Namespace: "shop", Name: "p"}}

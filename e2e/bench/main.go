@@ -31,6 +31,7 @@ type options struct {
 	planes, manners      string
 	works                string
 	changes              int
+	pause                time.Duration
 	out, profiles        string
 	keep                 bool
 }
@@ -86,6 +87,7 @@ func command(ctx context.Context, args []string) error {
 	f.StringVar(&o.manners, "manners", "called,all", "what sidecars subscribe to: what they call, or everything")
 	f.StringVar(&o.works, "works", "", "works to do (all): "+strings.Join(workNames(), ", "))
 	f.IntVar(&o.changes, "changes", 30, "changes of the works that do one after the other")
+	f.DurationVar(&o.pause, "pause", 200*time.Millisecond, "between the changes of these works, as people make them, each alone; 0 for a profile of nothing else")
 	f.StringVar(&o.out, "out", "", "file to write the results to, as JSON")
 	f.StringVar(&o.profiles, "profiles", "", "folder for profiles of Tulle's control plane: of the CPU in the first 8 s of each work, of the heap after it")
 	f.BoolVar(&o.keep, "keep", false, "leave the logs of the programs, and say where")
@@ -180,7 +182,7 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 	}
 	running, end := context.WithCancel(ctx)
 	r := &run{
-		world: w, plane: p, process: process, board: newBoard(o.Sidecars), changes: o.changes,
+		world: w, plane: p, process: process, board: newBoard(o.Sidecars), changes: o.changes, pause: o.pause,
 		callers: make([][]int, o.Services), random: rand.New(rand.NewPCG(1, 1)), ctx: running, group: &sync.WaitGroup{},
 	}
 	defer func() { end(); r.group.Wait() }()
@@ -264,6 +266,9 @@ func (r *run) profile(ctx context.Context, folder, name string) (wait func()) {
 	t, ok := r.plane.(*tulle)
 	if folder == "" || !ok {
 		return func() {}
+	}
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, "taking a profile:", err)
 	}
 	done := make(chan error, 1)
 	go func() {

@@ -42,7 +42,8 @@ type run struct {
 	sidecars []*sidecar
 	callers  [][]int // of each service: sidecars
 	random   *rand.Rand
-	changes  int // of a work that does one thing after the other
+	changes  int           // of a work that does one thing after the other
+	pause    time.Duration // between them
 	ctx      context.Context
 	group    *sync.WaitGroup
 }
@@ -144,7 +145,7 @@ func (r *run) oneByOne(ctx context.Context, out *result, n int, do func(int) (*e
 			out.Note = "given up: a change did not reach everybody within " + patience.String()
 			return nil
 		}
-		time.Sleep(200 * time.Millisecond) // as changes of people come, each alone
+		time.Sleep(r.pause)
 	}
 	return nil
 }

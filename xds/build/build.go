@@ -66,6 +66,7 @@ type Builder struct {
 	// followers are told of facts themselves, not of what is built from them.
 	followers map[mesh.Fact]map[Subscriber]struct{}
 	leaving   []*target // without subscribers, the first to leave first
+	work      work      // of the batch
 }
 
 // target is a value and who has to do with it.
@@ -114,7 +115,7 @@ func New(o Options) *Builder {
 	b := &Builder{
 		options: o, metrics: newMetrics(o.Metrics), wake: make(chan struct{}, 1),
 		targets: map[Key]*target{}, readers: map[mesh.Fact]map[*target]struct{}{}, watchers: map[Subscriber]struct{}{},
-		followers: map[mesh.Fact]map[Subscriber]struct{}{},
+		followers: map[mesh.Fact]map[Subscriber]struct{}{}, work: newWork(),
 	}
 	b.snapshot.Store(mesh.New(o.Config))
 	b.built.Store(b.snapshot.Load())
@@ -222,12 +223,56 @@ func (b *Builder) Run(ctx context.Context) error {
 // work is one batch's.
 type work struct {
 	dirty  map[*target]struct{}
-	notify map[Subscriber][]Key
+	notify map[Subscriber]note
 	since  time.Time
 }
 
-// tell has the subscriber's Changed called, with the keys.
-func (w *work) tell(s Subscriber, keys ...Key) { w.notify[s] = append(w.notify[s], keys...) }
+func newWork() work { return work{dirty: map[*target]struct{}{}, notify: map[Subscriber]note{}} }
+
+// reset has it ready for the next batch, which most often is as small as the last. What
+// is large is given back: a map never shrinks.
+func (w *work) reset() {
+	const keep = 1024
+	if len(w.dirty)+len(w.notify) > keep {
+		*w = newWork()
+		return
+	}
+	clear(w.dirty)
+	clear(w.notify)
+	w.since = time.Time{}
+}
+
+// note is what a subscriber is to be told.
+type note struct {
+	keys     []Key // one that is shared has no room for more
+	followed bool
+}
+
+// tell has the subscriber told that it has new values for the keys.
+func (w *work) tell(s Subscriber, keys ...Key) {
+	n := w.notify[s]
+	if n.keys == nil {
+		n.keys = keys
+	} else {
+		n.keys = append(n.keys, keys...)
+	}
+	w.notify[s] = n
+}
+
+// announce has all who subscribe to the target told.
+func (w *work) announce(t *target) {
+	one := []Key{t.key}
+	for s := range t.subscribers {
+		w.tell(s, one...)
+	}
+}
+
+// follows has the subscriber told that a fact which it follows is another.
+func (w *work) follows(s Subscriber) {
+	n := w.notify[s]
+	n.followed = true
+	w.notify[s] = n
+}
 
 // step takes all that has come in, and builds what it makes dirty.
 func (b *Builder) step(ctx context.Context) {
@@ -236,7 +281,8 @@ func (b *Builder) step(ctx context.Context) {
 	b.changes, b.requests = nil, nil
 	b.in.Unlock()
 
-	w := &work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}}
+	w := &b.work
+	defer w.reset()
 	if len(changes) > 0 {
 		w.since = since
 		b.apply(w, changes)
@@ -246,8 +292,8 @@ func (b *Builder) step(ctx context.Context) {
 	}
 	b.rebuild(ctx, w)
 	b.metrics.targets.Set(float64(len(b.targets)))
-	for s, keys := range w.notify {
-		s.Changed(keys)
+	for s, n := range w.notify {
+		s.Changed(n.keys, n.followed)
 	}
 	// Last, so that whoever sees it knows that all subscribers were told.
 	if next := b.snapshot.Load(); next != b.built.Swap(next) && b.options.OnBuilt != nil {
@@ -270,14 +316,15 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 			w.dirty[t] = struct{}{}
 		}
 		for s := range b.followers[f] {
-			w.tell(s)
+			w.follows(s)
 		}
 	}
 	slices.Sort(vips)
 	if c := b.scopes.Load().update(next, vips); c != b.scopes.Load() {
 		b.scopes.Store(c)
+		all := []Key{AllScopes}
 		for s := range b.watchers {
-			w.tell(s, AllScopes)
+			w.tell(s, all...)
 		}
 	}
 }
@@ -302,7 +349,7 @@ func (b *Builder) serve(w *work, r request) {
 			b.followers[r.fact] = map[Subscriber]struct{}{}
 		}
 		b.followers[r.fact][r.subscriber] = struct{}{}
-		w.tell(r.subscriber)
+		w.follows(r.subscriber)
 		return
 	case unfollow:
 		delete(b.followers[r.fact], r.subscriber)
@@ -452,9 +499,7 @@ func (b *Builder) accept(w *work, r built) {
 	if same {
 		return
 	}
-	for s := range r.t.subscribers {
-		w.tell(s, r.t.key)
-	}
+	w.announce(r.t)
 }
 
 // former are the objects that had a part in the value before and have none now,

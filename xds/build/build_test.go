@@ -27,7 +27,7 @@ type client struct {
 	told int
 }
 
-func (c *client) Changed(keys []Key) {
+func (c *client) Changed(keys []Key, _ bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range keys {
@@ -459,10 +459,14 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 	})
 }
 
-// calls counts how often a subscriber was told of anything.
+// calls counts how often a subscriber was told of what it follows.
 type calls struct{ n int }
 
-func (c *calls) Changed([]Key) { c.n++ }
+func (c *calls) Changed(_ []Key, followed bool) {
+	if followed {
+		c.n++
+	}
+}
 
 func TestFollowerIsToldOfItsFactAlone(t *testing.T) {
 	b := New(Options{Config: config()})

@@ -73,7 +73,5 @@ func (b *Builder) finishIssue(w *work, r *issued) {
 	b.lock.Lock()
 	t.value = v
 	b.lock.Unlock()
-	for s := range t.subscribers {
-		w.notify[s] = append(w.notify[s], t.key)
-	}
+	w.announce(t)
 }

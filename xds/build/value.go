@@ -44,8 +44,9 @@ type Value struct {
 // Concerns reports whether an object of the API has a part in the value, or had one.
 func (v *Value) Concerns() bool { return len(v.Uses)+len(v.Former) > 0 }
 
-// Subscriber is told which of its targets have a new value, and, with no key,
-// that a fact which it follows is another. Changed is called without locks held by the builder's own goroutine, and must not block.
+// Subscriber is told which of its targets have a new value, and whether a fact which
+// it follows is another. Changed is called by the builder's own goroutine, without
+// locks; it must not block, nor change keys, which others are given, too.
 type Subscriber interface {
-	Changed(keys []Key)
+	Changed(keys []Key, followed bool)
 }

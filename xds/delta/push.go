@@ -225,13 +225,33 @@ func (s *Stream) warm() bool {
 	return true
 }
 
+// waits reports whether there may be something to fill a response of the type with.
+func (s *Stream) waits(t translate.Type) bool {
+	if t == translate.Scope {
+		return s.scopes.waits()
+	}
+	return len(s.types[t].queue)+len(s.types[t].suspects) > 0
+}
+
+// Waits reports whether there may be something to send. Where it says no there is
+// nothing until the next call of Request, Dirty or Rebind, or until the set of all
+// scopes is another.
+func (s *Stream) Waits() bool {
+	for t := range s.types {
+		if s.waits(translate.Type(t)) || len(s.types[t].gone) > 0 {
+			return true
+		}
+	}
+	return len(s.scopes.gone) > 0
+}
+
 // fill makes a response out of what is queued for the type.
 func (s *Stream) fill(t translate.Type, src Source) *Push {
 	subs := &s.types[t]
-	if len(subs.unacked) >= s.limits.Unacknowledged {
+	if !s.waits(t) || len(subs.unacked) >= s.limits.Unacknowledged {
 		return nil
 	}
-	p := s.push(t)
+	p := &pushing{t: t}
 	if t == translate.Scope {
 		s.scopes.fill(p, s.limits.Bytes)
 		return s.sent(p)
@@ -334,14 +354,14 @@ func (s *Stream) remove(t translate.Type) *Push {
 		return nil
 	}
 	*gone = distinct(*gone)
-	p := s.push(t)
+	p := &pushing{t: t}
 	for len(*gone) > 0 && p.bytes < s.limits.Bytes {
 		name := (*gone)[0]
 		*gone = (*gone)[1:]
 		if _, ok := subs.names[name]; ok || t == translate.Scope && s.scopes.last.Get(name) != nil {
 			continue // it is back
 		}
-		p.response.RemovedResources = append(p.response.RemovedResources, name)
+		p.removed = append(p.removed, name)
 		p.bytes += len(name) + 4
 	}
 	if len(*gone) == 0 {
@@ -352,16 +372,13 @@ func (s *Stream) remove(t translate.Type) *Push {
 
 // pushing is a response in the making.
 type pushing struct {
-	t        translate.Type
-	response *discovery.DeltaDiscoveryResponse
-	parts    []part
-	bytes    int
-	since    time.Time
-	empty    bool // it is sent though there is nothing in it
-}
-
-func (s *Stream) push(t translate.Type) *pushing {
-	return &pushing{t: t, response: &discovery.DeltaDiscoveryResponse{TypeUrl: t.URL()}}
+	t         translate.Type
+	resources []*discovery.Resource
+	removed   []string
+	parts     []part // what the resources are of
+	bytes     int
+	since     time.Time
+	empty     bool // it is sent though there is nothing in it
 }
 
 func size(name, version string, v *build.Value) int {
@@ -379,7 +396,7 @@ func (p *pushing) tells(v *build.Value) {
 func (p *pushing) add(what part, v *build.Value, name string) {
 	p.parts = append(p.parts, what)
 	p.bytes += size(name, what.version, v)
-	p.response.Resources = append(p.response.Resources, &discovery.Resource{
+	p.resources = append(p.resources, &discovery.Resource{
 		Name: name, Version: what.version, Resource: v.Body,
 	})
 }
@@ -387,11 +404,10 @@ func (p *pushing) add(what part, v *build.Value, name string) {
 // sent enters the response among those that wait for an answer; nil when it is
 // empty.
 func (s *Stream) sent(p *pushing) *Push {
-	if len(p.parts) == 0 && len(p.response.RemovedResources) == 0 && !p.empty {
+	if len(p.parts) == 0 && len(p.removed) == 0 && !p.empty {
 		return nil
 	}
 	s.nonce++
-	p.response.Nonce = strconv.FormatUint(s.nonce, 10)
 	subs := &s.types[p.t]
 	subs.unacked = append(subs.unacked, response{nonce: s.nonce, parts: p.parts, since: p.since})
 	for _, what := range p.parts {
@@ -399,5 +415,8 @@ func (s *Stream) sent(p *pushing) *Push {
 			what.sub.nonce = s.nonce
 		}
 	}
-	return &Push{Response: p.response, Type: p.t, Bytes: p.bytes, Since: p.since}
+	response := &discovery.DeltaDiscoveryResponse{
+		TypeUrl: p.t.URL(), Nonce: strconv.FormatUint(s.nonce, 10), Resources: p.resources, RemovedResources: p.removed,
+	}
+	return &Push{Response: response, Type: p.t, Bytes: p.bytes, Since: p.since}
 }

@@ -114,6 +114,9 @@ func difference(a, b Collection) []string {
 	return out
 }
 
+// waits reports whether there is something to fill a response with.
+func (s *scopes) waits() bool { return s.nothing || len(s.todo)+len(s.suspects) > 0 }
+
 func (s *scopes) fill(p *pushing, limit int) {
 	for len(s.suspects) > 0 && len(p.parts) == 0 {
 		s.add(p, s.suspects[0])
@@ -164,7 +167,7 @@ func eager(v *build.Value) *build.Value {
 
 // settled reports whether the proxy took all of a set, but for what it refused.
 func (s *scopes) settled(subs *subscriptions) bool {
-	return s.last != nil && !s.nothing && len(s.todo)+len(s.suspects)+len(s.gone)+len(subs.unacked) == 0
+	return s.last != nil && !s.waits() && len(s.gone)+len(subs.unacked) == 0
 }
 
 func (s *scopes) acked(r response) {

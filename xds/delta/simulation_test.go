@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,7 +111,7 @@ func (w *world) carryOut(p *proxy, e delta.Effects) {
 			now = append(now, k)
 		}
 	}
-	p.stream.Dirty(now)
+	p.stream.Dirty(slices.Values(now))
 }
 
 func (w *world) unsubscribe(p *proxy, keys []build.Key) {
@@ -133,7 +134,7 @@ func (w *world) changed(keys []build.Key) {
 				mine = append(mine, k)
 			}
 		}
-		p.stream.Dirty(mine)
+		p.stream.Dirty(slices.Values(mine))
 	}
 }
 

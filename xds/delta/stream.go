@@ -255,8 +255,8 @@ func (p *subscriptions) enqueue(s *subscription) {
 }
 
 // Dirty says that the keys have new values.
-func (s *Stream) Dirty(keys []build.Key) {
-	for _, k := range keys {
+func (s *Stream) Dirty(keys iter.Seq[build.Key]) {
+	for k := range keys {
 		if int(k.Type) >= Types {
 			continue
 		}

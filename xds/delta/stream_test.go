@@ -1,6 +1,7 @@
 package delta_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 	}
 
 	src[cluster] = at(translate.Cluster, 2, "c", now)
-	s.Dirty([]build.Key{cluster})
+	s.Dirty(slices.Values([]build.Key{cluster}))
 	told := exchange(s, src)
 	if !told[translate.Cluster].Equal(now) {
 		t.Errorf("the cluster tells of a change at %v", told[translate.Cluster])
@@ -89,7 +90,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 		t.Errorf("the route of another class (sent: %t) tells of a change at %v", ok, since)
 	}
 	src[there] = at(translate.Route, 3, "", now)
-	s.Dirty([]build.Key{there})
+	s.Dirty(slices.Values([]build.Key{there}))
 	if since := exchange(s, src)[translate.Route]; !since.Equal(now) {
 		t.Errorf("its own change tells of %v", since)
 	}
@@ -115,10 +116,10 @@ func TestARefusalIsOfTheValueThatThereIs(t *testing.T) {
 	}
 	refuse(next())
 	src[route] = two
-	s.Dirty([]build.Key{route})
+	s.Dirty(slices.Values([]build.Key{route}))
 	second := next()
 	src[route] = one
-	s.Dirty([]build.Key{route})
+	s.Dirty(slices.Values([]build.Key{route}))
 	if p := next(); p != nil {
 		t.Fatalf("what was refused was sent again: %v", p.Response)
 	}

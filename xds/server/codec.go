@@ -20,6 +20,10 @@ func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
 // smaller is copied, which costs less than a buffer more.
 const shared = 512
 
+// lendable is up to how many bytes a buffer comes from gRPC's pool, whose next are
+// four times as large.
+const lendable = 4 << 10
+
 // Fields of envoy.service.discovery.v3.DeltaDiscoveryResponse, of its Resource, and of
 // google.protobuf.Any.
 const (
@@ -34,7 +38,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	small := textSize(r.GetTypeUrl()) + textSize(r.GetNonce())
+	small, parts := textSize(r.GetTypeUrl())+textSize(r.GetNonce()), 1
 	for _, name := range r.GetRemovedResources() {
 		small += 1 + protowire.SizeBytes(len(name))
 	}
@@ -43,10 +47,18 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		small += 1 + protowire.SizeBytes(outer)
 		if n := len(one.GetResource().GetValue()); n >= shared {
 			small -= n
+			parts += 2
 		}
 	}
-	b := make([]byte, 0, small) // never grows, so that parts of it can be handed on
 	var out mem.BufferSlice
+	var lent *[]byte // all of the response, where it is small and nothing of it shared
+	var b []byte
+	if parts == 1 && small <= lendable {
+		lent = mem.DefaultBufferPool().Get(small)
+		b = (*lent)[:0]
+	} else {
+		b = make([]byte, 0, small) // never grows, so that parts of it can be handed on
+	}
 	begun := 0
 	for _, one := range r.GetResources() {
 		b = appendResource(b, one)
@@ -61,6 +73,10 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	b = appendText(b, fieldNonce, r.GetNonce())
 	for _, name := range r.GetRemovedResources() {
 		b = appendElement(b, fieldRemoved, name)
+	}
+	if lent != nil {
+		*lent = b
+		return mem.BufferSlice{mem.NewBuffer(lent, mem.DefaultBufferPool())}, nil
 	}
 	return append(out, mem.SliceBuffer(b[begun:])), nil
 }

@@ -210,7 +210,7 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 		return err
 	}
 	defer s.closed(st)
-	go st.read(ctx)
+	go st.read()
 	s.writers.Go(func() { st.write(ctx) })
 	if s.options.MaxStreamAge > 0 {
 		s.writers.Go(func() { st.age(ctx) })

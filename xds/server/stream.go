@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +28,8 @@ type stream struct {
 	node     mesh.Fact // the pod's, which it had before it could connect and stays on
 	opened   time.Time
 	log      logr.Logger
-	requests chan *discovery.DeltaDiscoveryRequest
 
-	// What happens while the stream's own goroutine is busy.
+	// What the builder says, until the writer takes it in.
 	in    sync.Mutex
 	dirty map[build.Key]struct{}
 	// taking is what was dirty and is being taken in.
@@ -40,17 +38,21 @@ type stream struct {
 	// workload is the stream's pod as it was taken in last.
 	workload atomic.Pointer[mesh.Workload]
 
-	// Changed by the stream's own goroutine alone, under the lock; never held
-	// while sending.
+	// turn is the reader's or the writer's: from a change of the state until its
+	// effects are carried out, so that these come in the same order. It is taken
+	// before any other lock, and never held while sending.
+	turn    sync.Mutex
+	left    bool // the state is at its end
+	named   bool // the node's id was looked at
+	counted bool // what the proxy holds was known with the last request
+
+	// Changed in a turn, under the lock, so that others can read it.
 	lock   sync.Mutex
 	state  *delta.Stream
 	proxy  proxy
 	pushes uint64
 
-	// Owned by the stream's own goroutine.
-	named    bool // the node's id was looked at
-	counted  bool // what the proxy holds was known with the last request
-	reminder reminder
+	reminder reminder // the writer's own
 }
 
 // proxy is what decides which targets the names on a stream mean.
@@ -70,17 +72,13 @@ func gatewayOf(w *mesh.Workload) string {
 	return mesh.Name{Namespace: w.Namespace, Name: w.Gateway}.String()
 }
 
-// pendingRequests is how many requests may wait while a response is being sent.
-const pendingRequests = 16
-
 func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, p Peer, w *mesh.Workload, identity string, cancel context.CancelCauseFunc) *stream {
 	snapshot := s.options.Builder.Snapshot()
 	st := &stream{
 		server: s, rpc: rpc, close: cancel, peer: p, identity: identity, opened: time.Now(),
-		node:     mesh.Fact{Kind: mesh.FactNode, Name: w.Node},
-		log:      s.options.Log.WithValues("pod", p.Pod.String()),
-		requests: make(chan *discovery.DeltaDiscoveryRequest, pendingRequests),
-		wake:     make(chan struct{}, 1),
+		node: mesh.Fact{Kind: mesh.FactNode, Name: w.Node},
+		log:  s.options.Log.WithValues("pod", p.Pod.String()),
+		wake: make(chan struct{}, 1),
 		proxy: proxy{
 			pod: p.Pod.String(), namespace: p.Pod.Namespace, identity: identity,
 			profile: snapshot.Profile(w), drains: w.Drains(), locality: snapshot.Locality(w),
@@ -96,12 +94,13 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 
 // Changed notes which keys have new values, or that the stream's pod or its node is
 // another now. It is called by the builder.
-func (st *stream) Changed(keys []build.Key) {
-	// Here, because the stream's own goroutine may wait for a proxy that does
-	// not read.
-	if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
-		st.close(errPodGone)
-		return
+func (st *stream) Changed(keys []build.Key, followed bool) {
+	if followed {
+		// Here, because the writer may wait for a proxy that does not read.
+		if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
+			st.close(errPodGone)
+			return
+		}
 	}
 	st.in.Lock()
 	if st.dirty == nil {
@@ -165,8 +164,9 @@ func (st *stream) follow() {
 	st.carryOut(effects)
 }
 
-// read hands on what the proxy says, no faster than it is taken in.
-func (st *stream) read(ctx context.Context) {
+// read takes in what the proxy says, until the end of the stream. Most of it is
+// acknowledgements, of which nothing follows: the writer sleeps on.
+func (st *stream) read() {
 	for {
 		r, err := st.rpc.Recv()
 		if err != nil {
@@ -176,15 +176,13 @@ func (st *stream) read(ctx context.Context) {
 			st.close(err)
 			return
 		}
-		select {
-		case st.requests <- r:
-		case <-ctx.Done():
-			return
+		if st.request(r) {
+			st.signal()
 		}
 	}
 }
 
-// write owns the state of the stream until its end.
+// write sends what there is for the proxy, until the end of the stream.
 func (st *stream) write(ctx context.Context) {
 	defer st.leave()
 	st.server.options.Builder.Follow(st, st.pod())
@@ -194,8 +192,6 @@ func (st *stream) write(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case r := <-st.requests:
-			st.request(r)
 		case <-st.wake:
 		case <-st.reminder.due():
 			st.remind()
@@ -210,6 +206,9 @@ func (st *stream) write(ctx context.Context) {
 func (st *stream) leave() {
 	st.server.options.Builder.Unfollow(st, st.pod())
 	st.server.options.Builder.Unfollow(st, st.node)
+	st.turn.Lock()
+	defer st.turn.Unlock()
+	st.left = true
 	st.server.remember(st)
 	st.lock.Lock()
 	keys := st.state.Close()
@@ -219,20 +218,10 @@ func (st *stream) leave() {
 	}
 }
 
-// flush sends until there is nothing to send. Between two responses it takes
-// in what came meanwhile.
+// flush sends until there is nothing to send.
 func (st *stream) flush(ctx context.Context) error {
 	for {
-		st.takeIn()
-		st.lock.Lock()
-		push, effects := st.state.Next(source{st.server.options.Builder})
-		if push != nil {
-			st.pushes++
-		}
-		unanswered := st.state.Unanswered(translate.Cluster)
-		st.lock.Unlock()
-		st.reminder.watch(unanswered)
-		st.carryOut(effects)
+		push := st.next()
 		if push == nil || ctx.Err() != nil {
 			return nil
 		}
@@ -243,36 +232,65 @@ func (st *stream) flush(ctx context.Context) error {
 	}
 }
 
-func (st *stream) takeIn() {
-	for len(st.requests) > 0 {
-		st.request(<-st.requests)
+// next is what to send next, nil for nothing.
+func (st *stream) next() *delta.Push {
+	st.turn.Lock()
+	defer st.turn.Unlock()
+	st.takeIn()
+	st.lock.Lock()
+	push, effects := st.state.Next(source{st.server.options.Builder})
+	if push != nil {
+		st.pushes++
 	}
-	st.in.Lock()
-	dirty := st.dirty
-	st.taking, st.dirty = dirty, nil
-	st.in.Unlock()
-	st.follow()
-	if len(dirty) > 0 {
-		st.lock.Lock()
-		st.state.Dirty(slices.Collect(maps.Keys(dirty)))
-		st.in.Lock()
-		st.taking = nil
-		st.in.Unlock()
-		st.lock.Unlock()
-	}
+	unanswered := st.state.Unanswered(translate.Cluster)
+	st.lock.Unlock()
+	st.reminder.watch(unanswered)
+	st.carryOut(effects)
+	return push
 }
 
-func (st *stream) request(r *discovery.DeltaDiscoveryRequest) {
+// takeIn takes in what the builder says.
+func (st *stream) takeIn() {
+	st.in.Lock()
+	st.taking, st.dirty = st.dirty, st.taking
+	st.in.Unlock()
+	st.follow()
+	if len(st.taking) == 0 {
+		return
+	}
+	st.lock.Lock()
+	defer st.lock.Unlock()
+	st.state.Dirty(maps.Keys(st.taking))
+	st.in.Lock()
+	defer st.in.Unlock()
+	const keep = 64 // a change of one thing is a few keys; a map never shrinks
+	if len(st.taking) > keep {
+		st.taking = nil
+	}
+	clear(st.taking)
+}
+
+// request takes in what the proxy says, and reports whether there may be something
+// to send, or to wait for, because of it.
+func (st *stream) request(r *discovery.DeltaDiscoveryRequest) bool {
+	st.turn.Lock()
+	defer st.turn.Unlock()
+	if st.left {
+		return false
+	}
 	st.checkNode(r)
 	st.lock.Lock()
 	note := !st.counted || st.stake()
+	unanswered := st.state.Unanswered(translate.Cluster)
 	effects := st.state.Request(r)
 	st.counted = st.state.Known()
+	more := st.state.Waits() || st.state.Unanswered(translate.Cluster) != unanswered
 	st.lock.Unlock()
 	st.carryOut(effects)
 	if note {
 		st.server.acks.note()
 	}
+	return more
 }
 
 // stake reports whether there is something that the proxy is still to acknowledge and
@@ -334,6 +352,8 @@ func few(names []string) []string {
 }
 
 func (st *stream) remind() {
+	st.turn.Lock()
+	defer st.turn.Unlock()
 	st.lock.Lock()
 	st.state.Remind()
 	st.lock.Unlock()
