@@ -2,6 +2,7 @@ package translate
 
 import (
 	"maps"
+	"sync/atomic"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -80,9 +81,29 @@ var sideFields = [...]map[string]string{
 	},
 }
 
+// made is the access log of a configuration.
+type made struct {
+	config *mesh.Config
+	log    []*accesslog.AccessLog
+}
+
+// lastMade is what was made last for each side: each of a listener's many chains has
+// the log, and the configuration, which is immutable, is seldom another.
+var lastMade [len(sideFields)]atomic.Pointer[made]
+
 // accessLog writes JSON to the proxy's standard output: the default fields, or
-// the configuration's own in their place; nothing when those are empty.
+// the configuration's own in their place; nothing when those are empty. It is shared:
+// nobody may change it.
 func accessLog(c *mesh.Config, side logSide) []*accesslog.AccessLog {
+	if last := lastMade[side].Load(); last != nil && last.config == c {
+		return last.log
+	}
+	log := makeAccessLog(c, side)
+	lastMade[side].Store(&made{c, log})
+	return log
+}
+
+func makeAccessLog(c *mesh.Config, side logSide) []*accesslog.AccessLog {
 	format := maps.Clone(fields)
 	maps.Copy(format, sideFields[side])
 	if c.AccessLog != nil {
