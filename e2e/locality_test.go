@@ -87,7 +87,7 @@ func (s *space) endpointsIn(service, zone, app string) {
 func TestPodsOfTheClientsZoneAreCalledFirst(t *testing.T) {
 	s := newSpace(t, "locality", true)
 	s.deploy(
-		app{name: "client"}, app{name: "near", replicas: 2, noService: true},
+		app{name: "client"}, app{name: "near", version: "near", replicas: 2, noService: true},
 		app{name: "far", replicas: 2, noService: true}, app{name: "farther", noService: true},
 	)
 	s.strict()
@@ -139,6 +139,20 @@ func TestPodsOfTheClientsZoneAreCalledFirst(t *testing.T) {
 	s.endpointsIn("web", "a", "near")
 	only("it has some again", "near")
 	noFailure(s, load.wait())
+
+	// They are killed at once, with their proxies, which tell nobody.
+	load = s.startLoad(from, "http", s.url("web"), "--timeline", "--rate", "200", "--connections", "16", "--new-connection-share", "0.3", "--duration", "8s")
+	time.Sleep(2 * time.Second)
+	killed := time.Now()
+	must(t, s.c.Client.CoreV1().Pods(s.name).DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}, metav1.ListOptions{LabelSelector: "app=near"}))
+	died := load.wait()
+	figure(t, "all pods of the zone killed at %d rps: %d of %d calls failed, their last answer came after %.0f ms, and no call took longer than %.0f ms",
+		200, died.Failed, died.Requests, lastOf(died, "near", killed, died.End), died.Latency.Max)
+	if died.Failed > died.Requests/100 {
+		t.Errorf("%d of %d calls failed as the zone's pods were killed: %v", died.Failed, died.Requests, died.Failures)
+	}
+	s.endpointsIn("web", "a", "near")
+	only("the zone's pods were replaced", "near")
 
 	// A policy of the Service's namespace has the last word, here for a shorter time
 	// that failing pods are left out.

@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"math"
+	"os"
 	"regexp"
 	"strconv"
 	"testing"
@@ -101,6 +103,18 @@ func TestFaultsAreForTheRequestsThatTheyName(t *testing.T) {
 		t.Errorf("the server saw %d of the requests that were aborted", n)
 	}
 	s.wantStatuses("without it", s.load(from, "http", s.url("server"), "--requests", "20").Status, map[string]int{"200": 20})
+
+	s.apply("MeshPolicy", "fault", toServer("{fault: {abort: {httpStatus: 503, percent: 1}}}"))
+	s.callUntil(from, answered(200), tagged...)
+	n, rate := 3000, 300
+	if os.Getenv("TULLE_E2E_LONG") != "" {
+		n, rate = 20000, 500
+	}
+	some := s.load(from, "http", s.url("server"), "--requests", fmt.Sprint(n), "--rate", fmt.Sprint(rate))
+	figure(t, "at 1 %% %d of %d requests were aborted", some.Status["503"], n)
+	if off := math.Abs(float64(some.Status["503"]) - float64(n)/100); off > 4*math.Sqrt(float64(n)*0.01*0.99) || some.Status["200"]+some.Status["503"] != n {
+		t.Errorf("of %d requests 1 %% were to be aborted: %v", n, some.Status)
+	}
 
 	s.apply("MeshPolicy", "fault", toServer("{fault: {abort: {grpcStatus: 14}}}"))
 	s.callUntil(from, fails("grpc-Unavailable"), grpc...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -56,6 +57,31 @@ func TestASplitSharesOutCallsByWeight(t *testing.T) {
 	from := s.in("client")
 	s.apply("TrafficSplit", "server", weights(0, 1))
 	s.onlyVersion(from, "v2")
+	n, rate := 2000, 250
+	if os.Getenv("TULLE_E2E_LONG") != "" {
+		n, rate = 20000, 500
+	}
+	for _, v1 := range []int{90, 99, 0} {
+		s.apply("TrafficSplit", "server", weights(v1, 100-v1))
+		if v1 == 0 {
+			s.onlyVersion(from, "v2")
+		} else {
+			s.callUntil(from, func(r *report.Call) error {
+				if r.Reply == nil || r.Reply.Version != "v1" {
+					return fmt.Errorf("answered by %+v", r.Reply)
+				}
+				return nil
+			}, "http", s.url("server"))
+		}
+		load := s.load(from, "http", s.url("server"), "--requests", fmt.Sprint(n), "--rate", fmt.Sprint(rate), "--new-connection-share", "0.25")
+		noFailure(s, load)
+		figure(t, "split %d/%d: version 1 answered %d of %d", v1, 100-v1, load.Versions["v1"], load.Requests)
+		// Of a fair draw, one in ten thousand is further off than four deviations.
+		p := float64(v1) / 100
+		if off := math.Abs(float64(load.Versions["v1"]) - p*float64(n)); off > 4*math.Sqrt(p*(1-p)*float64(n)) {
+			t.Errorf("version 1 answered %d of %d, want %d %%, and was off by %.0f", load.Versions["v1"], n, v1, off)
+		}
+	}
 	s.apply("TrafficSplit", "server", weights(90, 10))
 	s.callUntil(from, func(r *report.Call) error {
 		if r.Reply == nil || r.Reply.Version != "v1" {
@@ -63,14 +89,6 @@ func TestASplitSharesOutCallsByWeight(t *testing.T) {
 		}
 		return nil
 	}, "http", s.url("server"))
-	load := s.load(from, "http", s.url("server"), "--requests", "2000", "--rate", "250", "--new-connection-share", "0.25")
-	noFailure(s, load)
-	share := 100 * float64(load.Versions["v1"]) / float64(load.Requests)
-	figure(t, "split 90/10: version 1 answered %.1f %% of %d", share, load.Requests)
-	// Of a fair draw, three in a thousand are further off than this.
-	if math.Abs(share-90) > 2 {
-		t.Errorf("version 1 answered %.1f %%, want 90, within 2 points", share)
-	}
 	grpc := s.load(from, "grpc", s.host("server")+":9000", "--requests", "500", "--rate", "250")
 	noFailure(s, grpc)
 	if n := grpc.Versions["v2"]; n < 10 || n > 100 {

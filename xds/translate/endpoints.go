@@ -23,8 +23,8 @@ const (
 
 // endpoints is the load assignment with the name: the ready endpoints of the
 // service, by zone, and by how near they are where the client prefers that. A
-// workload that is ending is left out the moment its deletion is known, whatever the
-// slice still says.
+// workload that is ending, or gone, is left out the moment that is known, whatever the
+// slice still says; of one that is not known yet nothing says whether it takes mTLS.
 func endpoints(k Key, v *mesh.View) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: k.Name}
 	d, ok := resolve(AssignedTo(k.Name), v)
@@ -83,7 +83,7 @@ func ready(service mesh.Name, portName string, labels map[string]string, placed 
 				continue
 			}
 			w, known := workloadOf(s, e, v)
-			if known && w.Terminating {
+			if e.Workload != "" && !known || known && w.Terminating {
 				continue
 			}
 			if len(labels) > 0 && !(known && (&mesh.Selector{MatchLabels: labels}).Matches(w.Labels)) {
