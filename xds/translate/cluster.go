@@ -139,7 +139,7 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       seconds(connectTimeout),
-		UpstreamBindConfig:   marked(),
+		UpstreamBindConfig:   bind(d.http),
 		CommonLbConfig:       atOnce(),
 	}
 	servers := sanName(d.service.Name, d.port.Port)
@@ -187,7 +187,7 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 	}
 	c.LoadAssignment = assignment(name, lbEndpoint(d.address, false))
 	c.CircuitBreakers = unlimited()
-	c.UpstreamBindConfig = marked()
+	c.UpstreamBindConfig = bind(d.http)
 	if d.http {
 		c.TypedExtensionProtocolOptions = protocolOptions((&traffic{}).protocols(connectionAge(v)))
 	}
@@ -198,12 +198,29 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 	return c
 }
 
-func marked() *core.BindConfig {
-	const solSocket, soPriority = 1, 12
-	return &core.BindConfig{SocketOptions: []*core.SocketOption{{
-		Description: "hairpin", Level: solSocket, Name: soPriority,
-		Value: &core.SocketOption_IntValue{IntValue: hairpin}, State: core.SocketOption_STATE_PREBIND,
-	}}}
+// silent is how long a server's machine may leave what it was sent unacknowledged.
+// Nothing but this ends connections to one that is lost: many calls share one of
+// HTTP/2, and all of them would wait for the kernel to give up, which takes it a
+// quarter of an hour (tcp_retries2), or for their own time-outs, and those that come
+// after them, too. A live kernel acknowledges whatever becomes of its processes.
+const silent = 10 * time.Second
+
+// bind marks connections for the redirect, and has those of HTTP end when their server
+// is lost. Not those of other protocols: there a server that does not read for long may
+// mean that, and to the kernel it is the same (tcp(7), TCP_USER_TIMEOUT).
+func bind(http bool) *core.BindConfig {
+	const solSocket, soPriority, ipprotoTCP, tcpUserTimeout = 1, 12, 6, 18
+	option := func(description string, level, name int64, value int64) *core.SocketOption {
+		return &core.SocketOption{
+			Description: description, Level: level, Name: name,
+			Value: &core.SocketOption_IntValue{IntValue: value}, State: core.SocketOption_STATE_PREBIND,
+		}
+	}
+	out := &core.BindConfig{SocketOptions: []*core.SocketOption{option("hairpin", solSocket, soPriority, hairpin)}}
+	if http {
+		out.SocketOptions = append(out.SocketOptions, option("lost servers", ipprotoTCP, tcpUserTimeout, silent.Milliseconds()))
+	}
+	return out
 }
 
 func within(ps []netip.Prefix, a netip.Addr) bool {
