@@ -131,6 +131,7 @@ lint: ## Report what is not formatted or looks wrong (the first time compiles th
 	if [ "$$unformatted" ]; then printf 'not formatted by gofumpt:\n%s\n' "$$unformatted"; exit 1; fi
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
 	go tool -modfile=.ci/tools/lint/go.mod golangci-lint run
+	.ci/tools/vulnerabilities.sh
 
 .PHONY: verify
 verify: ## Fail if a generated file is not what its sources say.
