@@ -34,7 +34,7 @@ import (
 )
 
 // These are of a ClusterRole of their own, deploy/gateways, which an installation without
-// gateways does not have. Certificates are in Secrets of the type kubernetes.io/tls, of any
+// gateways does not have, and besides those that it has. Certificates are in Secrets of the type kubernetes.io/tls, of any
 // namespace; the observer watches those and no others.
 //
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
@@ -47,15 +47,13 @@ import (
 // already, and delete for a Gateway that is given another class, or has no autoscaler any
 // more. patch of a class is for its finalizer.
 //
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways,verbs=list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses,verbs=list;watch;patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses,verbs=patch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways/status;gatewayclasses/status,verbs=patch
-// +kubebuilder:rbac:groups="",resources=services;serviceaccounts,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=services,verbs=get;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=serviceaccounts,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
-// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch
-// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshconfigs,verbs=list;watch
 
 const (
 	// fieldOwner is under whose name objects and status are applied, but for the
