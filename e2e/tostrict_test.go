@@ -17,7 +17,9 @@ func TestAMoveToStrictCostsNoCallOfTheMesh(t *testing.T) {
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})
 	outside.deploy(app{name: "client"})
 	from := outside.in("client")
-	in := func(mode string) { s.apply("MeshPolicy", "mode", "selector: {matchLabels: {app: server}}\nmtls: {mode: "+mode+"}") }
+	in := func(mode string) {
+		s.apply("MeshPolicy", "mode", "selector: {matchLabels: {app: server}}\nmtls: {mode: "+mode+"}")
+	}
 
 	outside.callUntil(from, answered(200), "http", s.url("server"))
 	var moves int

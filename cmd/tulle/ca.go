@@ -274,7 +274,7 @@ func (s *authorityStatus) table(now time.Time) *table {
 	}
 	switch {
 	case s.Message != "":
-		t.note("%s: %s", s.Reason, printable(s.Message))
+		t.note("%s: %s", s.Reason, s.Message)
 	case !s.Leading:
 		t.note("The leader does not answer; %s knows what is signed with, and not what a rotation waits for.", s.Replica)
 	}
