@@ -90,7 +90,7 @@ FUZZTIME ?= 30s
 fuzz: ## Make up bytes from outside for FUZZTIME (30s) for each of those who read them.
 	@grep -rHoE --include='*_test.go' --exclude-dir=e2e '^func Fuzz[A-Za-z0-9]+' . | sort | while IFS=: read -r file name; do \
 	  printf '%s of %s\n' "$${name#func }" "$$(dirname "$$file")"; \
-	  go test "$$(dirname "$$file")" -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) </dev/null; \
+	  go test "$$(dirname "$$file")" -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x </dev/null; \
 	done
 
 DECISIONS ?= 100000

@@ -524,4 +524,3 @@ func authenticated(m *matcher.StringMatcher) *rbacconfig.Principal {
 func peerAddress(b netip.Prefix) *rbacconfig.Principal {
 	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_DirectRemoteIp{DirectRemoteIp: cidr(b)}}
 }
-
