@@ -84,6 +84,15 @@ test: ## Run all tests but those that need a cluster.
 	go test -C e2e $(TEST_FLAGS) ./demo/... ./echo/... ./images/... ./kube/...; \
 	go test -C .ci/tools/alerts $(TEST_FLAGS) .
 
+FUZZTIME ?= 30s
+
+.PHONY: fuzz
+fuzz: ## Make up bytes from outside for FUZZTIME (30s) for each of those who read them.
+	@grep -rHoE --include='*_test.go' --exclude-dir=e2e '^func Fuzz[A-Za-z0-9]+' . | sort | while IFS=: read -r file name; do \
+	  printf '%s of %s\n' "$${name#func }" "$$(dirname "$$file")"; \
+	  go test "$$(dirname "$$file")" -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x </dev/null; \
+	done
+
 DECISIONS ?= 100000
 
 .PHONY: soak
@@ -131,6 +140,7 @@ lint: ## Report what is not formatted or looks wrong (the first time compiles th
 	if [ "$$unformatted" ]; then printf 'not formatted by gofumpt:\n%s\n' "$$unformatted"; exit 1; fi
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
 	go tool -modfile=.ci/tools/lint/go.mod golangci-lint run
+	.ci/tools/vulnerabilities.sh
 
 .PHONY: verify
 verify: ## Fail if a generated file is not what its sources say.

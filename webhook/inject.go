@@ -103,6 +103,7 @@ func before(pod *corev1.Pod) injection {
 // removeOurs takes away what an earlier injection put into the pod, but for
 // the probes, which are dealt with one by one.
 func removeOurs(pod *corev1.Pod) {
+	delete(pod.Annotations, AnnotationRedirect) // also where somebody has copied it
 	if !injected(pod) {
 		return
 	}
@@ -112,7 +113,6 @@ func removeOurs(pod *corev1.Pod) {
 	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.Name == volumeTrust || v.Name == volumeToken
 	})
-	delete(pod.Annotations, AnnotationRedirect)
 	removePreStop(pod)
 }
 

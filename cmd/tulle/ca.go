@@ -108,7 +108,11 @@ Asks for a rotation by an annotation of the MeshConfig, which is created if ther
 none. The control plane does it step by step, and waits in each until every proxy
 has taken it: see "{tulle} ca status". Pods that never acknowledge hold it up; restart
 or delete them. If that cannot be, --force=cut-off, given now or for a rotation that
-waits, has it go on without them after a minute in each phase: their calls fail.`),
+waits, has it go on without them after a minute in each phase: their calls fail.
+
+It goes on without them by itself when what signs is about to end: when an hour of its
+life is left, or a twentieth where that is shorter. Else all others would be cut off
+with them. The history names those that were.`),
 		Example: a.text(`
   {tulle} ca rotate
   {tulle} ca rotate --root
@@ -270,7 +274,7 @@ func (s *authorityStatus) table(now time.Time) *table {
 	}
 	switch {
 	case s.Message != "":
-		t.note("%s: %s", s.Reason, printable(s.Message))
+		t.note("%s: %s", s.Reason, s.Message)
 	case !s.Leading:
 		t.note("The leader does not answer; %s knows what is signed with, and not what a rotation waits for.", s.Replica)
 	}

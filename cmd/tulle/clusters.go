@@ -108,7 +108,7 @@ func (v clustersView) table(now time.Time) *table {
 		}
 		t.row(r.Name, r.Type, r.State, healthy, r.TLS, short(r.Version), age(r.Updated, now))
 		if r.Error != "" {
-			t.note("Envoy rejected an update of %s: %s", r.Name, printable(r.Error))
+			t.note("Envoy rejected an update of %s: %s", r.Name, r.Error)
 		}
 	}
 	if len(v) == 0 {

@@ -106,7 +106,7 @@ func (e *explanation) notes(t *table) {
 			}
 			t.note("\n%s, port %d:", list(p.Endpoints, 3), p.Port)
 			if p.Path != "" {
-				t.note("  are asked for %s", printable(p.Path))
+				t.note("  are asked for %s", p.Path)
 			}
 			for _, m := range p.Rules {
 				t.note("  %s", ruleText(m))

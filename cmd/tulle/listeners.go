@@ -52,7 +52,7 @@ func (v listenersView) table(time.Time) *table {
 			t.row(name, at, state, none, none, none, none)
 		}
 		if l.Error != "" {
-			t.note("Envoy rejected an update of %s: %s", l.Name, printable(l.Error))
+			t.note("Envoy rejected an update of %s: %s", l.Name, l.Error)
 		}
 	}
 	if len(v) == 0 {

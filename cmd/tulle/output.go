@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"k8s.io/apimachinery/pkg/util/duration"
 	"sigs.k8s.io/yaml"
@@ -34,7 +35,13 @@ type table struct {
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
+// note adds one. What it tells of may be a proxy's or an object's words.
 func (t *table) note(format string, args ...any) {
+	for i, a := range args {
+		if text, ok := a.(string); ok {
+			args[i] = printable(text)
+		}
+	}
 	t.notes = append(t.notes, fmt.Sprintf(format, args...))
 }
 
@@ -102,7 +109,7 @@ func line(w io.Writer, cells []string) {
 // printable replaces control characters by spaces.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
 			return ' '
 		}
 		return r

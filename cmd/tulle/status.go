@@ -370,17 +370,17 @@ func (s *status) table(now time.Time) *table {
 func (s *status) notes(t *table) {
 	for _, r := range s.Replicas {
 		if r.Error != "" {
-			t.note("Replica %s did not answer: %s", r.Pod, printable(r.Error))
+			t.note("Replica %s did not answer: %s", r.Pod, r.Error)
 		}
 	}
 	for _, p := range s.Proxies {
 		if p.Plaintext != nil && p.Plaintext.Error != "" {
-			t.note("%s did not say what comes in in plaintext: %s", p.Pod, printable(p.Plaintext.Error))
+			t.note("%s did not say what comes in in plaintext: %s", p.Pod, p.Plaintext.Error)
 		}
 		switch p.State {
 		case stateRejected:
 			for _, r := range p.Rejected {
-				t.note("%s rejected %s %s: %s", p.Pod, r.Type, r.Name, printable(r.Error))
+				t.note("%s rejected %s %s: %s", p.Pod, r.Type, r.Name, r.Error)
 			}
 		case statePending:
 			names := make([]string, len(p.Pending))

@@ -55,7 +55,7 @@ func (s *summary) table(now time.Time) *table {
 	t.row("routes", fmt.Sprint(s.Routes))
 	t.row("destinations", fmt.Sprint(s.Scopes))
 	for _, e := range s.Errors {
-		t.note("Envoy rejected an update of %s", printable(e))
+		t.note("Envoy rejected an update of %s", e)
 	}
 	return t
 }

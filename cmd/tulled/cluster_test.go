@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,23 +28,31 @@ type cluster struct {
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{config: apitest.Start(t)}
+	return ofConfig(t, apitest.Start(t))
+}
+
+// ofConfig is the cluster with the roles of the control plane.
+func ofConfig(t *testing.T, config *rest.Config) *cluster {
+	t.Helper()
+	c := &cluster{config: config}
 	var err error
 	if c.client, err = client.New(c.config, client.Options{}); err != nil {
 		t.Fatal(err)
 	}
+	for _, file := range []string{"base/namespace.yaml", "base/rbac/bindings.yaml", "base/rbac/role.yaml"} {
+		c.apply(t, manifest(t, file))
+	}
+	return c
+}
+
+// manifest is a file of deploy.
+func manifest(t *testing.T, file string) string {
+	t.Helper()
 	root, err := apitest.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"namespace.yaml", "rbac/bindings.yaml", "rbac/role.yaml"} {
-		content, err := os.ReadFile(filepath.Join(root, "deploy", "base", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.apply(t, string(content))
-	}
-	return c
+	return read(t, filepath.Join(root, "deploy", file))
 }
 
 // apply creates or replaces the objects of a manifest.

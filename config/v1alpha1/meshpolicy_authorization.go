@@ -222,10 +222,11 @@ type Source struct {
 
 	// remoteIpBlocks are CIDRs of the client that the request comes from in the end,
 	// before gateways and load balancers: what X-Forwarded-For says of it, where the
-	// MeshConfig's forwardedFor says how far that is believed. Where it says nothing
-	// the client is not known, so that Allow never matches. Whoever calls a sidecar
-	// without a gateway can write that header: name the gateway's service account in
-	// the same entry.
+	// MeshConfig's forwardedFor says how far that is believed. Where it says nothing, or
+	// has fewer entries than trusted proxies, the client is not known: Allow never
+	// matches, and Deny does. Whoever calls a sidecar without a gateway has no such
+	// header, or one that he wrote: name the gateway's service account in the same
+	// entry.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1

@@ -6,8 +6,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -23,11 +26,6 @@ import (
 	"github.com/tulle-mesh/tulle/webhook"
 )
 
-// replicasOwner is under whose name the number of replicas is applied. It is another
-// than fieldOwner, because a number that its only owner does not apply any more
-// becomes 1.
-const replicasOwner = "tulle-gateway-replicas"
-
 // provide gives a Gateway what it is to have, where that is not so already. A mistake
 // is the Gateway's author's to mend.
 func (c *Controller) provide(ctx context.Context, gw *gatewayv1.Gateway) error {
@@ -40,7 +38,7 @@ func (c *Controller) provide(ctx context.Context, gw *gatewayv1.Gateway) error {
 	if err != nil {
 		return err
 	}
-	replicas, asked, err := replicasOf(gw)
+	scaled, err := scalingOf(gw)
 	if err != nil {
 		return err
 	}
@@ -48,20 +46,20 @@ func (c *Controller) provide(ctx context.Context, gw *gatewayv1.Gateway) error {
 	if err != nil {
 		return err
 	}
-	mark, err := fingerprint(want, have, replicas, asked)
+	mark, err := fingerprint(want, have, scaled)
 	if err != nil {
 		return err
 	}
 	if !complete || c.applied(gw) != mark {
 		for _, o := range want {
-			if err := c.apply(ctx, o, replicas, asked); err != nil {
+			if err := c.apply(ctx, o, scaled); err != nil {
 				return err
 			}
 		}
 		log.FromContext(ctx).V(1).Info("gateway applied", "gateway", client.ObjectKeyFromObject(gw))
 		c.note(gw, func(r *record) { r.applied = mark })
 	}
-	return c.release(ctx, gw, nameOf(gw))
+	return c.release(ctx, gw, want)
 }
 
 // revision is that of the control plane that is to serve the Gateway: what its label
@@ -116,8 +114,8 @@ func (c *Controller) have(ctx context.Context, gw *gatewayv1.Gateway, want []cli
 
 // fingerprint tells whether there is something to apply: it is another when something
 // else is wanted, and when somebody has changed what there is.
-func fingerprint(want, have []client.Object, replicas int32, asked bool) (string, error) {
-	parts := []any{want, replicas, asked}
+func fingerprint(want, have []client.Object, scaled scaling) (string, error) {
+	parts := []any{want, scaled}
 	for _, h := range have {
 		parts = append(parts, h.GetUID(), h.GetGeneration(), h.GetLabels(), h.GetAnnotations(), h.GetOwnerReferences())
 		if s, ok := h.(*corev1.Service); ok { // has no generation
@@ -147,7 +145,7 @@ func (c *Controller) note(gw *gatewayv1.Gateway, f func(*record)) {
 	}
 }
 
-func (c *Controller) apply(ctx context.Context, o client.Object, replicas int32, asked bool) error {
+func (c *Controller) apply(ctx context.Context, o client.Object, scaled scaling) error {
 	raw, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return err
@@ -156,7 +154,7 @@ func (c *Controller) apply(ctx context.Context, o client.Object, replicas int32,
 	u := &unstructured.Unstructured{Object: raw}
 	err = c.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldOwner), client.ForceOwnership)
 	if err == nil && u.GetKind() == "Deployment" {
-		err = c.scale(ctx, u, replicas, asked)
+		err = c.scale(ctx, u, scaled)
 	}
 	switch {
 	case apierrors.IsInvalid(err), apierrors.IsForbidden(err):
@@ -167,53 +165,24 @@ func (c *Controller) apply(ctx context.Context, o client.Object, replicas int32,
 	return nil
 }
 
-// scale says how many pods a Deployment has: as many as the Gateway's author asks
-// for; and where nobody does, firstReplicas, unless somebody has said a number
-// before, who may be this very function, a person, or an autoscaler. So the
-// Deployment is scaled once, and whoever scales it later is not contradicted.
-func (c *Controller) scale(ctx context.Context, is *unstructured.Unstructured, replicas int32, asked bool) error {
-	said := replicasAreOwned(is.GetManagedFields())
-	n, _, _ := unstructured.NestedInt64(is.Object, "spec", "replicas")
-	if said && (!asked || n == int64(replicas)) {
-		return nil
-	}
-	u := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"replicas": int64(replicas)}}}
-	u.SetGroupVersionKind(is.GroupVersionKind())
-	u.SetNamespace(is.GetNamespace())
-	u.SetName(is.GetName())
-	u.SetUID(is.GetUID())
-	return c.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(replicasOwner), client.ForceOwnership)
-}
-
-// replicasAreOwned reports whether somebody has said spec.replicas. The API server's
-// default is nobody's.
-func replicasAreOwned(fields []metav1.ManagedFieldsEntry) bool {
-	for _, f := range fields {
-		var is struct {
-			Spec map[string]any `json:"f:spec"`
-		}
-		if f.FieldsV1 == nil || json.Unmarshal(f.FieldsV1.GetRawBytes(), &is) != nil {
-			continue
-		}
-		if _, ok := is.Spec["f:replicas"]; ok {
-			return true
-		}
-	}
-	return false
-}
-
-// release deletes what the Gateway was given under other names than this one, which
-// is what remains when it comes to be of another class.
-func (c *Controller) release(ctx context.Context, gw *gatewayv1.Gateway, except string) error {
+// release deletes what the Gateway was given and is not to have any more: what remains
+// when it comes to be of another class, or has no autoscaler.
+func (c *Controller) release(ctx context.Context, gw *gatewayv1.Gateway, want []client.Object) error {
 	for _, list := range []client.ObjectList{
-		&corev1.ServiceList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &corev1.ServiceAccountList{},
+		&corev1.ServiceList{}, &autoscalingv2.HorizontalPodAutoscalerList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &corev1.ServiceAccountList{},
 	} {
 		if err := c.own.List(ctx, list, client.InNamespace(gw.Namespace)); err != nil {
 			return fmt.Errorf("listing what Gateways of %s have: %w", gw.Namespace, err)
 		}
 		err := apimeta.EachListItem(list, func(item runtime.Object) error {
 			o, ok := item.(client.Object)
-			if !ok || o.GetName() == except || o.GetDeletionTimestamp() != nil || !metav1.IsControlledBy(o, gw) {
+			if !ok || o.GetDeletionTimestamp() != nil || !metav1.IsControlledBy(o, gw) {
+				return nil
+			}
+			same := func(w client.Object) bool {
+				return reflect.TypeOf(w) == reflect.TypeOf(o) && w.GetName() == o.GetName()
+			}
+			if slices.ContainsFunc(want, same) {
 				return nil
 			}
 			return client.IgnoreNotFound(c.client.Delete(ctx, o, client.Preconditions{UID: new(o.GetUID())}))

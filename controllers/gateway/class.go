@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/gateway-api/pkg/features"
@@ -81,17 +82,17 @@ func refusal(class *gatewayv1.GatewayClass) string {
 	return ""
 }
 
-// classReconciler writes the status of GatewayClasses.
+// classReconciler writes the status of GatewayClasses, and keeps those that have
+// Gateways.
 type classReconciler struct {
-	reader client.Reader
-	writer client.SubResourceWriter
+	client client.Client
 	now    func() time.Time
 }
 
-// Reconcile writes a class's status where it is not what it should be.
+// Reconcile writes a class's finalizer and status where they are not what they should be.
 func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.Result, error) {
 	var class gatewayv1.GatewayClass
-	switch err := c.reader.Get(ctx, r.NamespacedName, &class); {
+	switch err := c.client.Get(ctx, r.NamespacedName, &class); {
 	case apierrors.IsNotFound(err):
 		return reconcile.Result{}, nil
 	case err != nil:
@@ -100,9 +101,19 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 	if !ours(&class) {
 		return reconcile.Result{}, nil
 	}
+	user, err := c.keep(ctx, &class)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if class.DeletionTimestamp != nil && user == nil {
+		return reconcile.Result{}, nil // it goes
+	}
 	is := metav1.Condition{
 		Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted,
 		Message: "Tulle makes a proxy of each Gateway of the class",
+	}
+	if class.DeletionTimestamp != nil {
+		is.Message = fmt.Sprintf("it is being deleted, which waits for its Gateways, such as %s: delete them, or give them another class", client.ObjectKeyFromObject(user))
 	}
 	if why := refusal(&class); why != "" {
 		is.Status, is.Reason, is.Message = metav1.ConditionFalse, string(gatewayv1.GatewayClassReasonInvalidParameters), why
@@ -117,11 +128,11 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 		return reconcile.Result{}, nil
 	}
 	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GatewayClass")
-	err := applyStatus(ctx, c.writer, kind, &class, &want)
+	err = applyStatus(ctx, c.client.Status(), kind, &class, &want)
 	if err != nil {
 		// The CRD of a Gateway API older than 1.4 has no features, and refuses them.
 		want.SupportedFeatures = nil
-		if applyStatus(ctx, c.writer, kind, &class, &want) == nil {
+		if applyStatus(ctx, c.client.Status(), kind, &class, &want) == nil {
 			return reconcile.Result{}, nil
 		}
 	}
@@ -129,4 +140,39 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 		return reconcile.Result{}, fmt.Errorf("writing the status of GatewayClass %s: %w", class.Name, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// keep has a class that Gateways are of go only after them, as the Gateway API wants it:
+// without their class they would be out of service at once. It returns one of them, nil
+// where there is none.
+func (c *classReconciler) keep(ctx context.Context, class *gatewayv1.GatewayClass) (*gatewayv1.Gateway, error) {
+	var all gatewayv1.GatewayList
+	if err := c.client.List(ctx, &all); err != nil {
+		return nil, fmt.Errorf("listing the Gateways of GatewayClass %s: %w", class.Name, err)
+	}
+	var user *gatewayv1.Gateway
+	for i := range all.Items {
+		gw := &all.Items[i]
+		if string(gw.Spec.GatewayClassName) == class.Name && (user == nil || gw.Namespace+"/"+gw.Name < user.Namespace+"/"+user.Name) {
+			user = gw
+		}
+	}
+	const finalizer = gatewayv1.GatewayClassFinalizerGatewaysExist
+	to := class.DeepCopy()
+	var changed bool
+	switch {
+	case user == nil:
+		changed = controllerutil.RemoveFinalizer(to, finalizer)
+	case class.DeletionTimestamp == nil: // later none can be added
+		changed = controllerutil.AddFinalizer(to, finalizer)
+	}
+	if !changed {
+		return user, nil
+	}
+	// A list is replaced whole, so that another's finalizer of this moment would be lost.
+	patch := client.MergeFromWithOptions(class, client.MergeFromWithOptimisticLock{})
+	if err := c.client.Patch(ctx, to, patch, client.FieldOwner(fieldOwner)); client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("writing the finalizer of GatewayClass %s: %w", class.Name, err)
+	}
+	return user, nil
 }

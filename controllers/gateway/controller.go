@@ -9,6 +9,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,7 +34,7 @@ import (
 )
 
 // These are of a ClusterRole of their own, deploy/gateways, which an installation without
-// gateways does not have. Certificates are in Secrets of the type kubernetes.io/tls, of any
+// gateways does not have, and besides those that it has. Certificates are in Secrets of the type kubernetes.io/tls, of any
 // namespace; the observer watches those and no others.
 //
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
@@ -43,15 +44,16 @@ import (
 // +kubebuilder:rbac:groups="",resources=configmaps,verbs=list;watch
 //
 // get is for finding out whether an object that is to be made is somebody else's
-// already, and delete for a Gateway that is given another class.
+// already, and delete for a Gateway that is given another class, or has no autoscaler any
+// more. patch of a class is for its finalizer.
 //
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways;gatewayclasses,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses,verbs=patch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways/status;gatewayclasses/status,verbs=patch
-// +kubebuilder:rbac:groups="",resources=services;serviceaccounts,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=services,verbs=get;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=serviceaccounts,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
-// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch
-// +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 
 const (
 	// fieldOwner is under whose name objects and status are applied, but for the
@@ -158,7 +160,7 @@ func (c *Controller) SetupWithManager(mgr ctrlmanager.Manager) error {
 		return fmt.Errorf("making the gateway controller: %w", err)
 	}
 	c.classes, err = controller.New("gatewayclass", mgr, controller.Options{
-		Reconciler: &classReconciler{reader: mgr.GetClient(), writer: mgr.GetClient().Status(), now: c.now},
+		Reconciler: &classReconciler{client: mgr.GetClient(), now: c.now},
 	})
 	if err != nil {
 		return fmt.Errorf("making the gatewayclass controller: %w", err)
@@ -215,6 +217,16 @@ func (c *Controller) WatchKind(obj client.Object) error {
 	if err := c.classes.Watch(source.Kind[client.Object](c.cache, &gatewayv1.GatewayClass{}, &handler.EnqueueRequestForObject{})); err != nil {
 		return fmt.Errorf("watching for the gatewayclass controller: %w", err)
 	}
+	toClass := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		gw, ok := o.(*gatewayv1.Gateway)
+		if !ok {
+			return nil
+		}
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: string(gw.Spec.GatewayClassName)}}}
+	})
+	if err := c.classes.Watch(source.Kind[client.Object](c.cache, &gatewayv1.Gateway{}, toClass)); err != nil {
+		return fmt.Errorf("watching for the gatewayclass controller: %w", err)
+	}
 	ofClass := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 		return c.list(ctx, func(gw *gatewayv1.Gateway) bool { return string(gw.Spec.GatewayClassName) == o.GetName() })
 	})
@@ -246,7 +258,9 @@ func (c *Controller) WatchKind(obj client.Object) error {
 
 // kindsGiven are the kinds of what a Gateway is given, empty.
 func kindsGiven() []client.Object {
-	return []client.Object{&corev1.ServiceAccount{}, &appsv1.Deployment{}, &corev1.Service{}, &policyv1.PodDisruptionBudget{}}
+	return []client.Object{
+		&corev1.ServiceAccount{}, &appsv1.Deployment{}, &corev1.Service{}, &policyv1.PodDisruptionBudget{}, &autoscalingv2.HorizontalPodAutoscaler{},
+	}
 }
 
 // list are the requests of Gateways. It fails only where the cache ends.
@@ -311,7 +325,7 @@ func (c *Controller) Reconcile(ctx context.Context, r reconcile.Request) (reconc
 		return reconcile.Result{}, fmt.Errorf("reading GatewayClass %s: %w", gw.Spec.GatewayClassName, err)
 	case !ours(&class):
 		c.forget(r.NamespacedName)
-		return reconcile.Result{}, c.release(ctx, &gw, "")
+		return reconcile.Result{}, c.release(ctx, &gw, nil)
 	case refusal(&class) != "":
 		return reconcile.Result{}, nil
 	}

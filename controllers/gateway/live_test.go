@@ -22,7 +22,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -283,9 +282,11 @@ func TestGatewaysOnARealAPIServer(t *testing.T) {
 	t.Run("classes", l.testClasses)
 	t.Run("objects", l.testObjects)
 	t.Run("replicas", l.testReplicas)
+	t.Run("autoscaler", l.testAutoscaler)
 	t.Run("status", l.testStatus)
 	t.Run("mistakes", l.testMistakes)
 	t.Run("another class", l.testAnotherClass)
+	t.Run("a class in use", l.testClassInUse)
 	t.Run("an older Gateway API", l.testOlderCRD) // the last, since it spoils the CRD
 }
 
@@ -551,50 +552,4 @@ func (l *live) testMistakes(t *testing.T) {
 	change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Annotations[AnnotationServiceType] = "ClusterIP" })
 	is(t, l, named(&corev1.Service{}, gw), "the Service", func(s *corev1.Service) bool { return s.Spec.Type == corev1.ServiceTypeClusterIP })
 	says("no pod of the Deployment")
-}
-
-func (l *live) testAnotherClass(t *testing.T) {
-	gw := l.gateway(t, "classes", listener("web", 80, gatewayv1.HTTPProtocolType))
-	is(t, l, named(&corev1.Service{}, gw), "the Service", func(*corev1.Service) bool { return true })
-	gone := func(objects ...client.Object) {
-		t.Helper()
-		for _, o := range objects {
-			eventually(t, fmt.Sprintf("no %T", o), func(ctx context.Context) (bool, error) {
-				err := l.Get(ctx, client.ObjectKeyFromObject(o), o)
-				return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
-			})
-		}
-	}
-	old := []client.Object{named(&corev1.Service{}, gw), named(&appsv1.Deployment{}, gw), named(&corev1.ServiceAccount{}, gw)}
-	change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Spec.GatewayClassName = "refused" }) // is accepted by now
-	is(t, l, named(&corev1.Service{}, gw), "the Service of the new class", func(*corev1.Service) bool { return true })
-	gone(old...)
-	old = []client.Object{named(&corev1.Service{}, gw), named(&appsv1.Deployment{}, gw), named(&corev1.ServiceAccount{}, gw)}
-	change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Spec.GatewayClassName = "others" })
-	gone(old...)
-}
-
-func (l *live) testOlderCRD(t *testing.T) {
-	crd := &unstructured.Unstructured{}
-	crd.SetAPIVersion("apiextensions.k8s.io/v1")
-	crd.SetKind("CustomResourceDefinition")
-	crd.SetName("gatewayclasses.gateway.networking.k8s.io")
-	change(t, l, crd, func(crd *unstructured.Unstructured) {
-		versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
-		for _, v := range versions {
-			unstructured.RemoveNestedField(v.(map[string]any), "schema", "openAPIV3Schema", "properties", "status", "properties", "supportedFeatures")
-		}
-		if err := unstructured.SetNestedSlice(crd.Object, versions, "spec", "versions"); err != nil {
-			t.Fatal(err)
-		}
-	})
-	// The API server takes the new schema up some time after.
-	n := 0
-	eventually(t, "a class without features is accepted", func(ctx context.Context) (bool, error) {
-		n++
-		class := &gatewayv1.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("old-%d", n)}, Spec: gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName}}
-		l.create(t, class)
-		is(t, l, class, "Accepted", func(c *gatewayv1.GatewayClass) bool { return words(c.Status.Conditions) == "Accepted=True/Accepted@1" })
-		return len(class.Status.SupportedFeatures) == 0, nil
-	})
 }

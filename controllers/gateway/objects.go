@@ -31,10 +31,6 @@ const (
 	// AnnotationServiceType is the type of a Gateway's Service: ClusterIP, NodePort
 	// or LoadBalancer, which is the default.
 	AnnotationServiceType = prefix + "service-type"
-	// AnnotationReplicas is how many pods a Gateway has. Without it a new Gateway
-	// has two, and from then on whoever scales the Deployment, such as a
-	// HorizontalPodAutoscaler, is not contradicted.
-	AnnotationReplicas = prefix + "replicas"
 )
 
 // Labels of all that a Gateway is given.
@@ -56,9 +52,6 @@ const (
 	drainSeconds = 15
 	// graceSeconds is a pod's grace period, and so the bound of that annotation.
 	graceSeconds = 120
-	// firstReplicas is how many pods a new Gateway has: one may be lost.
-	firstReplicas = 2
-	maxReplicas   = 1000
 )
 
 // reserved reports whether the port is the proxy's own in every pod. The findings
@@ -75,8 +68,9 @@ func (m mistake) Error() string { return string(m) }
 func mistakef(format string, args ...any) error { return mistake(fmt.Sprintf(format, args...)) }
 
 // Objects are what a Gateway is given: a ServiceAccount, a Deployment (without a
-// number of replicas), a Service and a PodDisruptionBudget. The settings are those
-// of the revision whose control plane is to serve it.
+// number of replicas), a Service, a PodDisruptionBudget, and a HorizontalPodAutoscaler
+// where its author asks for one. The settings are those of the revision whose control
+// plane is to serve it.
 //
 // An error is the Gateway's author's to mend, and says how.
 func Objects(gw *gatewayv1.Gateway, s webhook.Settings) ([]client.Object, error) {
@@ -99,8 +93,12 @@ func Objects(gw *gatewayv1.Gateway, s webhook.Settings) ([]client.Object, error)
 		return nil, err
 	}
 	meta := metaOf(gw)
+	scaled, err := scalingOf(gw)
+	if err != nil {
+		return nil, err
+	}
 	selector := &metav1.LabelSelector{MatchLabels: selectorOf(gw)}
-	return []client.Object{
+	out := []client.Object{
 		&corev1.ServiceAccount{
 			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: meta,
 		},
@@ -123,7 +121,15 @@ func Objects(gw *gatewayv1.Gateway, s webhook.Settings) ([]client.Object, error)
 			TypeMeta: metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudget"}, ObjectMeta: meta,
 			Spec: policyv1.PodDisruptionBudgetSpec{Selector: selector, MaxUnavailable: new(intstr.FromInt32(1))},
 		},
-	}, nil
+	}
+	if !scaled.Auto {
+		return out, nil
+	}
+	scaler, err := autoscalerOf(meta, scaled, &template)
+	if err != nil {
+		return nil, err
+	}
+	return append(out, scaler), nil
 }
 
 // nameOf is "<gateway>-<class>", with a hash at its end where that is longer than a
@@ -199,19 +205,6 @@ func serviceTypeOf(annotations map[string]string) (corev1.ServiceType, error) {
 	default:
 		return "", mistakef("the annotation %s is %q: write ClusterIP, NodePort or LoadBalancer", AnnotationServiceType, t)
 	}
-}
-
-// replicasOf is how many pods the Gateway's author asks for; false: nobody did.
-func replicasOf(gw *gatewayv1.Gateway) (n int32, asked bool, err error) {
-	text, asked := annotations(gw)[AnnotationReplicas]
-	if !asked {
-		return firstReplicas, false, nil
-	}
-	i, err := strconv.ParseInt(text, 10, 32)
-	if err != nil || i < 0 || i > maxReplicas {
-		return 0, true, mistakef("the annotation %s is %q: write a number of pods from 0 to %d, or leave it out where something else scales the Deployment", AnnotationReplicas, text, maxReplicas)
-	}
-	return int32(i), true, nil
 }
 
 // portsOf are the Service's: one for each distinct port of the listeners, in order.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,6 +40,7 @@ type given struct {
 	deployment *appsv1.Deployment
 	service    *corev1.Service
 	budget     *policyv1.PodDisruptionBudget
+	scaler     *autoscalingv2.HorizontalPodAutoscaler // may be nil
 }
 
 func give(t *testing.T, gw *gatewayv1.Gateway) given {
@@ -58,6 +60,8 @@ func give(t *testing.T, gw *gatewayv1.Gateway) given {
 			g.service = o
 		case *policyv1.PodDisruptionBudget:
 			g.budget = o
+		case *autoscalingv2.HorizontalPodAutoscaler:
+			g.scaler = o
 		}
 	}
 	return g
@@ -235,8 +239,8 @@ func TestAnnotations(t *testing.T) {
 			c.Resources.Requests.Cpu().String() != "2" || !slices.Contains(c.Args, "info") {
 			t.Errorf("got a Service of type %s, a container %+v", g.service.Spec.Type, c)
 		}
-		if n, asked, err := replicasOf(gw); n != 3 || !asked || err != nil {
-			t.Errorf("got %d, %t, %v", n, asked, err)
+		if got, err := scalingOf(gw); got != (scaling{Replicas: 3, Asked: true}) || err != nil {
+			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 	t.Run("are left out", func(t *testing.T) {
@@ -244,8 +248,8 @@ func TestAnnotations(t *testing.T) {
 		if got := give(t, gw).service.Spec.Type; got != corev1.ServiceTypeLoadBalancer {
 			t.Errorf("got a Service of type %s", got)
 		}
-		if n, asked, err := replicasOf(gw); n != 2 || asked || err != nil {
-			t.Errorf("got %d, %t, %v", n, asked, err)
+		if got, err := scalingOf(gw); got != (scaling{Replicas: 2}) || err != nil {
+			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 	for annotation, value := range map[string]string{
@@ -255,9 +259,6 @@ func TestAnnotations(t *testing.T) {
 			gw := edge(web)
 			gw.Annotations[annotation] = value
 			_, err := Objects(gw, settings())
-			if err == nil {
-				_, _, err = replicasOf(gw)
-			}
 			if m := mistake(""); !errors.As(err, &m) || !strings.Contains(err.Error(), annotation) || !strings.Contains(err.Error(), value) {
 				t.Errorf("got %v", err)
 			}

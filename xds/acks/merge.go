@@ -36,7 +36,12 @@ func Merge(reports map[string]*Report, missing []string, running map[string]mesh
 		for _, uid := range r.Connected {
 			m.known[uid] = struct{}{}
 		}
+		heard := make(map[mesh.Ref]struct{}, len(r.Objects))
 		for i := range r.Objects {
+			if _, twice := heard[r.Objects[i].Ref()]; twice {
+				continue // no replica of ours says it twice: it is not to stand for another's word
+			}
+			heard[r.Objects[i].Ref()] = struct{}{}
 			m.object(&r.Objects[i])
 		}
 		for i := range r.Absent {

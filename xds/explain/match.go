@@ -112,23 +112,23 @@ func (m matcher) remote(s mesh.Source) bool {
 	if m.strict && m.identity == "" {
 		return false
 	}
-	client := m.client()
+	client, told := m.client()
+	if !told {
+		return !m.strict
+	}
 	return either(s.RemoteIPBlocks, s.NotRemoteIPBlocks, func(b netip.Prefix) bool { return b.Contains(client) })
 }
 
-// client is whom X-Forwarded-For says that the first trusted proxy heard from, or the
-// peer where it says nothing of the kind.
-func (k *facts) client() netip.Addr {
+// client is whom X-Forwarded-For says that the first trusted proxy heard from; false
+// where it says nothing of the kind.
+func (k *facts) client() (netip.Addr, bool) {
 	lines := slices.DeleteFunc(k.http.values("x-forwarded-for"), func(line string) bool { return line == "" })
 	hops := strings.Split(strings.Join(lines, ","), ",")
 	if len(hops) < int(k.hops) {
-		return k.peer
+		return netip.Addr{}, false
 	}
 	a, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-int(k.hops)]))
-	if err != nil {
-		return k.peer
-	}
-	return a
+	return a, err == nil && a.Zone() == ""
 }
 
 func (m matcher) operation(o mesh.Operation) bool {

@@ -63,8 +63,9 @@ type Source struct {
 	// IPBlocks have the address that the connection comes from.
 	IPBlocks, NotIPBlocks []netip.Prefix
 	// RemoteIPBlocks have the address of the client before the gateways, which is
-	// known of HTTP where [Config.TrustedHops] is not 0. In an Allow rule of a
-	// workload it is believed of callers with an identity alone.
+	// known of HTTP with as many entries of X-Forwarded-For as [Config.TrustedHops],
+	// where that is not 0. In an Allow rule of a workload it is believed of callers
+	// with an identity alone.
 	RemoteIPBlocks, NotRemoteIPBlocks []netip.Prefix
 	// RequestPrincipals are of the valid token that a request has, which is known where
 	// a jwt section holds. In an Allow rule NotRequestPrincipals matches requests with

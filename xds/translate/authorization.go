@@ -35,9 +35,11 @@ type question struct {
 type known struct {
 	domains []string // names of the mesh's trust domain
 	http    bool
-	// remote says that the client before the gateways is known; vouched that callers
-	// without an identity are not believed about it.
-	remote, vouched bool
+	// hops is [mesh.Config.TrustedHops], by which the client before the gateways is
+	// known; 0: it is not. vouched says that callers without an identity are not
+	// believed about it.
+	hops    uint32
+	vouched bool
 	// sni says that the name that the client asked for is known, but on the ports
 	// of blind; nameless that there is none. What TLS of the mesh asks for is the
 	// caller's to choose, and no such name.
@@ -51,7 +53,11 @@ type known struct {
 // sidecar is what is known of requests at a workload's sidecar, and of connections but
 // for what they say about SNI.
 func sidecar(c *mesh.Config, http bool) known {
-	return known{domains: c.TrustDomains(), http: http, remote: http && c.TrustedHops > 0, vouched: true, nameless: http}
+	k := known{domains: c.TrustDomains(), http: http, vouched: true, nameless: http}
+	if http {
+		k.hops = c.TrustedHops
+	}
+	return k
 }
 
 // authorization adds up the rules of all policies that hold for a workload, for its
@@ -278,7 +284,7 @@ func (k known) policy(r mesh.Rule, namespace string) *rbacconfig.Policy {
 	if len(r.From) > 0 {
 		principals = nil
 		for _, s := range r.From {
-			if strict && (!k.remote && s.HasRemote() || !k.tokens.held() && s.HasToken()) {
+			if strict && (k.hops == 0 && s.HasRemote() || !k.tokens.held() && s.HasToken()) {
 				continue
 			}
 			principals = append(principals, k.principal(s, namespace, strict))
@@ -447,8 +453,8 @@ func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconf
 	either(k.namespaces(s.Namespaces), k.namespaces(s.NotNamespaces))
 	either(k.accounts(s.ServiceAccounts, namespace), k.accounts(s.NotServiceAccounts, namespace))
 	either(each(s.IPBlocks, peerAddress), each(s.NotIPBlocks, peerAddress))
-	if k.remote {
-		either(each(s.RemoteIPBlocks, clientAddress), each(s.NotRemoteIPBlocks, clientAddress))
+	if k.hops > 0 && s.HasRemote() {
+		all = append(all, k.client(s, strict))
 	}
 	if len(all) == 0 {
 		return anyPrincipal()[0]
@@ -517,9 +523,4 @@ func authenticated(m *matcher.StringMatcher) *rbacconfig.Principal {
 // header can change.
 func peerAddress(b netip.Prefix) *rbacconfig.Principal {
 	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_DirectRemoteIp{DirectRemoteIp: cidr(b)}}
-}
-
-// clientAddress matches the address of the client before the gateways.
-func clientAddress(b netip.Prefix) *rbacconfig.Principal {
-	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_RemoteIp{RemoteIp: cidr(b)}}
 }

@@ -81,7 +81,7 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 
 // edge is what is known of requests at a gateway, which hears from clients itself.
 func edge(c *mesh.Config) known {
-	return known{domains: c.TrustDomains(), http: true, remote: c.TrustedHops > 0, sni: true}
+	return known{domains: c.TrustDomains(), http: true, hops: c.TrustedHops, sni: true}
 }
 
 // listenerIsOneOf is a condition in CEL about the virtual host of a request.

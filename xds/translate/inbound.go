@@ -257,10 +257,6 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 // matchesPaths reports whether a rule that decides or limits asks for paths.
 func (in inbound) matchesPaths() bool { return matchesPaths(in.policies) || limitsPaths(in.limits) }
 
-// hopsBefore is how many of the trusted hops are in X-Forwarded-For before the client
-// (Envoy's xff_num_trusted_hops): all but the one that wrote it.
-func hopsBefore(c *mesh.Config) uint32 { return max(c.TrustedHops, 1) - 1 }
-
 // sayUnreached tells the client's sidecar when there was no connection to the
 // application: at its start, at its end, or when it has crashed. It is for
 // sidecars alone, so not for callers in the clear.

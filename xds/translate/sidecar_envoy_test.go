@@ -206,6 +206,8 @@ func TestClientBeforeTheGatewayIsBelievedAsFarAsConfigured(t *testing.T) {
 	allow := authorized(mesh.Rule{From: []mesh.Source{{RemoteIPBlocks: blocks("192.0.2.0/24")}}})
 	deny := authorized(mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{RemoteIPBlocks: blocks("192.0.2.0/24"), Namespaces: []string{"front"}}}})
 	except := authorized(mesh.Rule{From: []mesh.Source{{NotRemoteIPBlocks: blocks("192.0.2.0/24")}}})
+	mesh6 := authorized(mesh.Rule{From: []mesh.Source{{RemoteIPBlocks: blocks("2001:db8::/32")}}})
+	peer := authorized(mesh.Rule{From: []mesh.Source{{RemoteIPBlocks: blocks("127.0.0.0/8")}}})
 	for _, c := range []struct {
 		name      string
 		hops      uint32
@@ -229,6 +231,24 @@ func TestClientBeforeTheGatewayIsBelievedAsFarAsConfigured(t *testing.T) {
 		{"not excepted", 1, except, []string{"198.51.100.1"}, friend, 200},
 		{"the load balancer's word", 2, allow, []string{"192.0.2.7, 10.0.0.1"}, friend, 200},
 		{"what the client said before the load balancer", 2, allow, []string{"192.0.2.7, 198.51.100.1, 10.0.0.1"}, friend, 403},
+		{"the load balancer's word, in lines of their own", 2, allow, []string{"192.0.2.7", "10.0.0.1"}, friend, 200},
+		{"the word of many", 4, allow, []string{"192.0.2.7,10.0.0.1", "unknown,2001:db8::1"}, friend, 200},
+		{"the word about IPv6", 1, mesh6, []string{"2001:db8::7"}, friend, 200},
+		{"another about IPv6", 1, mesh6, []string{"2001:db9::7"}, friend, 403},
+		// Fewer proxies have written into it than are trusted: who is meant by what is there
+		// nobody knows, be it the client itself that wrote it.
+		{"fewer words than proxies", 2, allow, []string{"192.0.2.7"}, friend, 403},
+		{"fewer words than proxies, in lines of their own", 3, allow, []string{"192.0.2.7", "192.0.2.8"}, friend, 403},
+		{"no word of two", 2, allow, nil, friend, 403},
+		{"fewer words than proxies, and denied", 2, deny, []string{"198.51.100.1"}, friend, 403},
+		{"fewer words than proxies, and excepted", 2, except, []string{"198.51.100.1"}, friend, 403},
+		{"no word, and denied", 1, deny, nil, friend, 403},
+		{"no word, and excepted", 1, except, nil, friend, 403},
+		{"no address, and denied", 1, deny, []string{"unknown"}, friend, 403},
+		{"no address, and excepted", 1, except, []string{"unknown"}, friend, 403},
+		{"no address", 1, allow, []string{"unknown"}, friend, 403},
+		{"no word, and the peer would be let in", 1, peer, nil, friend, 403},
+		{"fewer words than proxies, and the peer would be let in", 2, peer, []string{"127.0.0.1"}, friend, 403},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := meshConfig()

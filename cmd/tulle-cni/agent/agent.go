@@ -39,13 +39,17 @@ func Run(ctx context.Context, o Options) error {
 	if o.NodeName == "" || o.Namespace == "" {
 		return errors.New("the names of the node and of the namespace are not known: set NODE_NAME and POD_NAMESPACE, or --node and --namespace")
 	}
-	program, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
-	}
 	config, err := rest.InClusterConfig()
 	if err != nil {
 		return fmt.Errorf("finding the API server: %w", err)
+	}
+	return run(ctx, config, o)
+}
+
+func run(ctx context.Context, config *rest.Config, o Options) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
 	}
 	config.UserAgent = "tulle-cni/" + o.Version
 	client, err := kubernetes.NewForConfig(config)
