@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,6 +143,7 @@ func ruleText(m explain.Match) string {
 // call is what the flags of `tulle explain` say.
 type call struct {
 	headers []string
+	claims  string // JSON, or @ and the name of a file
 	explain.Question
 }
 
@@ -172,6 +176,7 @@ asked, or pods differ, or no backend has any.`),
   {tulle} explain deploy/frontend reviews:9080 --path /reviews/1 -n shop
   {tulle} explain sa/frontend reviews --method DELETE --header x-role=admin
   {tulle} explain outside shop/reviews --source-ip 192.0.2.7
+  {tulle} explain sa/frontend reviews --jwt-claims '{"iss":"https://accounts.example","sub":"alice"}'
   {tulle} explain frontend-7d9f-x2 mysql:3306 --tcp -o json`),
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completePods,
@@ -187,10 +192,11 @@ asked, or pods differ, or no backend has any.`),
 	f.StringVar(&q.Path, "path", "/", "Path of the request, with its query")
 	f.StringVar(&q.Host, "host", "", "Host of the request (default: the Service's name)")
 	f.StringArrayVar(&q.headers, "header", nil, "Header of the request, as name=value; may be repeated")
+	f.StringVar(&q.claims, "jwt-claims", "", "Claims of the request's token, as JSON or @FILE; it is taken to be well signed, in its time and in its place")
 	f.StringVar(&q.Address, "source-ip", "", "Address that the call comes from (default: the pod's)")
 	f.BoolVar(&q.TCP, "tcp", false, "A connection that is not HTTP")
 	f.StringVar(&q.SNI, "sni", "", "A connection of the application's own TLS, for a server of this name")
-	for _, http := range []string{"method", "path", "host", "header"} {
+	for _, http := range []string{"method", "path", "host", "header", "jwt-claims"} {
 		cmd.MarkFlagsMutuallyExclusive(http, "tcp")
 		cmd.MarkFlagsMutuallyExclusive(http, "sni")
 	}
@@ -205,6 +211,9 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 			return fmt.Errorf("--header %q: write it as name=value", h)
 		}
 		q.Headers = append(q.Headers, explain.Header{Name: name, Value: value})
+	}
+	if err := claimsOf(q.claims, &q.Question); err != nil {
+		return err
 	}
 	c, err := a.connect()
 	if err != nil {
@@ -225,6 +234,24 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 	}
 	if v.lacks() {
 		return errLacking
+	}
+	return nil
+}
+
+// claimsOf reads the claims of a token.
+func claimsOf(arg string, q *explain.Question) error {
+	text := []byte(arg)
+	if file, ok := strings.CutPrefix(arg, "@"); ok {
+		var err error
+		if text, err = os.ReadFile(file); err != nil {
+			return fmt.Errorf("--jwt-claims: %w", err)
+		}
+	}
+	if len(text) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(text, &q.Claims); err != nil || len(q.Claims) == 0 {
+		return errors.New(`--jwt-claims: these are no claims: write a JSON object, such as '{"iss":"https://accounts.example","sub":"alice"}', or @FILE with one`)
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -54,14 +56,20 @@ shop/cart-1, shop/cart-2, port 8080:
 
 // What the flags say is what the control plane is asked.
 func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "claims.json")
+	if err := os.WriteFile(file, []byte(`{"sub":"alice"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for line, want := range map[string]string{
-		"web-1 cart":                           `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/"}`,
-		"front/sa/api shop/cart:8080":          `{"serviceAccount":"front/api","service":"shop/cart","port":8080,"method":"GET","path":"/"}`,
-		"sa/api cart --header a=b=c":           `{"serviceAccount":"shop/api","service":"shop/cart","method":"GET","path":"/","headers":[{"name":"a","value":"b=c"}]}`,
-		"gateway/edge cart --method PUT":       `{"pod":"shop/edge-1","service":"shop/cart","method":"PUT","path":"/"}`,
-		"outside cart --source-ip 192.0.2.7":   `{"address":"192.0.2.7","service":"shop/cart","method":"GET","path":"/"}`,
-		"web-1 cart --path /x?y --host a.test": `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/x?y","host":"a.test"}`,
-		"web-1 cart --sni db":                  `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
+		"web-1 cart":                                `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/"}`,
+		"front/sa/api shop/cart:8080":               `{"serviceAccount":"front/api","service":"shop/cart","port":8080,"method":"GET","path":"/"}`,
+		"sa/api cart --header a=b=c":                `{"serviceAccount":"shop/api","service":"shop/cart","method":"GET","path":"/","headers":[{"name":"a","value":"b=c"}]}`,
+		"gateway/edge cart --method PUT":            `{"pod":"shop/edge-1","service":"shop/cart","method":"PUT","path":"/"}`,
+		"outside cart --source-ip 192.0.2.7":        `{"address":"192.0.2.7","service":"shop/cart","method":"GET","path":"/"}`,
+		"web-1 cart --path /x?y --host a.test":      `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/x?y","host":"a.test"}`,
+		`web-1 cart --jwt-claims {"iss":"a","n":7}`: `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/","claims":{"iss":"a","n":7}}`,
+		"web-1 cart --jwt-claims @" + file:          `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/","claims":{"sub":"alice"}}`,
+		"web-1 cart --sni db":                       `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
 	} {
 		var asked string
 		h := harness{
@@ -73,11 +81,14 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"web-1 cart:http":           `"http" is no port of a Service`,
-		"web-1 cart --header a":     "write it as name=value",
-		"gone cart":                 "looking for pod shop/gone",
-		"gateway/gone cart":         "the Gateway shop/gone has no pods",
-		"web-1 cart --tcp --path x": "none of the others can be",
+		"web-1 cart:http":                  `"http" is no port of a Service`,
+		"web-1 cart --header a":            "write it as name=value",
+		"web-1 cart --jwt-claims []":       "these are no claims",
+		"web-1 cart --jwt-claims @/no":     "no such file",
+		"web-1 cart --tcp --jwt-claims {}": "none of the others can be",
+		"gone cart":                        "looking for pod shop/gone",
+		"gateway/gone cart":                "the Gateway shop/gone has no pods",
+		"web-1 cart --tcp --path x":        "none of the others can be",
 	} {
 		h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": "{}"}}
 		if code, _, errOut := h.run(t, "explain "+line); code != exitError || !strings.Contains(errOut, want) {

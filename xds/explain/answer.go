@@ -31,6 +31,8 @@ type Question struct {
 	Path    string   `json:"path,omitempty"`   // with its query; empty: /
 	Host    string   `json:"host,omitempty"`   // empty: the Service's name, and its port
 	Headers []Header `json:"headers,omitempty"`
+	// Claims are those of the valid token (JWT) that the request has; none: it has none.
+	Claims map[string]any `json:"claims,omitempty"`
 }
 
 // Header is a line of a request's headers.
@@ -198,7 +200,7 @@ func callerOf(v *mesh.View, q Question) (c Caller, namespace string, peer netip.
 
 // httpOf is the request that the question asks for.
 func httpOf(q Question, svc *mesh.Service, port mesh.ServicePort) (*HTTP, error) {
-	r := &HTTP{Method: cmp.Or(q.Method, http.MethodGet), Path: cmp.Or(q.Path, "/"), Host: q.Host}
+	r := &HTTP{Method: cmp.Or(q.Method, http.MethodGet), Path: cmp.Or(q.Path, "/"), Host: q.Host, Claims: q.Claims}
 	for _, h := range q.Headers {
 		r.Headers = append(r.Headers, mesh.Header(h))
 	}

@@ -26,6 +26,10 @@ type HTTP struct {
 	Method, Host string
 	Path         string // with its query
 	Headers      []mesh.Header
+	// Claims are those of the token (JWT) that it has, as encoding/json reads them; nil:
+	// it has none. The token is well signed, in its time, and where tokens of its issuer
+	// are looked for.
+	Claims map[string]any
 }
 
 // Verdict is what becomes of a request.
@@ -68,8 +72,7 @@ type Decision struct {
 	Mode string `json:"mtls"`
 }
 
-// Decide says what the workload does with the request, which has no token (JWT). It is
-// about rules alone: not
+// Decide says what the workload does with the request. It is about rules alone: not
 // about rate limits, nor about whether the application answers.
 func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	if !w.Meshed {
@@ -96,12 +99,10 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 			d.Verdict, d.Reason = Denied, fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
 			return d
 		}
-		looks, invalid := translate.Tokens(w, v)
-		if invalid != nil {
-			d.Verdict, d.Reason = Denied, fmt.Sprintf("MeshPolicy %s cannot be understood, and so denies every request: %s", invalid.Meta.Name, invalid.Invalid)
+		if problem := known.read(translate.TokensOf(w, v)); problem != "" {
+			d.Verdict, d.Reason = Denied, problem
 			return d
 		}
-		known.tokens = looks
 	}
 	return known.decide(d, policies, v)
 }
@@ -142,6 +143,7 @@ func copied(r *HTTP) *HTTP {
 		return nil
 	}
 	out := *r
+	out.Headers = slices.Clone(r.Headers)
 	return &out
 }
 

@@ -20,9 +20,10 @@ type facts struct {
 	// none. Where neither is so it is not known.
 	sni     string
 	noName  bool
-	domains []string // names of the mesh's trust domain
-	hops    uint32   // see mesh.Config
-	tokens  bool     // tokens are looked at
+	domains []string       // names of the mesh's trust domain
+	hops    uint32         // see mesh.Config
+	tokens  bool           // tokens are looked at
+	claims  map[string]any // of the valid token; nil: there is none
 }
 
 // matches reports whether the rule of a policy of the namespace matches.
@@ -57,20 +58,7 @@ func (m matcher) source(s mesh.Source) bool {
 	from := func(b netip.Prefix) bool { return b.Contains(m.peer) }
 	return either(s.Identities, s.NotIdentities, m.is) && either(s.TrustDomains, nil, inDomain) &&
 		either(s.Namespaces, s.NotNamespaces, in) && either(s.ServiceAccounts, s.NotServiceAccounts, account) &&
-		either(s.IPBlocks, s.NotIPBlocks, from) && m.remote(s) && m.token(len(s.RequestPrincipals), len(s.NotRequestPrincipals))
-}
-
-// token compares with a token, of which the request has none: it matches no value.
-func (m matcher) token(values, not int) bool {
-	switch {
-	case values+not == 0:
-		return true
-	case m.strict:
-		return false
-	case !m.tokens: // that there is none is not known
-		return true
-	}
-	return values == 0
+		either(s.IPBlocks, s.NotIPBlocks, from) && m.remote(s) && m.requestPrincipal(s)
 }
 
 // is reports whether the caller proved an identity like this one: under any of the
@@ -206,7 +194,7 @@ func (m matcher) condition(c mesh.Condition) bool {
 	} else if !all(c.Headers, m.header) {
 		return false
 	}
-	if !all(c.Claims, func(c mesh.ClaimCondition) bool { return m.token(len(c.Values), len(c.NotValues)) }) {
+	if !all(c.Claims, m.claim) {
 		return false
 	}
 	switch {
