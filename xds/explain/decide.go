@@ -68,8 +68,9 @@ type Decision struct {
 	// Enforced is the verdict if DryRun rules were enforced; empty where there are
 	// none, or it is the same.
 	Enforced Verdict `json:"ifDryRunRulesWereEnforced,omitempty"`
-	// Mode is which callers the port is open to: Strict, Permissive or Disabled.
-	Mode string `json:"mtls"`
+	// Mode is which callers the port is open to: Strict, Permissive or Disabled; empty at a
+	// gateway.
+	Mode string `json:"mtls,omitempty"`
 }
 
 // Decide says what the workload does with the request. It is about rules alone: not
@@ -83,7 +84,11 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	}
 	in := translate.InboundOf(w, v)
 	d := Decision{Mode: modeName(in.Mode(r.Port))}
-	known := facts{peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(), hops: v.Config().TrustedHops}
+	hops := v.Config().TrustedHops
+	known := facts{
+		peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(),
+		remote: hops > 0, vouched: true, hops: hops, place: "the workload",
+	}
 	problem := known.wayIn(in, r)
 	if problem != "" {
 		d.Verdict, d.Reason = Denied, problem
@@ -91,20 +96,30 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	}
 	policies := authorizations(w, v)
 	if known.http != nil {
-		if problem := known.normalize(in.NormalizesPaths(), askPaths(policies)); problem != "" {
+		if problem := known.rejected(in.NormalizesPaths()); problem != "" {
 			d.Verdict, d.Reason = Denied, problem
 			return d
 		}
-		if name := ambiguousHeader(known.http.Headers, policies); name != "" {
-			d.Verdict, d.Reason = Denied, fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
-			return d
-		}
-		if problem := known.read(translate.TokensOf(w, v)); problem != "" {
+		if problem := known.learn(policies, translate.TokensOf(w, v), in.NormalizesPaths()); problem != "" {
 			d.Verdict, d.Reason = Denied, problem
 			return d
 		}
 	}
 	return known.decide(d, policies, v)
+}
+
+// learn has of a request of HTTP what rules are asked about; problem is why it is refused
+// before they are. Some says that its path is normalised.
+func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) (problem string) {
+	if some {
+		if problem := k.normalize(askPaths(policies)); problem != "" {
+			return problem
+		}
+	}
+	if name := ambiguousHeader(k.http.Headers, policies); name != "" {
+		return fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
+	}
+	return k.read(t)
 }
 
 // wayIn learns of the request what the listener does; problem is why it does not take it.
@@ -204,7 +219,7 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 	case t.defaultDeny != "" && len(t.allow) == 0:
 		denied("%s, and no Allow rule matches", t.defaultDeny)
 	default:
-		d.Verdict, d.Reason = Allowed, "no rule denies it, and there is no Allow rule for the workload"
+		d.Verdict, d.Reason = Allowed, "no rule denies it, and there is no Allow rule for "+k.place
 		if len(t.allow) > 0 {
 			mark(t.allow)
 			d.Reason = fmt.Sprintf("rule %s of MeshPolicy %s allows it", t.rules[t.allow[0]].Rule, t.rules[t.allow[0]].Policy)
@@ -249,7 +264,7 @@ func (k *facts) tally(policies []*mesh.Policy, v *mesh.View) tally {
 			}
 			m.Unasked = r.Action == mesh.Custom && !k.canAsk(r.Authorizer, v)
 			if r.Action == mesh.Allow {
-				const needs = "the workload has Allow rules"
+				needs := k.place + " has Allow rules"
 				if r.DryRun {
 					t.dryDefaultDeny = needs
 				} else {

@@ -20,10 +20,15 @@ type facts struct {
 	// none. Where neither is so it is not known.
 	sni     string
 	noName  bool
-	domains []string       // names of the mesh's trust domain
-	hops    uint32         // see mesh.Config
-	tokens  bool           // tokens are looked at
-	claims  map[string]any // of the valid token; nil: there is none
+	domains []string // names of the mesh's trust domain
+	// remote says that the client before the gateways is known, and vouched that callers
+	// without an identity are not believed about it: hops before the end of
+	// X-Forwarded-For, or the peer itself for 0.
+	remote, vouched bool
+	hops            uint32
+	place           string         // what decides: the workload, or the listener
+	tokens          bool           // tokens are looked at
+	claims          map[string]any // of the valid token; nil: there is none
 }
 
 // matches reports whether the rule of a policy of the namespace matches.
@@ -58,7 +63,7 @@ func (m matcher) source(s mesh.Source) bool {
 	from := func(b netip.Prefix) bool { return b.Contains(m.peer) }
 	return either(s.Identities, s.NotIdentities, m.is) && either(s.TrustDomains, nil, inDomain) &&
 		either(s.Namespaces, s.NotNamespaces, in) && either(s.ServiceAccounts, s.NotServiceAccounts, account) &&
-		either(s.IPBlocks, s.NotIPBlocks, from) && m.remote(s) && m.requestPrincipal(s)
+		either(s.IPBlocks, s.NotIPBlocks, from) && m.remoteClient(s) && m.requestPrincipal(s)
 }
 
 // is reports whether the caller proved an identity like this one: under any of the
@@ -89,15 +94,15 @@ func (k *facts) names() []string {
 	return []string{k.identity}
 }
 
-// remote compares the client before the gateways.
-func (m matcher) remote(s mesh.Source) bool {
+// remoteClient compares the client before the gateways.
+func (m matcher) remoteClient(s mesh.Source) bool {
 	if !s.HasRemote() {
 		return true
 	}
-	if m.http == nil || m.hops == 0 {
+	if m.http == nil || !m.remote {
 		return !m.strict
 	}
-	if m.strict && m.identity == "" {
+	if m.strict && m.vouched && m.identity == "" {
 		return false
 	}
 	client := m.client()
@@ -109,7 +114,7 @@ func (m matcher) remote(s mesh.Source) bool {
 func (k *facts) client() netip.Addr {
 	lines := slices.DeleteFunc(k.http.values("x-forwarded-for"), func(line string) bool { return line == "" })
 	hops := strings.Split(strings.Join(lines, ","), ",")
-	if len(hops) < int(k.hops) {
+	if k.hops == 0 || len(hops) < int(k.hops) {
 		return k.peer
 	}
 	a, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-int(k.hops)]))

@@ -69,7 +69,7 @@ func issuerOf(claims map[string]any, t translate.Tokens) (of mesh.Issuer, proble
 	n := slices.IndexFunc(issuers, func(i mesh.Issuer) bool { return i.Issuer == name })
 	switch {
 	case n < 0:
-		return of, fmt.Sprintf("the token is of the issuer %q, which no jwt section names that holds for the workload", name)
+		return of, fmt.Sprintf("the token is of the issuer %q, which the jwt section that holds there does not name", name)
 	case !t.HasKeys(name):
 		return of, fmt.Sprintf("the keys of the issuer %s cannot be had, so that none of its tokens is valid", name)
 	}

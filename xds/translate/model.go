@@ -96,15 +96,17 @@ func Calls(svc *mesh.Service, port mesh.ServicePort, client string, http bool, v
 			rules = all[len(all)-1:] // that of what no other matches
 		}
 	}
-	return each(rules, func(r rule) Rule {
-		return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
-			out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
-			if s.to.labels != "" {
-				out.Labels = labelsFrom(s.to.labels)
-			}
-			return out
-		})}
-	})
+	return each(rules, shownRule)
+}
+
+func shownRule(r rule) Rule {
+	return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
+		out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
+		if s.to.labels != "" {
+			out.Labels = labelsFrom(s.to.labels)
+		}
+		return out
+	})}
 }
 
 // Endpoint is where calls to a Service may go.
