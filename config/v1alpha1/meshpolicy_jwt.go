@@ -4,7 +4,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // JWT says whose tokens (RFC 7519) the selected workloads believe. A request whose token
 // is not valid is refused: 401, or 403 for another audience. One without a token passes,
-// unless a rule of authorization asks for one. The section is taken as a whole: the
+// unless it is refused by a rule of authorization that asks for one, with 401. The section is taken as a whole: the
 // workload's policy is used, or else the namespace's, or the mesh's, and of equals the
 // oldest.
 //

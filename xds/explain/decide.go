@@ -3,6 +3,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -60,6 +61,9 @@ type Match struct {
 type Decision struct {
 	Verdict Verdict `json:"verdict"`
 	Reason  string  `json:"reason"` // a clause
+	// Status is of the answer to a request of HTTP that is denied for a token, or by a
+	// rule: 401 where it needs a valid token, else 403. 0: it is not said.
+	Status int `json:"status,omitempty"`
 	// Rules are all that match, in the order of their policies. None decides where
 	// Reason names something else.
 	Rules []Match `json:"rules,omitempty"`
@@ -100,24 +104,24 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 			d.Verdict, d.Reason = Denied, problem
 			return d
 		}
-		if problem := known.learn(policies, translate.TokensOf(w, v), in.NormalizesPaths()); problem != "" {
-			d.Verdict, d.Reason = Denied, problem
+		if no := known.learn(policies, translate.TokensOf(w, v), in.NormalizesPaths()); no.why != "" {
+			d.Verdict, d.Reason, d.Status = Denied, no.why, no.status
 			return d
 		}
 	}
 	return known.decide(d, policies, v)
 }
 
-// learn has of a request of HTTP what rules are asked about; problem is why it is refused
-// before they are. Some says that its path is normalised.
-func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) (problem string) {
+// learn has of a request of HTTP what rules are asked about, and why it is refused before
+// they are. Some says that its path is normalised.
+func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) refused {
 	if some {
 		if problem := k.normalize(askPaths(policies)); problem != "" {
-			return problem
+			return refused{why: problem}
 		}
 	}
 	if name := ambiguousHeader(k.http.Headers, policies); name != "" {
-		return fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
+		return refused{why: fmt.Sprintf("the header %q could be read as another one that rules ask for", name)}
 	}
 	return k.read(t)
 }
@@ -195,6 +199,15 @@ type tally struct {
 	// defaultDeny says that only what a rule allows comes in, and which policy says so.
 	defaultDeny, dryDefaultDeny string
 	invalid                     *mesh.Policy
+	// lacking is of a rule by which the request is refused since it has no token; nil:
+	// there is none.
+	lacking *lacking
+}
+
+// lacking is a rule for which a request lacks a token. It denies, or would let it in.
+type lacking struct {
+	Match
+	denies bool
 }
 
 func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decision {
@@ -205,7 +218,12 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 			d.Rules[i].Decides = true
 		}
 	}
-	denied := func(format string, args ...any) { d.Verdict, d.Reason = Denied, fmt.Sprintf(format, args...) }
+	denied := func(format string, args ...any) {
+		d.Verdict, d.Reason = Denied, fmt.Sprintf(format, args...)
+		if k.http != nil {
+			d.Status = http.StatusForbidden
+		}
+	}
 	switch {
 	case t.invalid != nil:
 		denied("MeshPolicy %s cannot be understood, and so denies everything: %s", t.invalid.Meta.Name, t.invalid.Invalid)
@@ -228,6 +246,10 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 			d.Verdict, d.Authorizers = Depends, t.asked
 			d.Reason = fmt.Sprintf("it is let in if the authorizer %s says so", strings.Join(t.asked, " and the authorizer "))
 		}
+	}
+	if d.Verdict == Denied && t.invalid == nil && t.lacking != nil && (t.lacking.denies || len(t.allow) == 0) {
+		d.Status = http.StatusUnauthorized
+		d.Reason += fmt.Sprintf("; it is asked for a token, which rule %s of MeshPolicy %s asks for", t.lacking.Rule, t.lacking.Policy)
 	}
 	if e := t.enforced(); e != d.Verdict {
 		d.Enforced = e
@@ -270,6 +292,9 @@ func (k *facts) tally(policies []*mesh.Policy, v *mesh.View) tally {
 				} else {
 					t.defaultDeny = cmp.Or(t.defaultDeny, needs)
 				}
+			}
+			if k.tokens && k.claims == nil && k.lacksToken(r, p.Meta.Namespace) && (t.lacking == nil || !t.lacking.denies) {
+				t.lacking = &lacking{m, r.Action == mesh.Deny}
 			}
 			if !k.matches(r, p.Meta.Namespace) {
 				continue

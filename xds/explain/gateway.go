@@ -60,7 +60,8 @@ func arrive(v *mesh.View, g *mesh.Gateway, port uint16, secure bool, peer netip.
 		out.Reason = "the gateway answers " + out.Answer
 		return out, nil
 	}
-	if out.Reason = k.learn(entry.Policies, entry.Tokens, true); out.Reason != "" {
+	if no := k.learn(entry.Policies, entry.Tokens, true); no.why != "" {
+		out.Reason, out.Status = no.why, no.status
 		return out, nil
 	}
 	out.Decision = k.decide(out.Decision, entry.Policies, v)

@@ -158,7 +158,7 @@ func TestGatewaysDecideAsEnvoyTakesThem(t *testing.T) {
 		stop()
 	}
 	t.Log(count)
-	for _, what := range []string{"200", "302", "404", "den"} {
+	for _, what := range []string{"200", "302", "404", "401", "403"} {
 		if count[what] < 20 {
 			t.Errorf("%d requests are answered with %s: the test shows little", count[what], what)
 		}
@@ -170,6 +170,8 @@ func expected(at arrived) string {
 	switch {
 	case at.Answer != "":
 		return at.Answer[:3]
+	case at.Status != 0:
+		return fmt.Sprint(at.Status)
 	case at.Verdict == Denied, at.Verdict == Depends && (len(at.Authorizers) != 1 || at.Authorizers[0] != "yes"):
 		return "denied"
 	}

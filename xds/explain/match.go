@@ -33,9 +33,29 @@ type facts struct {
 
 // matches reports whether the rule of a policy of the namespace matches.
 func (k *facts) matches(r mesh.Rule, namespace string) bool {
-	m := matcher{facts: k, strict: r.Action == mesh.Allow, namespace: namespace}
+	return k.matched(matcher{facts: k, strict: r.Action == mesh.Allow, namespace: namespace}, r)
+}
+
+func (k *facts) matched(m matcher, r mesh.Rule) bool {
 	return (len(r.From) == 0 || slices.ContainsFunc(r.From, m.source)) &&
 		(len(r.To) == 0 || slices.ContainsFunc(r.To, m.operation)) && m.condition(r.When)
+}
+
+// lacksToken reports whether the rule refuses the request since it has no token: a Deny
+// rule that is about those without one, or an Allow rule that would match if it had one.
+func (k *facts) lacksToken(r mesh.Rule, namespace string) bool {
+	absent := slices.ContainsFunc(r.When.Claims, func(c mesh.ClaimCondition) bool { return len(c.NotValues) > 0 })
+	switch {
+	case r.DryRun:
+		return false
+	case r.Action == mesh.Allow:
+		asks := len(r.When.Claims) > 0 || slices.ContainsFunc(r.From, func(s mesh.Source) bool { return s.HasToken() })
+		return asks && k.matched(matcher{facts: k, strict: true, namespace: namespace, anyToken: true}, r)
+	case r.Action == mesh.Deny && !absent:
+		r.From = slices.DeleteFunc(slices.Clone(r.From), func(s mesh.Source) bool { return len(s.NotRequestPrincipals) == 0 })
+		return len(r.From) > 0 && k.matches(r, namespace)
+	}
+	return r.Action == mesh.Deny && k.matches(r, namespace)
 }
 
 // matcher compares with what one rule asks for. What is not known never matches if the
@@ -44,6 +64,7 @@ type matcher struct {
 	*facts
 	strict    bool
 	namespace string
+	anyToken  bool // whatever is asked of a token holds
 }
 
 // either reports whether one of the values holds, or there is none, and none of not.

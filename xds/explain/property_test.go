@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestDecisionsAreAsEnvoyTakesThem(t *testing.T) {
 
 // The same, with rules that are about tokens alone.
 func TestDecisionsOnTokensAreAsEnvoyTakesThem(t *testing.T) {
-	decide(t, true, "token Allowed", "token Denied")
+	decide(t, true, "token Allowed", "token Denied", "401", "403")
 }
 
 func decide(t *testing.T, tokens bool, seen ...string) {
@@ -101,9 +102,12 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 			if r.HTTP != nil && r.HTTP.Claims != nil {
 				count["token "+string(d.Verdict)]++
 			}
-			if reached != want {
-				t.Errorf("seed %d (go test ./xds/explain -run %s -seed=%d -decisions=%d)\nthe request %s\nby mesh TLS for %q\nis %s: %s\nbut Envoy's answer is %q, and it reached the application: %t\nrules that match: %s\npolicies: %s\nhops %d, domains %v",
-					seed+uint64(i), t.Name(), seed+uint64(i), perMesh, text(r), name, d.Verdict, d.Reason, answer, reached, text(d.Rules), text(m.policies), m.snapshot.Config().TrustedHops, m.snapshot.Config().TrustDomains())
+			if d.Status != 0 {
+				count[fmt.Sprint(d.Status)]++
+			}
+			if reached != want || d.Status != 0 && !strings.HasPrefix(answer, fmt.Sprintf("HTTP/1.1 %d ", d.Status)) {
+				t.Errorf("seed %d (go test ./xds/explain -run %s -seed=%d -decisions=%d)\nthe request %s\nby mesh TLS for %q\nis %s (%d): %s\nbut Envoy's answer is %q, and it reached the application: %t\nrules that match: %s\npolicies: %s\nhops %d, domains %v",
+					seed+uint64(i), t.Name(), seed+uint64(i), perMesh, text(r), name, d.Verdict, d.Status, d.Reason, answer, reached, text(d.Rules), text(m.policies), m.snapshot.Config().TrustedHops, m.snapshot.Config().TrustDomains())
 				break
 			}
 		}

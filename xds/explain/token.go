@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,14 +15,19 @@ import (
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-// read learns of the request's token what the sidecar does; problem is why it refuses the
-// request.
-func (k *facts) read(t translate.Tokens) (problem string) {
+// refused is why a request of HTTP is, and with what status; 0: it is not said.
+type refused struct {
+	status int
+	why    string
+}
+
+// read learns of the request's token what the sidecar does, and why it refuses the request.
+func (k *facts) read(t translate.Tokens) refused {
 	if !t.Held() {
-		return ""
+		return refused{}
 	}
 	if p := t.Invalid(); p != nil {
-		return fmt.Sprintf("MeshPolicy %s cannot be understood, and so denies every request: %s", p.Meta.Name, p.Invalid)
+		return refused{http.StatusForbidden, fmt.Sprintf("MeshPolicy %s cannot be understood, and so denies every request: %s", p.Meta.Name, p.Invalid)}
 	}
 	k.tokens = true
 	for _, i := range t.Issuers() {
@@ -30,11 +36,11 @@ func (k *facts) read(t translate.Tokens) (problem string) {
 		}
 	}
 	if k.http.Claims == nil {
-		return ""
+		return refused{}
 	}
-	of, problem := issuerOf(k.http.Claims, t)
-	if problem != "" {
-		return problem
+	of, no := issuerOf(k.http.Claims, t)
+	if no.why != "" {
+		return no
 	}
 	k.claims = maps.Clone(k.http.Claims)
 	for _, name := range []string{"scope", "scp"} { // RFC 8693, section 4.2
@@ -48,38 +54,41 @@ func (k *facts) read(t translate.Tokens) (problem string) {
 			change(k.http, &mesh.HeaderChanges{Add: []mesh.Header{{Name: c.Header, Value: text}}})
 		}
 	}
-	return ""
+	return refused{}
 }
 
 // issuerOf is who made the token, or why it is not valid.
-func issuerOf(claims map[string]any, t translate.Tokens) (of mesh.Issuer, problem string) {
+func issuerOf(claims map[string]any, t translate.Tokens) (of mesh.Issuer, no refused) {
+	invalid := func(format string, args ...any) refused {
+		return refused{http.StatusUnauthorized, fmt.Sprintf(format, args...)}
+	}
 	for _, name := range []string{"iss", "sub", "jti"} { // RFC 7519, section 4.1
 		if v, has := claims[name]; has {
 			if _, ok := v.(string); !ok {
-				return of, fmt.Sprintf("the claim %s of a token is a text, and this one's is none: it is not valid", name)
+				return of, invalid("the claim %s of a token is a text, and this one's is none: it is not valid", name)
 			}
 		}
 	}
 	audiences, ok := texts(claims["aud"])
 	if !ok {
-		return of, "the claim aud of a token is a text or a list of some, and this one's is neither: it is not valid"
+		return of, invalid("the claim aud of a token is a text or a list of some, and this one's is neither: it is not valid")
 	}
 	issuers := t.Issuers()
 	name, _ := claims["iss"].(string)
 	n := slices.IndexFunc(issuers, func(i mesh.Issuer) bool { return i.Issuer == name })
-	switch {
-	case n < 0:
-		return of, fmt.Sprintf("the token is of the issuer %q, which the jwt section that holds there does not name", name)
-	case !t.HasKeys(name):
-		return of, fmt.Sprintf("the keys of the issuer %s cannot be had, so that none of its tokens is valid", name)
+	if n < 0 {
+		return of, invalid("the token is of the issuer %q, which the jwt section that holds there does not name", name)
 	}
 	of = issuers[n]
 	if len(of.Audiences) > 0 && !slices.ContainsFunc(audiences, func(a string) bool {
 		return slices.ContainsFunc(of.Audiences, func(b string) bool { return bare(a) == bare(b) })
 	}) {
-		return of, fmt.Sprintf("the token is for none of the audiences that are asked for: %s", strings.Join(of.Audiences, ", "))
+		return of, refused{http.StatusForbidden, "the token is for none of the audiences that are asked for: " + strings.Join(of.Audiences, ", ")}
 	}
-	return of, ""
+	if !t.HasKeys(name) {
+		return of, invalid("the keys of the issuer %s cannot be had, so that none of its tokens is valid", name)
+	}
+	return of, refused{}
 }
 
 // bare is an audience as Envoy compares it: without the scheme and the last slash.
@@ -134,7 +143,7 @@ func headerText(claim any) string {
 		if c == math.Trunc(c) && math.Abs(c) < 1<<63 {
 			return strconv.FormatInt(int64(c), 10)
 		}
-		return strconv.FormatFloat(c, 'g', 6, 64)
+		return strconv.FormatFloat(c, 'f', 6, 64)
 	}
 	b, err := json.Marshal(claim)
 	if err != nil {
@@ -161,7 +170,7 @@ func valueAt(claims map[string]any, path []string) (value any, ok bool) {
 // requestPrincipal compares who the token speaks of.
 func (m matcher) requestPrincipal(s mesh.Source) bool {
 	switch {
-	case !s.HasToken():
+	case !s.HasToken() || m.anyToken:
 		return true
 	case !m.tokens:
 		return !m.strict
@@ -180,6 +189,8 @@ func (m matcher) requestPrincipal(s mesh.Source) bool {
 // claim compares a claim of the token.
 func (m matcher) claim(c mesh.ClaimCondition) bool {
 	switch {
+	case m.anyToken:
+		return true
 	case !m.tokens:
 		return !m.strict
 	case m.strict && m.claims == nil:

@@ -245,8 +245,7 @@ func (t believed) refuse(deny *ruleSet) {
 	if len(two) > 0 {
 		deny.put("more than one token", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{anyOfPermissions(two)}, Principals: anyPrincipal()})
 	}
-	looked := metadataPermission(metadataKey, &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}}, lookedKey)
-	deny.put("tokens not looked at", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(looked)}, Principals: anyPrincipal()})
+	deny.put("tokens not looked at", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(tokensLookedAt())}, Principals: anyPrincipal()})
 }
 
 // twice are expressions in CEL that hold where a place has more than one value, of which
