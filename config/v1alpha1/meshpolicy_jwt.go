@@ -95,7 +95,7 @@ type JWTIssuer struct {
 // JWKS says where the public keys of an issuer are: a JSON Web Key Set (RFC 7517) with
 // RSA keys of 2048 to 4096 bits, EC or Ed25519 keys. Symmetric keys are left out.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.configMapKey), has(self.uri)].filter(x, x).size() == 1",message="the keys are in one place: write inline, configMapKey or uri"
+// +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.configMapKey), has(self.secretKey), has(self.uri)].filter(x, x).size() == 1",message="the keys are in one place: write inline, configMapKey, secretKey or uri"
 type JWKS struct {
 	// inline is the key set itself, in JSON.
 	// +optional
@@ -111,6 +111,15 @@ type JWKS struct {
 	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
 	// +kubebuilder:validation:XValidation:rule="!self.startsWith('fetched.')",message="keys that begin with fetched. are Tulle's own: write another"
 	ConfigMapKey string `json:"configMapKey,omitempty"`
+
+	// secretKey is a key of the Secret tulle-jwks in the policy's namespace, under which the
+	// key set is. It has public keys alone: with anything private in it the key set is
+	// refused. Tulle reads no Secret of another name for it.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
+	SecretKey string `json:"secretKey,omitempty"`
 
 	// uri is where the control plane fetches the key set, such as
 	// https://accounts.example/keys. Addresses that are not public need a word in the
