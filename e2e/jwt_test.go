@@ -118,7 +118,7 @@ mtls: {mode: Strict}`
 		return s.c.Condition(ctx, kube.MeshKind("MeshPolicy"), s.name, "tokens", "ResolvedRefs", "True")
 	})
 
-	want("without a token", s.call(s.in("client"), get("server")...), answered(403))
+	want("without a token", s.call(s.in("client"), get("server")...), answered(401))
 	want("with another role", s.call(s.in("client"), get("server", first.bearer(nil)...)...), answered(403))
 	want("expired", s.call(s.in("client"), get("server", first.bearer(map[string]any{"exp": time.Now().Add(-time.Hour).Unix()})...)...), answered(401))
 	want("of another issuer", s.call(s.in("client"), get("server", second.bearer(clerk)...)...), answered(401))

@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +40,9 @@ func (e *explanation) table(time.Time) *table {
 	var sum uint64
 	for _, b := range e.Backends {
 		sum += uint64(b.Weight)
+	}
+	if in := e.Entrance; in != nil {
+		t.row(string(in.Verdict), "Gateway "+in.Gateway, "", "", "", in.Reason)
 	}
 	for _, b := range e.Backends {
 		name, share := backendName(b), fmt.Sprintf("%.3g%%", 100*float64(b.Weight)/float64(sum))
@@ -77,13 +84,27 @@ func encryption(p explain.Pods) string {
 // notes say who calls, what routes the call, and which rules match.
 func (e *explanation) notes(t *table) {
 	who := "The caller has no sidecar: no identity, and no route"
-	if e.Caller.Meshed {
+	switch {
+	case e.Entrance != nil:
+		who = "The caller is a client of the Gateway"
+	case e.Caller.Meshed:
 		who = "The caller is " + e.Caller.Identity
 	}
 	if e.Caller.Address != "" {
 		who += ", from " + e.Caller.Address
 	}
 	t.note("%s.", who)
+	answers := "the caller's sidecar"
+	if in := e.Entrance; in != nil {
+		answers = "the gateway"
+		if in.Listener != "" {
+			t.note("It comes in at listener %s of Gateway %s, port %d.", in.Listener, in.Gateway, e.Port)
+		}
+		for _, m := range in.Rules {
+			t.note("  %s", ruleText(m))
+		}
+		dryRun(t, in.Decision)
+	}
 	if r := e.Route; r != nil {
 		said := fmt.Sprintf("It is routed by %s %s", r.Kind, r.Name)
 		if r.Rule != "" && r.Rule != r.Name {
@@ -91,11 +112,11 @@ func (e *explanation) notes(t *table) {
 		}
 		switch {
 		case r.Kind == "":
-			said = "The caller's sidecar answers " + r.Answer
+			said = fmt.Sprintf("%s%s answers %s", strings.ToUpper(answers[:1]), answers[1:], r.Answer)
 		case r.Answer != "":
-			said += ", and the caller's sidecar answers " + r.Answer
+			said += fmt.Sprintf(", and %s answers %s", answers, r.Answer)
 		case r.Kind == "Gateway":
-			said += "; its routes are not looked at here, the request is taken to leave it as it stands"
+			said += "; the request is taken to leave it as it stands (ask for a URL to have its routes looked at)"
 		}
 		t.note("%s.", said)
 	}
@@ -111,10 +132,14 @@ func (e *explanation) notes(t *table) {
 			for _, m := range p.Rules {
 				t.note("  %s", ruleText(m))
 			}
-			if p.Enforced != "" {
-				t.note("  Enforced, the rules of DryRun would make this %s.", p.Enforced)
-			}
+			dryRun(t, p.Decision)
 		}
+	}
+}
+
+func dryRun(t *table, d explain.Decision) {
+	if d.Enforced != "" {
+		t.note("  Enforced, the rules of DryRun would make this %s.", d.Enforced)
 	}
 }
 
@@ -140,6 +165,7 @@ func ruleText(m explain.Match) string {
 // call is what the flags of `tulle explain` say.
 type call struct {
 	headers []string
+	claims  string // JSON, or @ and the name of a file
 	explain.Question
 }
 
@@ -147,7 +173,7 @@ func (a *app) explainCommand() *cobra.Command {
 	var format string
 	var q call
 	cmd := &cobra.Command{
-		Use:   "explain CALLER SERVICE[:PORT]",
+		Use:   "explain CALLER SERVICE[:PORT] | gateway/NAME [SCHEME://]HOST[:PORT]/PATH",
 		Short: "Is a call allowed, by which rule, and where does it go",
 		Long: a.text(`
 Says what becomes of a call: whether the pods that it may go to let it in, which
@@ -162,9 +188,14 @@ NAMESPACE/sa/NAME, a pod of the mesh that runs as that service account;
 gateway/NAME, the proxy of a Gateway; or 'outside', who is in no pod of the mesh.
 SERVICE is NAME or NAMESPACE/NAME, in the namespace of -n.
 
+What a client outside of the mesh asks a Gateway for is gateway/NAME and a URL,
+such as https://shop.example/cart: which listener takes it, what its policies
+say, which rule of which route it is sent on by, and what the backends say to
+it, as the gateway's proxy calls them. Without a scheme it is http, and the host
+has a dot in it.
+
 It is about the mesh's rules: rate limits, faults, NetworkPolicies and the
-application itself may refuse what is allowed here. Of a Gateway's routes it
-says nothing: name the request as it leaves the gateway.
+application itself may refuse what is allowed here.
 
 Exit codes: 0 allowed, 1 error, 2 denied; also where an external authorizer is
 asked, or pods differ, or no backend has any.`),
@@ -172,6 +203,8 @@ asked, or pods differ, or no backend has any.`),
   {tulle} explain deploy/frontend reviews:9080 --path /reviews/1 -n shop
   {tulle} explain sa/frontend reviews --method DELETE --header x-role=admin
   {tulle} explain outside shop/reviews --source-ip 192.0.2.7
+  {tulle} explain sa/frontend reviews --jwt-claims '{"iss":"https://accounts.example","sub":"alice"}'
+  {tulle} explain gateway/edge https://shop.example/cart --source-ip 192.0.2.7
   {tulle} explain frontend-7d9f-x2 mysql:3306 --tcp -o json`),
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completePods,
@@ -187,10 +220,11 @@ asked, or pods differ, or no backend has any.`),
 	f.StringVar(&q.Path, "path", "/", "Path of the request, with its query")
 	f.StringVar(&q.Host, "host", "", "Host of the request (default: the Service's name)")
 	f.StringArrayVar(&q.headers, "header", nil, "Header of the request, as name=value; may be repeated")
+	f.StringVar(&q.claims, "jwt-claims", "", "Claims of the request's token, as JSON or @FILE; it is taken to be well signed, in its time and in its place")
 	f.StringVar(&q.Address, "source-ip", "", "Address that the call comes from (default: the pod's)")
 	f.BoolVar(&q.TCP, "tcp", false, "A connection that is not HTTP")
 	f.StringVar(&q.SNI, "sni", "", "A connection of the application's own TLS, for a server of this name")
-	for _, http := range []string{"method", "path", "host", "header"} {
+	for _, http := range []string{"method", "path", "host", "header", "jwt-claims"} {
 		cmd.MarkFlagsMutuallyExclusive(http, "tcp")
 		cmd.MarkFlagsMutuallyExclusive(http, "sni")
 	}
@@ -206,11 +240,23 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 		}
 		q.Headers = append(q.Headers, explain.Header{Name: name, Value: value})
 	}
+	if err := claimsOf(q.claims, &q.Question); err != nil {
+		return err
+	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	if err := serviceOf(service, c.namespace, &q.Question); err != nil {
+	atGateway := strings.HasPrefix(caller, "gateway/") || strings.Contains(caller, "/gateway/")
+	switch {
+	case isURL(service) && !atGateway:
+		return fmt.Errorf("%s is asked of a Gateway: name gateway/NAME before it, or else a SERVICE", service)
+	case isURL(service):
+		err = urlOf(service, &q.Question)
+	default:
+		err = serviceOf(service, c.namespace, &q.Question)
+	}
+	if err != nil {
 		return err
 	}
 	if err := c.callerOf(ctx, caller, &q.Question); err != nil {
@@ -225,6 +271,59 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 	}
 	if v.lacks() {
 		return errLacking
+	}
+	return nil
+}
+
+// isURL reports whether the argument is what a client asks a Gateway for: it has a scheme,
+// or a host with a dot, which neither a namespace nor a Service has.
+func isURL(arg string) bool {
+	host, _, _ := strings.Cut(arg, "/")
+	return strings.Contains(arg, "://") || strings.Contains(host, ".")
+}
+
+// urlOf reads HOST, HOST:PORT, each with a scheme and a path or without.
+func urlOf(arg string, q *explain.Question) error {
+	if !strings.Contains(arg, "://") {
+		arg = "http://" + arg
+	}
+	u, err := url.Parse(arg)
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("%q is no URL of HTTP: write http://HOST/PATH, or https://HOST:PORT/PATH", arg)
+	}
+	if q.Host != "" || q.Path != "/" || q.TCP || q.SNI != "" {
+		return errors.New("the URL says it all: leave out --host, --path, --tcp and --sni")
+	}
+	q.Scheme, q.Host, q.Port = u.Scheme, u.Host, map[string]uint16{"http": 80, "https": 443}[u.Scheme]
+	// As it is written, escapes and dots too.
+	_, rest, _ := strings.Cut(arg, "://")
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		q.Path = "/" + strings.TrimPrefix(rest[i:], "/")
+	}
+	if p := u.Port(); p != "" {
+		port, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || port == 0 {
+			return fmt.Errorf("%q is no port", p)
+		}
+		q.Port = uint16(port)
+	}
+	return nil
+}
+
+// claimsOf reads the claims of a token.
+func claimsOf(arg string, q *explain.Question) error {
+	text := []byte(arg)
+	if file, ok := strings.CutPrefix(arg, "@"); ok {
+		var err error
+		if text, err = os.ReadFile(file); err != nil {
+			return fmt.Errorf("--jwt-claims: %w", err)
+		}
+	}
+	if len(text) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(text, &q.Claims); err != nil || len(q.Claims) == 0 {
+		return errors.New(`--jwt-claims: these are no claims: write a JSON object, such as '{"iss":"https://accounts.example","sub":"alice"}', or @FILE with one`)
 	}
 	return nil
 }

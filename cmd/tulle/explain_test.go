@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -52,16 +54,51 @@ shop/cart-1, shop/cart-2, port 8080:
 	}
 }
 
+const entered = `{"verdict":"Allowed","caller":{"address":"192.0.2.7"},"port":443,
+"entrance":{"gateway":"shop/edge","listener":"web","verdict":"Allowed","reason":"rule a of MeshPolicy shop/p allows it","rules":[{"policy":"shop/p","rule":"a","action":"Allow","decides":true}]},
+"route":{"kind":"HTTPRoute","name":"shop/cart","rule":"cart#0.0"},"backends":[{"service":"shop/cart","port":80,"weight":1,"endpoints":1,"pods":[
+{"endpoints":["shop/cart-1"],"port":8080,"encrypted":true,"verdict":"Allowed","reason":"no rule denies it","mtls":"Strict"}]}]}`
+
+func TestExplainShowsWhatAGatewayDoes(t *testing.T) {
+	h := harness{objects: []runtime.Object{pod("shop/edge-1", withLabel(labelGateway, "edge")), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": entered}}
+	code, out, errOut := h.run(t, "explain gateway/edge https://a.test/x")
+	const want = `VERDICT   BACKEND             SHARE   PODS   MTLS            WHY
+Allowed   Gateway shop/edge   -       -      -               rule a of MeshPolicy shop/p allows it
+Allowed   shop/cart:80        100%    1/1    mTLS (Strict)   no rule denies it
+
+The caller is a client of the Gateway, from 192.0.2.7.
+It comes in at listener web of Gateway shop/edge, port 443.
+  * Allow rule a of MeshPolicy shop/p
+It is routed by HTTPRoute shop/cart, rule cart#0.0.
+`
+	if code != exitHealthy || out != want {
+		t.Errorf("exit code %d %s\n%s\nwant\n%s", code, errOut, out, want)
+	}
+	h.replies["tulled-1"] = `{"caller":{},"port":80,"entrance":{"gateway":"shop/edge","listener":"web","verdict":"Allowed"},"route":{"answer":"404: no rule matches"},"backends":[]}`
+	if code, out, _ := h.run(t, "explain gateway/edge a.test/x"); code != exitLacking || !strings.Contains(out, "The gateway answers 404: no rule matches.") {
+		t.Errorf("exit code %d of what no route is for:\n%s", code, out)
+	}
+}
+
 // What the flags say is what the control plane is asked.
 func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "claims.json")
+	if err := os.WriteFile(file, []byte(`{"sub":"alice"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for line, want := range map[string]string{
-		"web-1 cart":                           `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/"}`,
-		"front/sa/api shop/cart:8080":          `{"serviceAccount":"front/api","service":"shop/cart","port":8080,"method":"GET","path":"/"}`,
-		"sa/api cart --header a=b=c":           `{"serviceAccount":"shop/api","service":"shop/cart","method":"GET","path":"/","headers":[{"name":"a","value":"b=c"}]}`,
-		"gateway/edge cart --method PUT":       `{"pod":"shop/edge-1","service":"shop/cart","method":"PUT","path":"/"}`,
-		"outside cart --source-ip 192.0.2.7":   `{"address":"192.0.2.7","service":"shop/cart","method":"GET","path":"/"}`,
-		"web-1 cart --path /x?y --host a.test": `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/x?y","host":"a.test"}`,
-		"web-1 cart --sni db":                  `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
+		"web-1 cart":                                                      `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/"}`,
+		"front/sa/api shop/cart:8080":                                     `{"serviceAccount":"front/api","service":"shop/cart","port":8080,"method":"GET","path":"/"}`,
+		"sa/api cart --header a=b=c":                                      `{"serviceAccount":"shop/api","service":"shop/cart","method":"GET","path":"/","headers":[{"name":"a","value":"b=c"}]}`,
+		"gateway/edge cart --method PUT":                                  `{"pod":"shop/edge-1","service":"shop/cart","method":"PUT","path":"/"}`,
+		"outside cart --source-ip 192.0.2.7":                              `{"address":"192.0.2.7","service":"shop/cart","method":"GET","path":"/"}`,
+		"web-1 cart --path /x?y --host a.test":                            `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/x?y","host":"a.test"}`,
+		`web-1 cart --jwt-claims {"iss":"a","n":7}`:                       `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/","claims":{"iss":"a","n":7}}`,
+		"web-1 cart --jwt-claims @" + file:                                `{"pod":"shop/web-1","service":"shop/cart","method":"GET","path":"/","claims":{"sub":"alice"}}`,
+		"gateway/edge https://a.test:8443/x/../y?z --source-ip 192.0.2.7": `{"pod":"shop/edge-1","address":"192.0.2.7","port":8443,"scheme":"https","method":"GET","path":"/x/../y?z","host":"a.test:8443"}`,
+		"gateway/edge a.test":                                             `{"pod":"shop/edge-1","port":80,"scheme":"http","method":"GET","path":"/","host":"a.test"}`,
+		"gateway/edge https://local/%2f":                                  `{"pod":"shop/edge-1","port":443,"scheme":"https","method":"GET","path":"/%2f","host":"local"}`,
+		"web-1 cart --sni db":                                             `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
 	} {
 		var asked string
 		h := harness{
@@ -73,11 +110,18 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"web-1 cart:http":           `"http" is no port of a Service`,
-		"web-1 cart --header a":     "write it as name=value",
-		"gone cart":                 "looking for pod shop/gone",
-		"gateway/gone cart":         "the Gateway shop/gone has no pods",
-		"web-1 cart --tcp --path x": "none of the others can be",
+		"web-1 cart:http":                  `"http" is no port of a Service`,
+		"web-1 cart --header a":            "write it as name=value",
+		"web-1 cart --jwt-claims []":       "these are no claims",
+		"web-1 cart --jwt-claims @/no":     "no such file",
+		"web-1 cart --tcp --jwt-claims {}": "none of the others can be",
+		"web-1 http://a.test/x":            "is asked of a Gateway",
+		"gateway/edge ftp://a.test/x":      "is no URL of HTTP",
+		"gateway/edge a.test:0/x":          "is no port",
+		"gateway/edge a.test/x --path /y":  "the URL says it all",
+		"gone cart":                        "looking for pod shop/gone",
+		"gateway/gone cart":                "the Gateway shop/gone has no pods",
+		"web-1 cart --tcp --path x":        "none of the others can be",
 	} {
 		h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": "{}"}}
 		if code, _, errOut := h.run(t, "explain "+line); code != exitError || !strings.Contains(errOut, want) {

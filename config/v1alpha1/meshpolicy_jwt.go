@@ -4,7 +4,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // JWT says whose tokens (RFC 7519) the selected workloads believe. A request whose token
 // is not valid is refused: 401, or 403 for another audience. One without a token passes,
-// unless a rule of authorization asks for one. The section is taken as a whole: the
+// unless it is refused by a rule of authorization that asks for one, with 401. The section is taken as a whole: the
 // workload's policy is used, or else the namespace's, or the mesh's, and of equals the
 // oldest.
 //
@@ -95,7 +95,7 @@ type JWTIssuer struct {
 // JWKS says where the public keys of an issuer are: a JSON Web Key Set (RFC 7517) with
 // RSA keys of 2048 to 4096 bits, EC or Ed25519 keys. Symmetric keys are left out.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.configMapKey), has(self.uri)].filter(x, x).size() == 1",message="the keys are in one place: write inline, configMapKey or uri"
+// +kubebuilder:validation:XValidation:rule="[has(self.inline), has(self.configMapKey), has(self.secretKey), has(self.uri)].filter(x, x).size() == 1",message="the keys are in one place: write inline, configMapKey, secretKey or uri"
 type JWKS struct {
 	// inline is the key set itself, in JSON.
 	// +optional
@@ -111,6 +111,15 @@ type JWKS struct {
 	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
 	// +kubebuilder:validation:XValidation:rule="!self.startsWith('fetched.')",message="keys that begin with fetched. are Tulle's own: write another"
 	ConfigMapKey string `json:"configMapKey,omitempty"`
+
+	// secretKey is a key of the Secret tulle-jwks in the policy's namespace, under which the
+	// key set is. It has public keys alone: with anything private in it the key set is
+	// refused. Tulle reads no Secret of another name for it.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
+	SecretKey string `json:"secretKey,omitempty"`
 
 	// uri is where the control plane fetches the key set, such as
 	// https://accounts.example/keys. Addresses that are not public need a word in the

@@ -247,7 +247,7 @@ func (f *Fetcher) stored(ctx context.Context) (data map[string]string, exists bo
 }
 
 func (f *Fetcher) name() types.NamespacedName {
-	return types.NamespacedName{Namespace: f.Namespace, Name: mesh.JWKSConfigMap}
+	return types.NamespacedName{Namespace: f.Namespace, Name: mesh.JWKSName}
 }
 
 // fetchDue asks those whose time has come. Of one that fails the keys from before stay.
@@ -328,7 +328,7 @@ func (f *Fetcher) write(ctx context.Context, data map[string]any, exists bool) e
 	}
 	if !exists {
 		c := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
-			Namespace: f.Namespace, Name: mesh.JWKSConfigMap,
+			Namespace: f.Namespace, Name: mesh.JWKSName,
 			Labels: map[string]string{"app.kubernetes.io/part-of": "tulle", "app.kubernetes.io/managed-by": "tulle"},
 		}, Data: map[string]string{}}
 		for key, text := range data {
@@ -344,7 +344,7 @@ func (f *Fetcher) write(ctx context.Context, data map[string]any, exists bool) e
 	if err != nil {
 		return wrap(err, "write")
 	}
-	c := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: f.Namespace, Name: mesh.JWKSConfigMap}}
+	c := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: f.Namespace, Name: mesh.JWKSName}}
 	err = f.Writer.Patch(ctx, c, client.RawPatch(types.MergePatchType, b))
 	if apierrors.IsNotFound(err) {
 		return errors.New("the ConfigMap of keys was deleted as it was written to")
@@ -356,5 +356,5 @@ func wrap(err error, doing string) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s the ConfigMap %s: %w", doing, mesh.JWKSConfigMap, err)
+	return fmt.Errorf("%s the ConfigMap %s: %w", doing, mesh.JWKSName, err)
 }

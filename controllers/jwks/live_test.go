@@ -85,7 +85,7 @@ func TestKeysFollowPolicies(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			var m corev1.ConfigMap
-			if err := direct.Get(t.Context(), client.ObjectKey{Namespace: "tulle-system", Name: mesh.JWKSConfigMap}, &m); client.IgnoreNotFound(err) != nil {
+			if err := direct.Get(t.Context(), client.ObjectKey{Namespace: "tulle-system", Name: mesh.JWKSName}, &m); client.IgnoreNotFound(err) != nil {
 				t.Fatal(err)
 			}
 			text, ok := m.Data[mesh.FetchedKey(server.URL)]

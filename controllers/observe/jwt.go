@@ -28,14 +28,14 @@ func jwt(j *v1alpha1.JWT, bad *problems) *mesh.JWT {
 		seen[i.Issuer] = true
 		one := mesh.Issuer{
 			Issuer: i.Issuer, Audiences: i.Audiences,
-			ConfigMapKey: i.JWKS.ConfigMapKey, URI: i.JWKS.URI,
+			ConfigMapKey: i.JWKS.ConfigMapKey, SecretKey: i.JWKS.SecretKey, URI: i.JWKS.URI,
 			Params: i.FromParams, Cookies: i.FromCookies,
 			ClockSkew: defaultClockSkew,
 			Strip:     i.Forward != nil && !*i.Forward,
 		}
-		switch places := []bool{i.JWKS.Inline != "", i.JWKS.ConfigMapKey != "", i.JWKS.URI != ""}; {
+		switch places := []bool{i.JWKS.Inline != "", i.JWKS.ConfigMapKey != "", i.JWKS.SecretKey != "", i.JWKS.URI != ""}; {
 		case count(places) != 1:
-			bad.add("%s.jwks: the keys are in one place: write inline, configMapKey or uri", field)
+			bad.add("%s.jwks: the keys are in one place: write inline, configMapKey, secretKey or uri", field)
 		case places[0]:
 			one.Keys = mesh.ParseKeySet(i.JWKS.Inline)
 		}
@@ -83,6 +83,15 @@ func (p *problems) principals(field string, texts []string) []mesh.RequestPrinci
 			continue
 		}
 		out = append(out, one)
+	}
+	return out
+}
+
+// secretKeys are the key sets of a Secret.
+func secretKeys(s *corev1.Secret) *mesh.Keys {
+	out := &mesh.Keys{Namespace: s.Namespace, Secret: true, Sets: map[string]*mesh.KeySet{}}
+	for name, text := range s.Data {
+		out.Sets[name] = mesh.ParsePublicKeySet(string(text))
 	}
 	return out
 }

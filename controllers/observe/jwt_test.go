@@ -28,6 +28,7 @@ spec:
       clockSkew: 5s
       forward: false
     - {issuer: c, jwks: {configMapKey: c.json}, fromCookies: [c], clockSkew: 0s, forward: true}
+    - {issuer: d, jwks: {secretKey: d.json}}
   authorization:
     rules:
     - from: [{requestPrincipals: ["*", a/b], notRequestPrincipals: [a/c]}]
@@ -42,6 +43,7 @@ spec:
 			ClaimsToHeaders: []mesh.ClaimHeader{{Header: "x-user", Claim: "sub"}}, ClockSkew: 5 * time.Second, Strip: true,
 		},
 		{Issuer: "c", ConfigMapKey: "c.json", Cookies: []string{"c"}, ClockSkew: time.Second},
+		{Issuer: "d", SecretKey: "d.json", ClockSkew: time.Minute},
 	}})
 	same(t, got.Authorization.Rules, []mesh.Rule{{
 		From: []mesh.Source{{
@@ -88,4 +90,27 @@ func TestKeySetsOfAConfigMap(t *testing.T) {
 	same(t, keys, &mesh.Keys{Namespace: "a", Sets: map[string]*mesh.KeySet{
 		"mine.json": want, "bad.json": mesh.ParseKeySet("x"), mesh.FetchedKey("https://a.example"): want,
 	}})
+}
+
+// A private key in a Secret is used for nothing, nor are those beside it, and the status
+// has none of it.
+func TestKeySetsOfASecret(t *testing.T) {
+	private := map[string]string{
+		"d": strings.TrimSuffix(publicKey, "}") + `,"d":"hidden"}`, "k": `{"kty":"oct","k":"hidden"}`, "p": `{"kty":"RSA","n":"x","e":"AQAB","p":"hidden"}`,
+	}
+	s := parse[corev1.Secret](t, `{metadata: {name: tulle-jwks, namespace: a}}`)
+	s.Data = map[string][]byte{"good.json": []byte(`{"keys":[` + publicKey + `]}`), "bad.json": []byte("x")}
+	for name, key := range private {
+		s.Data[name] = []byte(`{"keys":[` + publicKey + `,` + key + `]}`)
+	}
+	got := secretKeys(s)
+	same(t, got.Secret, true)
+	same(t, got.Sets["good.json"], mesh.ParseKeySet(string(s.Data["good.json"])))
+	same(t, got.Sets["bad.json"], mesh.ParseKeySet("x"))
+	for name := range private {
+		set := got.Sets[name]
+		if set.JWKS != "" || !strings.Contains(set.Problem, "keys[1] has a private part ("+name+")") || strings.Contains(set.Problem, "hidden") {
+			t.Errorf("%s: %+v", name, set)
+		}
+	}
 }

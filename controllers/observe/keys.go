@@ -14,15 +14,15 @@ import (
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
-// NewKeysCache is a cache of the ConfigMaps that have keys of issuers of tokens, and of
-// no others: by this name the control plane may see them. It is one of its own since
-// other ConfigMaps are seen, too, where deploy/gateways allows it.
+// NewKeysCache is a cache of the ConfigMaps and Secrets that have keys of issuers of
+// tokens, and of no others: by this name the control plane may see them. It is one of its
+// own since other ConfigMaps, and Secrets with certificates, are seen, too, where
+// deploy/gateways allows it.
 func NewKeysCache(config *rest.Config, o cache.Options) (cache.Cache, error) {
-	o.DefaultTransform = cache.TransformStripManagedFields()
+	o.DefaultTransform = cutKeys
 	o.ReaderFailOnMissingInformer = true
-	o.ByObject = map[client.Object]cache.ByObject{
-		&corev1.ConfigMap{}: {Field: fields.OneTermEqualSelector(metav1.ObjectNameField, mesh.JWKSConfigMap)},
-	}
+	named := cache.ByObject{Field: fields.OneTermEqualSelector(metav1.ObjectNameField, mesh.JWKSName)}
+	o.ByObject = map[client.Object]cache.ByObject{&corev1.ConfigMap{}: named, &corev1.Secret{}: named}
 	keys, err := cache.New(config, o)
 	if err != nil {
 		return nil, fmt.Errorf("making a cache of keys: %w", err)
@@ -30,25 +30,47 @@ func NewKeysCache(config *rest.Config, o cache.Options) (cache.Cache, error) {
 	return keys, nil
 }
 
-// keysHandler is for ConfigMaps of keys, of which a namespace has one.
-type keysHandler struct{ *Observer }
+// cutKeys leaves of a Secret what keys are read from: what kubectl noted down has all of it
+// again.
+func cutKeys(obj any) (any, error) {
+	switch o := obj.(type) {
+	case *corev1.Secret:
+		return &corev1.Secret{ObjectMeta: cutMeta(&o.ObjectMeta), Data: o.Data}, nil
+	case client.Object:
+		o.SetManagedFields(nil)
+	}
+	return obj, nil // a tombstone, too
+}
 
-// OnAdd applies a ConfigMap.
+// keysHandler is for ConfigMaps or Secrets of keys, of which a namespace has one each.
+type keysHandler struct {
+	*Observer
+	secret bool
+}
+
+// OnAdd applies an object.
 func (h keysHandler) OnAdd(obj any, _ bool) {
-	if c, ok := obj.(*corev1.ConfigMap); ok && c.Name == mesh.JWKSConfigMap {
-		h.deliver(mesh.Put(keys(c)))
+	switch o := obj.(type) {
+	case *corev1.ConfigMap:
+		if o.Name == mesh.JWKSName {
+			h.deliver(mesh.Put(keys(o)))
+		}
+	case *corev1.Secret:
+		if o.Name == mesh.JWKSName {
+			h.deliver(mesh.Put(secretKeys(o)))
+		}
 	}
 }
 
-// OnUpdate applies a ConfigMap's new form.
+// OnUpdate applies an object's new form.
 func (h keysHandler) OnUpdate(_, obj any) { h.OnAdd(obj, false) }
 
-// OnDelete applies that a ConfigMap is gone.
+// OnDelete applies that an object is gone.
 func (h keysHandler) OnDelete(obj any) {
 	n, err := toolscache.DeletionHandlingObjectToName(obj)
 	if err != nil {
-		h.log.Error(err, "a deleted ConfigMap of keys has no name")
+		h.log.Error(err, "a deleted object with keys has no name")
 		return
 	}
-	h.deliver(mesh.Delete(mesh.KindKeys, mesh.Name{Name: n.Namespace}))
+	h.deliver(mesh.Delete(mesh.KindKeys, mesh.KeysName(n.Namespace, h.secret)))
 }

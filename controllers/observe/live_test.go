@@ -191,14 +191,33 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 		keys := &corev1.ConfigMap{ObjectMeta: shop("tulle-jwks"), Data: map[string]string{"a.json": "{}"}}
 		create(t, direct, &corev1.ConfigMap{ObjectMeta: shop("others"), Data: map[string]string{"b.json": "{}"}})
 		create(t, direct, keys)
-		m.until(t, "the key set", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return ok })
+		m.until(t, "the key set", func(v *mesh.View) bool { _, ok := v.KeySet("shop", false, "a.json"); return ok })
 		if err := direct.Delete(t.Context(), keys); err != nil {
 			t.Fatal(err)
 		}
-		m.until(t, "its end", func(v *mesh.View) bool { _, ok := v.KeySet("shop", "a.json"); return !ok })
+		m.until(t, "its end", func(v *mesh.View) bool { _, ok := v.KeySet("shop", false, "a.json"); return !ok })
 		v, _ := m.state()
-		if _, ok := v.KeySet("shop", "b.json"); ok {
+		if _, ok := v.KeySet("shop", false, "b.json"); ok {
 			t.Error("a ConfigMap of another name is taken for keys")
+		}
+	})
+	t.Run("keys of issuers in a Secret are seen, and no other Secret", func(t *testing.T) {
+		keys := &corev1.Secret{ObjectMeta: shop("tulle-jwks"), Data: map[string][]byte{"a.json": []byte("{}")}}
+		create(t, direct, &corev1.Secret{ObjectMeta: shop("others"), Data: map[string][]byte{"b.json": []byte("{}")}})
+		create(t, direct, keys)
+		m.until(t, "the key set", func(v *mesh.View) bool { _, ok := v.KeySet("shop", true, "a.json"); return ok })
+		keys.Data = map[string][]byte{"c.json": []byte("{}")}
+		if err := direct.Update(t.Context(), keys); err != nil {
+			t.Fatal(err)
+		}
+		m.until(t, "other keys", func(v *mesh.View) bool { _, ok := v.KeySet("shop", true, "c.json"); return ok })
+		if err := direct.Delete(t.Context(), keys); err != nil {
+			t.Fatal(err)
+		}
+		m.until(t, "their end", func(v *mesh.View) bool { _, ok := v.KeySet("shop", true, "c.json"); return !ok })
+		v, _ := m.state()
+		if _, ok := v.KeySet("shop", true, "b.json"); ok {
+			t.Error("a Secret of another name is taken for keys")
 		}
 	})
 	t.Run("the configuration is seen", func(t *testing.T) {

@@ -29,7 +29,7 @@ import (
 // Informers list and watch, and never get one object by name.
 //
 // +kubebuilder:rbac:groups="",resources=services;pods;nodes,verbs=list;watch
-// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=tulle-jwks,verbs=list;watch
+// +kubebuilder:rbac:groups="",resources=configmaps;secrets,resourceNames=tulle-jwks,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=list;watch
 // +kubebuilder:rbac:groups=mesh.tulle.dev,resources=meshpolicies;trafficsplits;externalservices;meshconfigs,verbs=list;watch
@@ -117,8 +117,10 @@ func (o *Observer) SetupWithManager(mgr manager.Manager, keys cache.Informers) e
 // kind, of which only ServiceCIDR (Kubernetes 1.33) and those of the Gateway API may
 // be missing.
 func (o *Observer) Watch(ctx context.Context, informers, keys cache.Informers) error {
-	if err := o.watch(ctx, keys, &corev1.ConfigMap{}, keysHandler{o}); err != nil {
-		return err
+	for obj, h := range map[client.Object]keysHandler{&corev1.ConfigMap{}: {o, false}, &corev1.Secret{}: {o, true}} {
+		if err := o.watch(ctx, keys, obj, h); err != nil {
+			return err
+		}
 	}
 	for _, obj := range []client.Object{&v1alpha1.MeshConfig{}, &networkingv1.ServiceCIDR{}} {
 		if err := o.watch(ctx, informers, obj, sourceHandler{o, obj}); err != nil {

@@ -26,11 +26,20 @@ func (o *Observer) Suppose(obj client.Object, deleted bool) (mesh.Change, error)
 		}
 		return mesh.Put(from.mesh(o.root)), nil
 	}
-	if c, ok := obj.(*corev1.ConfigMap); ok && c.Name == mesh.JWKSConfigMap {
-		if deleted {
-			return mesh.Delete(mesh.KindKeys, mesh.Name{Name: c.Namespace}), nil
+	if obj.GetName() == mesh.JWKSName {
+		var of *mesh.Keys
+		switch c := obj.(type) {
+		case *corev1.ConfigMap:
+			of = keys(c)
+		case *corev1.Secret:
+			of = secretKeys(c)
 		}
-		return mesh.Put(keys(c)), nil
+		switch {
+		case of != nil && deleted:
+			return mesh.Delete(mesh.KindKeys, mesh.KeysName(of.Namespace, of.Secret)), nil
+		case of != nil:
+			return mesh.Put(of), nil
+		}
 	}
 	c, ok := change(obj)
 	switch {

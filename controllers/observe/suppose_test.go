@@ -23,8 +23,9 @@ func TestWhatIsSupposedIsWhatWouldBeObserved(t *testing.T) {
 		"a policy's end":     {&v1alpha1.MeshPolicy{ObjectMeta: meta}, true, mesh.Ref{Kind: mesh.KindPolicy, Name: mesh.Name{Namespace: "shop", Name: "a"}}},
 		"the configuration":  {&v1alpha1.MeshConfig{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, false, mesh.Ref{Kind: mesh.KindConfig}},
 		"its end":            {&v1alpha1.MeshConfig{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, true, mesh.Ref{Kind: mesh.KindConfig}},
-		"keys of issuers":    {&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: mesh.JWKSConfigMap}}, false, mesh.Ref{Kind: mesh.KindKeys, Name: mesh.Name{Name: "shop"}}},
-		"their end":          {&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: mesh.JWKSConfigMap}}, true, mesh.Ref{Kind: mesh.KindKeys, Name: mesh.Name{Name: "shop"}}},
+		"keys of issuers":    {&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: mesh.JWKSName}}, false, mesh.Ref{Kind: mesh.KindKeys, Name: mesh.Name{Name: "shop"}}},
+		"keys in a Secret":   {&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: mesh.JWKSName}}, false, mesh.Ref{Kind: mesh.KindKeys, Name: mesh.KeysName("shop", true)}},
+		"their end":          {&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: mesh.JWKSName}}, true, mesh.Ref{Kind: mesh.KindKeys, Name: mesh.Name{Name: "shop"}}},
 		"other certificates": {&corev1.ConfigMap{ObjectMeta: meta}, false, mesh.Ref{Kind: mesh.KindBundle, Name: mesh.Name{Namespace: "shop", Name: "a"}}},
 	} {
 		got, err := o.Suppose(c.object, c.deleted)

@@ -21,8 +21,11 @@ type Question struct {
 	ServiceAccount string `json:"serviceAccount,omitempty"`
 	Address        string `json:"address,omitempty"` // of the caller; empty: the pod's
 
-	Service string `json:"service"`        // namespace/name
-	Port    uint16 `json:"port,omitempty"` // 0: the only one
+	Service string `json:"service,omitempty"` // namespace/name
+	Port    uint16 `json:"port,omitempty"`    // 0: the only one
+	// Scheme, http or https, is of what a client outside of the mesh asks the Gateway for
+	// whose proxy Pod is, at Port; then there is no Service, and Address is the client's.
+	Scheme string `json:"scheme,omitempty"`
 
 	// TCP is a connection that is not HTTP; SNI is of the application's own TLS on it.
 	TCP     bool     `json:"tcp,omitempty"`
@@ -31,6 +34,8 @@ type Question struct {
 	Path    string   `json:"path,omitempty"`   // with its query; empty: /
 	Host    string   `json:"host,omitempty"`   // empty: the Service's name, and its port
 	Headers []Header `json:"headers,omitempty"`
+	// Claims are those of the valid token (JWT) that the request has; none: it has none.
+	Claims map[string]any `json:"claims,omitempty"`
 }
 
 // Header is a line of a request's headers.
@@ -53,20 +58,22 @@ type Answer struct {
 	// do not say the same, or there is none.
 	Verdict  Verdict   `json:"verdict,omitempty"`
 	Caller   Caller    `json:"caller"`
-	Service  string    `json:"service"`
+	Service  string    `json:"service,omitempty"`
 	Port     uint16    `json:"port"`
-	Route    *Route    `json:"route,omitempty"` // nil: the caller has no sidecar to route it
+	Entrance *Entrance `json:"entrance,omitempty"` // where a Gateway is asked
+	Route    *Route    `json:"route,omitempty"`    // nil: the caller has no sidecar to route it
 	Backends []Backend `json:"backends"`
 }
 
 // Route is the rule of an object that says where the request goes.
 type Route struct {
-	// Kind is HTTPRoute, GRPCRoute, TrafficSplit or Service; or Gateway, whose routes are
-	// not looked at: it is taken to send the request to the Service as it stands.
+	// Kind is HTTPRoute, GRPCRoute, TrafficSplit or Service; or Gateway, where the question
+	// is what its proxy sends to a Service, and not by which of its routes.
 	Kind string `json:"kind"`
 	Name string `json:"name"`           // namespace/name
 	Rule string `json:"rule,omitempty"` // as in access logs
-	// Answer is what the caller's sidecar answers itself, instead of sending it on.
+	// Answer is what the caller's sidecar, or the gateway, answers itself, instead of sending
+	// it on.
 	Answer string `json:"answer,omitempty"`
 }
 
@@ -94,12 +101,15 @@ var errAmbiguous = errors.New("the Service has several ports: name one, as in we
 
 // Explain answers the question, or says what is wrong with it.
 func Explain(v *mesh.View, q Question) (*Answer, error) {
+	if q.Scheme != "" {
+		return explainEntry(v, q)
+	}
 	svc, port, err := called(v, q)
 	if err != nil {
 		return nil, err
 	}
 	if g := gatewayBehind(v, svc, port); g != "" {
-		return nil, fmt.Errorf("the Service %s is that of Gateway %s, which decides by its own routes: name the Service that they lead to, and gateway/NAME as the caller", svc.Name, g)
+		return nil, fmt.Errorf("the Service %s is that of Gateway %s, which decides by its own routes: ask for gateway/NAME and http://HOST/PATH", svc.Name, g)
 	}
 	caller, client, peer, err := callerOf(v, q)
 	if err != nil {
@@ -196,13 +206,13 @@ func callerOf(v *mesh.View, q Question) (c Caller, namespace string, peer netip.
 	return c, namespace, peer, nil
 }
 
-// httpOf is the request that the question asks for.
+// httpOf is the request that the question asks for, of a Service or nil.
 func httpOf(q Question, svc *mesh.Service, port mesh.ServicePort) (*HTTP, error) {
-	r := &HTTP{Method: cmp.Or(q.Method, http.MethodGet), Path: cmp.Or(q.Path, "/"), Host: q.Host}
+	r := &HTTP{Method: cmp.Or(q.Method, http.MethodGet), Path: cmp.Or(q.Path, "/"), Host: q.Host, Claims: q.Claims}
 	for _, h := range q.Headers {
 		r.Headers = append(r.Headers, mesh.Header(h))
 	}
-	if r.Host == "" {
+	if r.Host == "" && svc != nil {
 		r.Host = fmt.Sprintf("%s.%s", svc.Name.Name, svc.Namespace)
 		if port.Port != 80 {
 			r.Host += fmt.Sprintf(":%d", port.Port)

@@ -3,6 +3,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -26,6 +27,10 @@ type HTTP struct {
 	Method, Host string
 	Path         string // with its query
 	Headers      []mesh.Header
+	// Claims are those of the token (JWT) that it has, as encoding/json reads them; nil:
+	// it has none. The token is well signed, in its time, and where tokens of its issuer
+	// are looked for.
+	Claims map[string]any
 }
 
 // Verdict is what becomes of a request.
@@ -56,6 +61,9 @@ type Match struct {
 type Decision struct {
 	Verdict Verdict `json:"verdict"`
 	Reason  string  `json:"reason"` // a clause
+	// Status is of the answer to a request of HTTP that is denied for a token, or by a
+	// rule: 401 where it needs a valid token, else 403. 0: it is not said.
+	Status int `json:"status,omitempty"`
 	// Rules are all that match, in the order of their policies. None decides where
 	// Reason names something else.
 	Rules []Match `json:"rules,omitempty"`
@@ -64,12 +72,12 @@ type Decision struct {
 	// Enforced is the verdict if DryRun rules were enforced; empty where there are
 	// none, or it is the same.
 	Enforced Verdict `json:"ifDryRunRulesWereEnforced,omitempty"`
-	// Mode is which callers the port is open to: Strict, Permissive or Disabled.
-	Mode string `json:"mtls"`
+	// Mode is which callers the port is open to: Strict, Permissive or Disabled; empty at a
+	// gateway.
+	Mode string `json:"mtls,omitempty"`
 }
 
-// Decide says what the workload does with the request, which has no token (JWT). It is
-// about rules alone: not
+// Decide says what the workload does with the request. It is about rules alone: not
 // about rate limits, nor about whether the application answers.
 func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	if !w.Meshed {
@@ -80,7 +88,11 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	}
 	in := translate.InboundOf(w, v)
 	d := Decision{Mode: modeName(in.Mode(r.Port))}
-	known := facts{peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(), hops: v.Config().TrustedHops}
+	hops := v.Config().TrustedHops
+	known := facts{
+		peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(),
+		remote: hops > 0, vouched: true, hops: hops, place: "the workload",
+	}
 	problem := known.wayIn(in, r)
 	if problem != "" {
 		d.Verdict, d.Reason = Denied, problem
@@ -88,22 +100,30 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	}
 	policies := authorizations(w, v)
 	if known.http != nil {
-		if problem := known.normalize(in.NormalizesPaths(), askPaths(policies)); problem != "" {
+		if problem := known.rejected(in.NormalizesPaths()); problem != "" {
 			d.Verdict, d.Reason = Denied, problem
 			return d
 		}
-		if name := ambiguousHeader(known.http.Headers, policies); name != "" {
-			d.Verdict, d.Reason = Denied, fmt.Sprintf("the header %q could be read as another one that rules ask for", name)
+		if no := known.learn(policies, translate.TokensOf(w, v), in.NormalizesPaths()); no.why != "" {
+			d.Verdict, d.Reason, d.Status = Denied, no.why, no.status
 			return d
 		}
-		looks, invalid := translate.Tokens(w, v)
-		if invalid != nil {
-			d.Verdict, d.Reason = Denied, fmt.Sprintf("MeshPolicy %s cannot be understood, and so denies every request: %s", invalid.Meta.Name, invalid.Invalid)
-			return d
-		}
-		known.tokens = looks
 	}
 	return known.decide(d, policies, v)
+}
+
+// learn has of a request of HTTP what rules are asked about, and why it is refused before
+// they are. Some says that its path is normalised.
+func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) refused {
+	if some {
+		if problem := k.normalize(askPaths(policies)); problem != "" {
+			return refused{why: problem}
+		}
+	}
+	if name := ambiguousHeader(k.http.Headers, policies); name != "" {
+		return refused{why: fmt.Sprintf("the header %q could be read as another one that rules ask for", name)}
+	}
+	return k.read(t)
 }
 
 // wayIn learns of the request what the listener does; problem is why it does not take it.
@@ -142,6 +162,7 @@ func copied(r *HTTP) *HTTP {
 		return nil
 	}
 	out := *r
+	out.Headers = slices.Clone(r.Headers)
 	return &out
 }
 
@@ -178,6 +199,15 @@ type tally struct {
 	// defaultDeny says that only what a rule allows comes in, and which policy says so.
 	defaultDeny, dryDefaultDeny string
 	invalid                     *mesh.Policy
+	// lacking is of a rule by which the request is refused since it has no token; nil:
+	// there is none.
+	lacking *lacking
+}
+
+// lacking is a rule for which a request lacks a token. It denies, or would let it in.
+type lacking struct {
+	Match
+	denies bool
 }
 
 func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decision {
@@ -188,7 +218,12 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 			d.Rules[i].Decides = true
 		}
 	}
-	denied := func(format string, args ...any) { d.Verdict, d.Reason = Denied, fmt.Sprintf(format, args...) }
+	denied := func(format string, args ...any) {
+		d.Verdict, d.Reason = Denied, fmt.Sprintf(format, args...)
+		if k.http != nil {
+			d.Status = http.StatusForbidden
+		}
+	}
 	switch {
 	case t.invalid != nil:
 		denied("MeshPolicy %s cannot be understood, and so denies everything: %s", t.invalid.Meta.Name, t.invalid.Invalid)
@@ -202,7 +237,7 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 	case t.defaultDeny != "" && len(t.allow) == 0:
 		denied("%s, and no Allow rule matches", t.defaultDeny)
 	default:
-		d.Verdict, d.Reason = Allowed, "no rule denies it, and there is no Allow rule for the workload"
+		d.Verdict, d.Reason = Allowed, "no rule denies it, and there is no Allow rule for "+k.place
 		if len(t.allow) > 0 {
 			mark(t.allow)
 			d.Reason = fmt.Sprintf("rule %s of MeshPolicy %s allows it", t.rules[t.allow[0]].Rule, t.rules[t.allow[0]].Policy)
@@ -211,6 +246,10 @@ func (k *facts) decide(d Decision, policies []*mesh.Policy, v *mesh.View) Decisi
 			d.Verdict, d.Authorizers = Depends, t.asked
 			d.Reason = fmt.Sprintf("it is let in if the authorizer %s says so", strings.Join(t.asked, " and the authorizer "))
 		}
+	}
+	if d.Verdict == Denied && t.invalid == nil && t.lacking != nil && (t.lacking.denies || len(t.allow) == 0) {
+		d.Status = http.StatusUnauthorized
+		d.Reason += fmt.Sprintf("; it is asked for a token, which rule %s of MeshPolicy %s asks for", t.lacking.Rule, t.lacking.Policy)
 	}
 	if e := t.enforced(); e != d.Verdict {
 		d.Enforced = e
@@ -247,12 +286,15 @@ func (k *facts) tally(policies []*mesh.Policy, v *mesh.View) tally {
 			}
 			m.Unasked = r.Action == mesh.Custom && !k.canAsk(r.Authorizer, v)
 			if r.Action == mesh.Allow {
-				const needs = "the workload has Allow rules"
+				needs := k.place + " has Allow rules"
 				if r.DryRun {
 					t.dryDefaultDeny = needs
 				} else {
 					t.defaultDeny = cmp.Or(t.defaultDeny, needs)
 				}
+			}
+			if k.tokens && k.claims == nil && k.lacksToken(r, p.Meta.Namespace) && (t.lacking == nil || !t.lacking.denies) {
+				t.lacking = &lacking{m, r.Action == mesh.Deny}
 			}
 			if !k.matches(r, p.Meta.Namespace) {
 				continue

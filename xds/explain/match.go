@@ -21,15 +21,41 @@ type facts struct {
 	sni     string
 	noName  bool
 	domains []string // names of the mesh's trust domain
-	hops    uint32   // see mesh.Config
-	tokens  bool     // tokens are looked at
+	// remote says that the client before the gateways is known, and vouched that callers
+	// without an identity are not believed about it: hops before the end of
+	// X-Forwarded-For, or the peer itself for 0.
+	remote, vouched bool
+	hops            uint32
+	place           string         // what decides: the workload, or the listener
+	tokens          bool           // tokens are looked at
+	claims          map[string]any // of the valid token; nil: there is none
 }
 
 // matches reports whether the rule of a policy of the namespace matches.
 func (k *facts) matches(r mesh.Rule, namespace string) bool {
-	m := matcher{facts: k, strict: r.Action == mesh.Allow, namespace: namespace}
+	return k.matched(matcher{facts: k, strict: r.Action == mesh.Allow, namespace: namespace}, r)
+}
+
+func (k *facts) matched(m matcher, r mesh.Rule) bool {
 	return (len(r.From) == 0 || slices.ContainsFunc(r.From, m.source)) &&
 		(len(r.To) == 0 || slices.ContainsFunc(r.To, m.operation)) && m.condition(r.When)
+}
+
+// lacksToken reports whether the rule refuses the request since it has no token: a Deny
+// rule that is about those without one, or an Allow rule that would match if it had one.
+func (k *facts) lacksToken(r mesh.Rule, namespace string) bool {
+	absent := slices.ContainsFunc(r.When.Claims, func(c mesh.ClaimCondition) bool { return len(c.NotValues) > 0 })
+	switch {
+	case r.DryRun:
+		return false
+	case r.Action == mesh.Allow:
+		asks := len(r.When.Claims) > 0 || slices.ContainsFunc(r.From, func(s mesh.Source) bool { return s.HasToken() })
+		return asks && k.matched(matcher{facts: k, strict: true, namespace: namespace, anyToken: true}, r)
+	case r.Action == mesh.Deny && !absent:
+		r.From = slices.DeleteFunc(slices.Clone(r.From), func(s mesh.Source) bool { return len(s.NotRequestPrincipals) == 0 })
+		return len(r.From) > 0 && k.matches(r, namespace)
+	}
+	return r.Action == mesh.Deny && k.matches(r, namespace)
 }
 
 // matcher compares with what one rule asks for. What is not known never matches if the
@@ -38,6 +64,7 @@ type matcher struct {
 	*facts
 	strict    bool
 	namespace string
+	anyToken  bool // whatever is asked of a token holds
 }
 
 // either reports whether one of the values holds, or there is none, and none of not.
@@ -57,20 +84,7 @@ func (m matcher) source(s mesh.Source) bool {
 	from := func(b netip.Prefix) bool { return b.Contains(m.peer) }
 	return either(s.Identities, s.NotIdentities, m.is) && either(s.TrustDomains, nil, inDomain) &&
 		either(s.Namespaces, s.NotNamespaces, in) && either(s.ServiceAccounts, s.NotServiceAccounts, account) &&
-		either(s.IPBlocks, s.NotIPBlocks, from) && m.remote(s) && m.token(len(s.RequestPrincipals), len(s.NotRequestPrincipals))
-}
-
-// token compares with a token, of which the request has none: it matches no value.
-func (m matcher) token(values, not int) bool {
-	switch {
-	case values+not == 0:
-		return true
-	case m.strict:
-		return false
-	case !m.tokens: // that there is none is not known
-		return true
-	}
-	return values == 0
+		either(s.IPBlocks, s.NotIPBlocks, from) && m.remoteClient(s) && m.requestPrincipal(s)
 }
 
 // is reports whether the caller proved an identity like this one: under any of the
@@ -101,15 +115,15 @@ func (k *facts) names() []string {
 	return []string{k.identity}
 }
 
-// remote compares the client before the gateways.
-func (m matcher) remote(s mesh.Source) bool {
+// remoteClient compares the client before the gateways.
+func (m matcher) remoteClient(s mesh.Source) bool {
 	if !s.HasRemote() {
 		return true
 	}
-	if m.http == nil || m.hops == 0 {
+	if m.http == nil || !m.remote {
 		return !m.strict
 	}
-	if m.strict && m.identity == "" {
+	if m.strict && m.vouched && m.identity == "" {
 		return false
 	}
 	client, told := m.client()
@@ -124,6 +138,9 @@ func (m matcher) remote(s mesh.Source) bool {
 func (k *facts) client() (netip.Addr, bool) {
 	lines := slices.DeleteFunc(k.http.values("x-forwarded-for"), func(line string) bool { return line == "" })
 	hops := strings.Split(strings.Join(lines, ","), ",")
+	if k.hops == 0 {
+		return k.peer, true
+	}
 	if len(hops) < int(k.hops) {
 		return netip.Addr{}, false
 	}
@@ -206,7 +223,7 @@ func (m matcher) condition(c mesh.Condition) bool {
 	} else if !all(c.Headers, m.header) {
 		return false
 	}
-	if !all(c.Claims, func(c mesh.ClaimCondition) bool { return m.token(len(c.Values), len(c.NotValues)) }) {
+	if !all(c.Claims, m.claim) {
 		return false
 	}
 	switch {

@@ -6,27 +6,39 @@ import (
 	"strings"
 )
 
-// normalize makes of a request's path what rules are asked about where any of them is
-// about paths (rate limits' too), or says why it is refused. What could be read two ways
-// still is refused where rules of authorization are.
-func (k *facts) normalize(some, decide bool) string {
-	path, query, hasQuery := strings.Cut(k.http.Path, "?")
+// escapes are those that could be read as something that rules and routes look at.
+var escapes = map[string]string{"%2f": "a slash", "%5c": "a backslash, which is a slash to some"}
+
+// rejected is why a path is refused before anything is made of it. Some says that rules are
+// about paths, rate limits' too.
+func (k *facts) rejected(some bool) string {
+	path, _, _ := strings.Cut(k.http.Path, "?")
 	if strings.Contains(k.http.Path, "#") {
 		return "a path with a fragment (#) is refused"
 	}
 	if !some {
 		return ""
 	}
-	for escape, what := range map[string]string{"%2f": "a slash", "%5c": "a backslash, which is a slash to some", "%00": "the end of it"} {
+	for escape, what := range escapes {
 		if strings.Contains(strings.ToLower(path), escape) {
 			return fmt.Sprintf("rules are about paths, and %s in one could be read as %s", escape, what)
 		}
 	}
+	if strings.Contains(path, "%00") {
+		return "rules are about paths, and %00 in one could be read as the end of it"
+	}
+	return ""
+}
+
+// normalize makes of a request's path what rules are asked about. What could be read two
+// ways still is refused where rules of authorization are about paths.
+func (k *facts) normalize(decide bool) string {
+	path, query, hasQuery := strings.Cut(k.http.Path, "?")
 	k.http.Path = normalized(path)
 	if decide && dotted.MatchString(k.http.Path) {
 		return "rules are about paths, and a segment ..; is .. to some"
 	}
-	if decide && path != "/" && strings.Trim(path, "/") == "" {
+	if decide && k.http.Path == "//" {
 		return "rules are about paths, and slashes alone are / to some"
 	}
 	if hasQuery {
@@ -63,6 +75,9 @@ func normalized(path string) string {
 		}
 	}
 	joined := strings.Join(out, "/")
+	if len(joined) > 1 && strings.Trim(joined, "/") == "" {
+		return "//" // as Envoy has it
+	}
 	for strings.Contains(joined, "//") {
 		joined = strings.ReplaceAll(joined, "//", "/")
 	}

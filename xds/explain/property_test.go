@@ -5,12 +5,14 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
+	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
 var (
@@ -26,18 +28,27 @@ const (
 // What the policies mean is what Envoy does with what is translated of them: random
 // policies, and random requests that were made to talk them round.
 func TestDecisionsAreAsEnvoyTakesThem(t *testing.T) {
+	decide(t, false, "HTTP Allowed", "HTTP Denied", "other Allowed", "other Denied", "token Allowed", "token Denied")
+}
+
+// The same, with rules that are about tokens alone.
+func TestDecisionsOnTokensAreAsEnvoyTakesThem(t *testing.T) {
+	decide(t, true, "token Allowed", "token Denied", "401", "403")
+}
+
+func decide(t *testing.T, tokens bool, seen ...string) {
 	first := *seedFlag
 	if first == 0 {
 		first = uint64(time.Now().UnixNano())
 	}
-	t.Logf("seed %d; to replay: go test ./xds/explain -run AsEnvoy -seed=%d -decisions=%d", first, first, *decisions)
+	t.Logf("seed %d; to replay: go test ./xds/explain -run %s -seed=%d -decisions=%d", first, t.Name(), first, *decisions)
 	l := newLab(t)
 	began, n, count := time.Now(), 0, map[string]int{}
 	for seed := first; n < *decisions && !t.Failed(); seed += perEnvoy {
-		n += compare(t, l, seed, min(perEnvoy, (*decisions-n+perMesh-1)/perMesh), count)
+		n += compare(t, l, seed, tokens, min(perEnvoy, (*decisions-n+perMesh-1)/perMesh), count)
 	}
 	t.Logf("%d decisions in %s: %v", n, time.Since(began).Round(time.Second/10), count)
-	for _, what := range []string{"HTTP Allowed", "HTTP Denied", "other Allowed", "other Denied"} {
+	for _, what := range seen {
 		if n >= 1000 && count[what] < n/200 {
 			t.Errorf("%d of %d decisions are %q: the test shows little", count[what], n, what)
 		}
@@ -45,7 +56,7 @@ func TestDecisionsAreAsEnvoyTakesThem(t *testing.T) {
 }
 
 // compare has one Envoy decide on requests for some meshes, each made from a seed.
-func compare(t *testing.T, l *lab, seed uint64, meshes int, count map[string]int) int {
+func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count map[string]int) int {
 	t.Helper()
 	type made struct {
 		generator
@@ -57,6 +68,7 @@ func compare(t *testing.T, l *lab, seed uint64, meshes int, count map[string]int
 	var listeners []*listener.Listener
 	for i := range meshes {
 		g := newGenerator(seed + uint64(i))
+		g.tokens = tokens
 		s, w, policies := g.mesh()
 		all = append(all, made{g, s, w, policies})
 		listeners = append(listeners, l.listener(i, s, w))
@@ -80,16 +92,22 @@ func compare(t *testing.T, l *lab, seed uint64, meshes int, count map[string]int
 			if d.Verdict == Depends {
 				want = len(d.Authorizers) == 1 && d.Authorizers[0] == "yes"
 			}
-			reached, answer := l.try(i, r, name, kept)
+			reached, answer := l.try(i, carrying(t, r, translate.TokensOf(m.workload, mesh.NewView(m.snapshot))), name, kept)
 			n++
 			form := "other "
 			if r.HTTP != nil {
 				form = "HTTP "
 			}
 			count[form+string(d.Verdict)]++
-			if reached != want {
-				t.Errorf("seed %d (go test ./xds/explain -run AsEnvoy -seed=%d -decisions=%d)\nthe request %s\nby mesh TLS for %q\nis %s: %s\nbut Envoy's answer is %q, and it reached the application: %t\nrules that match: %s\npolicies: %s\nhops %d, domains %v",
-					seed+uint64(i), seed+uint64(i), perMesh, text(r), name, d.Verdict, d.Reason, answer, reached, text(d.Rules), text(m.policies), m.snapshot.Config().TrustedHops, m.snapshot.Config().TrustDomains())
+			if r.HTTP != nil && r.HTTP.Claims != nil {
+				count["token "+string(d.Verdict)]++
+			}
+			if d.Status != 0 {
+				count[fmt.Sprint(d.Status)]++
+			}
+			if reached != want || d.Status != 0 && !strings.HasPrefix(answer, fmt.Sprintf("HTTP/1.1 %d ", d.Status)) {
+				t.Errorf("seed %d (go test ./xds/explain -run %s -seed=%d -decisions=%d)\nthe request %s\nby mesh TLS for %q\nis %s (%d): %s\nbut Envoy's answer is %q, and it reached the application: %t\nrules that match: %s\npolicies: %s\nhops %d, domains %v",
+					seed+uint64(i), t.Name(), seed+uint64(i), perMesh, text(r), name, d.Verdict, d.Status, d.Reason, answer, reached, text(d.Rules), text(m.policies), m.snapshot.Config().TrustedHops, m.snapshot.Config().TrustDomains())
 				break
 			}
 		}

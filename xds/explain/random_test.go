@@ -21,9 +21,13 @@ const (
 // generator makes random meshes and requests. Values come from small pools, so that
 // rules match often, and each has its neighbours: what differs in a letter, in case, in
 // what an escape means.
-type generator struct{ *rand.Rand }
+type generator struct {
+	*rand.Rand
+	// tokens has all rules be about tokens, and most requests have one.
+	tokens bool
+}
 
-func newGenerator(seed uint64) generator { return generator{rand.New(rand.NewPCG(seed, 0))} }
+func newGenerator(seed uint64) generator { return generator{Rand: rand.New(rand.NewPCG(seed, 0))} }
 
 func (g generator) chance(percent int) bool { return g.IntN(100) < percent }
 
@@ -97,6 +101,7 @@ func (g generator) source() mesh.Source {
 		Identities: some(g, 20, identityPatterns), NotIdentities: some(g, 10, identityPatterns), TrustDomains: some(g, 10, trustDomains),
 		Namespaces: some(g, 15, namespaces), NotNamespaces: some(g, 10, namespaces), ServiceAccounts: some(g, 10, accounts), NotServiceAccounts: some(g, 10, accounts),
 		IPBlocks: some(g, 20, peerBlocks), NotIPBlocks: some(g, 10, peerBlocks), RemoteIPBlocks: some(g, 15, clientBlocks), NotRemoteIPBlocks: some(g, 8, clientBlocks),
+		RequestPrincipals: some(g, 12, principals), NotRequestPrincipals: some(g, 6, principals),
 	}
 }
 
@@ -118,11 +123,19 @@ func (g generator) condition() mesh.Condition {
 			}
 		}
 	}
+	for range g.IntN(2) * g.IntN(3) {
+		if one := (mesh.ClaimCondition{Path: pick(g, claimPaths), Values: some(g, 75, claimValues), NotValues: some(g, 30, claimValues)}); len(one.Values)+len(one.NotValues) > 0 {
+			c.Claims = append(c.Claims, one)
+		}
+	}
 	c.SNI, c.NotSNI = some(g, 4, serverNames), some(g, 3, serverNames)
 	return c
 }
 
 func (g generator) rule() mesh.Rule {
+	if g.tokens {
+		return g.tokenRule()
+	}
 	r := mesh.Rule{Name: pick(g, []string{"", "", "a", "0"}), When: g.condition()}
 	switch n := g.IntN(100); {
 	case n < 45:
@@ -153,6 +166,14 @@ func said[T any](random func() T) T {
 	}
 }
 
+// few is at most n, and less where rules are about tokens alone: one decides.
+func (g generator) few(n int) int {
+	if g.tokens {
+		return 2
+	}
+	return n
+}
+
 func (g generator) mode() mesh.MTLSMode {
 	return pick(g, []mesh.MTLSMode{mesh.MTLSUnset, mesh.MTLSPermissive, mesh.MTLSPermissive, mesh.MTLSStrict, mesh.MTLSDisabled})
 }
@@ -175,18 +196,21 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 		service("auth", "no", nil, mesh.ServicePort{Port: 80}),
 	}
 	var policies []*mesh.Policy
-	for i := range 1 + g.IntN(4) {
+	for i := range 1 + g.IntN(g.few(4)) {
 		p := &mesh.Policy{
 			Meta:     mesh.Meta{Name: mesh.Name{Namespace: pick(g, []string{"shop", "shop", "tulle-system", "front"}), Name: string(rune('a' + i))}, Created: time.Unix(int64(g.IntN(3)), 0)},
 			Selector: pick(g, []*mesh.Selector{nil, nil, {MatchLabels: app}, {MatchLabels: map[string]string{"app": "other"}}}),
 		}
+		if g.tokens {
+			p.Meta.Namespace, p.Selector = "shop", nil
+		}
 		if g.chance(85) {
 			p.Authorization = &mesh.Authorization{DefaultDeny: g.chance(10)}
-			for range 1 + g.IntN(3) {
+			for range 1 + g.IntN(g.few(3)) {
 				p.Authorization.Rules = append(p.Authorization.Rules, g.rule())
 			}
 		}
-		if g.chance(20) {
+		if g.chance(20) && !g.tokens {
 			p.MTLS = &mesh.MTLS{Mode: g.mode()}
 			if g.chance(50) {
 				p.MTLS.Ports = map[uint16]mesh.MTLSMode{pick(g, []uint16{portOther, portOther, portHTTP, portTCP}): g.mode()}
@@ -194,6 +218,9 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 		}
 		if g.chance(10) {
 			p.RateLimit = &mesh.RateLimit{Rules: []mesh.RateLimitRule{{Requests: 1 << 20, Burst: 1 << 20, Unit: time.Second, To: []mesh.RateLimitOperation{{Paths: []string{"/a"}}}}}}
+		}
+		if g.chance(25) || g.tokens {
+			p.JWT = g.jwt()
 		}
 		if g.chance(2) {
 			p.Invalid = "it makes no sense"
@@ -218,6 +245,9 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 // request is a random one: HTTP of a caller, a connection of one, or TLS of an
 // application.
 func (g generator) request() Request {
+	if g.tokens && g.chance(90) {
+		return Request{Peer: netip.MustParseAddr("127.0.0.1"), Port: portOpen, Identity: identities[0], HTTP: g.http()}
+	}
 	r := Request{Peer: netip.MustParseAddr(pick(g, peers)), Port: pick(g, []uint16{portOpen, portOpen, portHTTP, portTCP, portOther})}
 	if g.chance(65) {
 		r.Identity = pick(g, identities[:4])
@@ -240,6 +270,9 @@ func (g generator) http() *HTTP {
 		for range 1 + g.IntN(3) {
 			h.Headers = append(h.Headers, mesh.Header{Name: pick(g, sentHeaders), Value: pick(g, sentValues)})
 		}
+	}
+	if g.chance(60) || g.tokens && g.chance(80) {
+		h.Claims = g.claims()
 	}
 	for range g.IntN(3) {
 		if g.chance(60) {

@@ -78,7 +78,7 @@ func (c *Certificate) id() Name { return c.Name }
 func (e *External) id() Name    { return e.Meta.Name }
 func (b *BackendTLS) id() Name  { return b.Meta.Name }
 func (b *Bundle) id() Name      { return b.Name }
-func (k *Keys) id() Name        { return Name{Name: k.Namespace} }
+func (k *Keys) id() Name        { return KeysName(k.Namespace, k.Secret) }
 
 // Change says what an entity is now, or that it is no more.
 type Change struct {

@@ -44,7 +44,7 @@ const (
 	FactBackendTLS                    // namespace: its BackendTLSPolicies
 	FactBundle                        // namespace/name
 	FactBackend                       // namespace/service: the routes that send something to it
-	FactKeys                          // namespace: its key sets
+	FactKeys                          // KeysName: its key sets
 )
 
 // facts collects what a change made different.

@@ -29,9 +29,10 @@ type Issuer struct {
 	Issuer    string
 	Audiences []string // one of which a token must be for; none: whichever
 	// Keys are the public keys where they are written in the policy; else they are in
-	// ConfigMapKey of the policy's namespace, or where URI says.
+	// ConfigMapKey or SecretKey of the policy's namespace, or where URI says.
 	Keys         *KeySet
 	ConfigMapKey string
+	SecretKey    string
 	URI          string
 
 	// Where tokens are looked for. Nothing at all is "Authorization: Bearer".
@@ -98,15 +99,26 @@ type KeySet struct {
 	Problem string
 }
 
-// Keys are the key sets of a namespace, by their names in its ConfigMap. In the mesh's
-// own namespace are those that were fetched, too, by [FetchedKey].
+// Keys are the key sets of a namespace, by their names in its ConfigMap or in its Secret.
+// In the ConfigMap of the mesh's own namespace are those that were fetched, too, by
+// [FetchedKey].
 type Keys struct {
 	Namespace string
+	Secret    bool // they are the Secret's
 	Sets      map[string]*KeySet
 }
 
-// JWKSConfigMap is the name of the ConfigMap of a namespace that has key sets.
-const JWKSConfigMap = "tulle-jwks"
+// KeysName is the name of a namespace's [Keys].
+func KeysName(namespace string, secret bool) Name {
+	if secret {
+		return Name{Namespace: namespace, Name: "secret"}
+	}
+	return Name{Name: namespace}
+}
+
+// JWKSName is the name of the ConfigMap and of the Secret of a namespace that have key
+// sets.
+const JWKSName = "tulle-jwks"
 
 // FetchedPrefix begins the names of key sets that were fetched.
 const FetchedPrefix = "fetched."
@@ -167,6 +179,28 @@ func ParseKeySet(text string) *KeySet {
 	}
 	set.JWKS = string(b)
 	return set
+}
+
+// private are members of a key that only who signs may know (RFC 7518, sections 6.2.2, 6.3.2
+// and 6.4.1).
+var private = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+
+// ParsePublicKeySet is [ParseKeySet] of a text in which only public keys may be: with any
+// other it is no key set at all, so that whoever left a private key there hears of it.
+func ParsePublicKeySet(text string) *KeySet {
+	var in struct {
+		Keys []map[string]json.RawMessage `json:"keys"`
+	}
+	if json.Unmarshal([]byte(text), &in) == nil {
+		for i, key := range in.Keys {
+			for _, name := range private {
+				if _, has := key[name]; has {
+					return &KeySet{Problem: fmt.Sprintf("keys[%d] has a private part (%s), by which anybody could make tokens: write the issuer's public keys alone, and replace that one at the issuer", i, name)}
+				}
+			}
+		}
+	}
+	return ParseKeySet(text)
 }
 
 // verifier is the public key in the member; nil with no reason is one for encryption.

@@ -38,7 +38,7 @@ type Snapshot struct {
 	byBackend  tree[*Route]       // namespace/service/kind/namespace/name
 	bundles    tree[*Bundle]      // namespace/name
 	backendTLS tree[*BackendTLS]  // namespace/name
-	keys       tree[*Keys]        // namespace
+	keys       tree[*Keys]        // KeysName
 	nodes      tree[*Node]        // name
 	externals  tree[*External]    // namespace/name
 	sniffing   *Sniffing

@@ -279,10 +279,11 @@ func (v *View) Certificate(n Name) (*Certificate, bool) {
 	return v.s.certs.get(n.key())
 }
 
-// KeySet returns one of a namespace's key sets.
-func (v *View) KeySet(namespace, name string) (*KeySet, bool) {
-	v.read(FactKeys, namespace)
-	keys, ok := v.s.keys.get(namespace)
+// KeySet returns a key set of a namespace's ConfigMap, or of its Secret.
+func (v *View) KeySet(namespace string, secret bool, name string) (*KeySet, bool) {
+	of := KeysName(namespace, secret).key()
+	v.read(FactKeys, of)
+	keys, ok := v.s.keys.get(of)
 	if !ok {
 		return nil, false
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -20,9 +21,10 @@ import (
 // verdicts are what Envoy's RBAC filters do, and whom they ask; nil does nothing.
 type verdicts struct {
 	deny, allow       *rbacconfig.RBAC
-	dryDeny, dryAllow *rbacconfig.RBAC // what rules of DryRun would add, and leave of what comes in
-	audit             *rbacconfig.RBAC // what is noted
-	questions         []question       // at most one for each authorizer
+	dryDeny, dryAllow *rbacconfig.RBAC             // what rules of DryRun would add, and leave of what comes in
+	audit             *rbacconfig.RBAC             // what is noted
+	questions         []question                   // at most one for each authorizer
+	challenge         []*core.TypedExtensionConfig // who is told to come with a token
 }
 
 // question is what an external authorizer decides.
@@ -118,6 +120,9 @@ func (k known) authorization(policies []*mesh.Policy, v *mesh.View) verdicts {
 		deny: deny.rules(rbacconfig.RBAC_DENY), allow: allow.rules(rbacconfig.RBAC_ALLOW),
 		dryDeny: dryDeny.rules(rbacconfig.RBAC_DENY), dryAllow: dryAllow.rules(rbacconfig.RBAC_ALLOW),
 		audit: audit.rules(rbacconfig.RBAC_LOG),
+	}
+	if rules := k.challenges(policies, &allow); rules != nil {
+		out.challenge = k.tokens.challenge(rules)
 	}
 	for _, name := range slices.Sorted(maps.Keys(asked)) {
 		a, _ := v.Config().Authorizer(name)

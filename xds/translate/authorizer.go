@@ -34,8 +34,8 @@ func (v verdicts) filters() map[string]*anypb.Any {
 	if v.audit != nil {
 		out[auditName] = typed(perRoute(nil, v.audit, noteAudit))
 	}
-	if len(v.questions) > 0 {
-		out[customName] = typed(asking(v.questions))
+	if len(v.questions)+len(v.challenge) > 0 {
+		out[customName] = typed(asking(v.challenge, v.questions))
 	}
 	if v.deny != nil || v.dryDeny != nil {
 		out[denyName] = typed(perRoute(v.deny, v.dryDeny, noteDryDeny))
@@ -81,8 +81,9 @@ func (v verdicts) network(stat string) []*listener.Filter {
 // asking has each authorizer decide on the requests that one of its rules matches:
 // RBAC that enforces nothing notes whether one does, and the authorizer is asked if
 // so. All of it comes with the routes, so that it holds on every connection at once.
-func asking(questions []question) *filterchain.FilterChainConfigPerRoute {
-	chain := &filterchain.FilterChain{}
+// Nobody is asked about requests that the first filters answer.
+func asking(first []*core.TypedExtensionConfig, questions []question) *filterchain.FilterChainConfigPerRoute {
+	chain := &filterchain.FilterChain{Filters: first}
 	for _, q := range questions {
 		note := "custom_" + q.authorizer.Name + "_"
 		chain.Filters = append(chain.Filters,

@@ -33,7 +33,7 @@ const (
 	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
 	filterJWT                         // whose token is valid
 	filterAudit                       // authorization: who is noted
-	filterCustom                      // authorization: who is asked about
+	filterCustom                      // authorization: who is told to come with a token (challenge); who is asked about
 	filterDeny                        // authorization: who is refused
 	filterAllow                       // authorization: who is let in
 	filterRateLimit                   // how many of those who are let in; then what the mesh's service counts (askingService)

@@ -301,7 +301,7 @@ func TestAGatewayLooksAtTokens(t *testing.T) {
 	}{
 		"a member":                       {"www.example", a.token(nil), 200},
 		"somebody else":                  {"www.example", a.token(claimsOf{"sub": "bob"}), 403},
-		"nobody":                         {"www.example", "", 403},
+		"nobody":                         {"www.example", "", 401},
 		"a token that is over":           {"www.example", a.token(claimsOf{"exp": time.Now().Add(-time.Hour).Unix()}), 401},
 		"a token that nobody signed":     {"www.example", a.unsigned(), 401},
 		"nobody, at another listener":    {"api.example", "", 200},

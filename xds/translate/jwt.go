@@ -77,10 +77,11 @@ func keySet(i mesh.Issuer, namespace string, v *mesh.View) *mesh.KeySet {
 	if i.Keys != nil {
 		return i.Keys
 	}
+	name := cmp.Or(i.SecretKey, i.ConfigMapKey)
 	if i.URI != "" {
-		namespace, i.ConfigMapKey = v.Config().RootNamespace, mesh.FetchedKey(i.URI)
+		namespace, name = v.Config().RootNamespace, mesh.FetchedKey(i.URI)
 	}
-	set, _ := v.KeySet(namespace, i.ConfigMapKey)
+	set, _ := v.KeySet(namespace, i.SecretKey != "", name)
 	return set
 }
 
@@ -245,8 +246,7 @@ func (t believed) refuse(deny *ruleSet) {
 	if len(two) > 0 {
 		deny.put("more than one token", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{anyOfPermissions(two)}, Principals: anyPrincipal()})
 	}
-	looked := metadataPermission(metadataKey, &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}}, lookedKey)
-	deny.put("tokens not looked at", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(looked)}, Principals: anyPrincipal()})
+	deny.put("tokens not looked at", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(tokensLookedAt())}, Principals: anyPrincipal()})
 }
 
 // twice are expressions in CEL that hold where a place has more than one value, of which
@@ -415,8 +415,11 @@ func jwtFaults(p *mesh.Policy, v *mesh.View) []*fault {
 		switch {
 		case issuer.URI != "":
 			where, fix = issuer.URI, "it is fetched by the control plane soon, of 64 URIs in the mesh at most"
+		case issuer.SecretKey != "":
+			where = fmt.Sprintf("the key %s of Secret %s/%s", issuer.SecretKey, p.Meta.Namespace, mesh.JWKSName)
+			fix = "create it, or correct secretKey"
 		case issuer.Keys == nil:
-			where = fmt.Sprintf("the key %s of ConfigMap %s/%s", issuer.ConfigMapKey, p.Meta.Namespace, mesh.JWKSConfigMap)
+			where = fmt.Sprintf("the key %s of ConfigMap %s/%s", issuer.ConfigMapKey, p.Meta.Namespace, mesh.JWKSName)
 			fix = "create it, or correct configMapKey"
 		default:
 			where, fix = "inline", "write the issuer's public keys"

@@ -282,9 +282,9 @@ func TestTokenIsLookedForWhereThePolicySays(t *testing.T) {
 		"another scheme with a list":   {lines: get("/", "x-token: Digest a=b, c=d", "x-raw: "+good), want: 200},
 		"escaped name, bad last":       {lines: get("/?token=" + good + "&%74oken=" + bad), want: 403},
 		"escaped name, bad":            {lines: get("/?%74oken=" + bad), want: 401},
-		"another place, so none":       {lines: bearer(good), want: 403},
-		"none":                         {lines: get("/"), want: 403},
-		"good query, but not the name": {lines: get("/?access_token=" + good), want: 403},
+		"another place, so none":       {lines: bearer(good), want: 401},
+		"none":                         {lines: get("/"), want: 401},
+		"good query, but not the name": {lines: get("/?access_token=" + good), want: 401},
 	} {
 		app.take()
 		s.expect(map[string]attempt{name: a})
@@ -336,18 +336,18 @@ func TestRulesAboutClaims(t *testing.T) {
 			"not in it":    {a.token(claimsOf{"realm_access": claimsOf{"roles": []string{"user"}}}), 403},
 			"another path": {a.token(claimsOf{"roles": []string{"admin"}}), 403},
 			"no such":      {a.token(nil), 403},
-			"no token":     {"", 403},
+			"no token":     {"", 401},
 			"not valid":    {a.unsigned(), 401},
 		}},
 		{"allow by not having", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"role"}, NotValues: []string{"guest"}}), tries{
 			"has not": {a.token(nil), 200}, "has": {a.token(claimsOf{"role": "guest"}), 403},
-			"in a list": {a.token(claimsOf{"role": []string{"x", "guest"}}), 403}, "no token": {"", 403},
+			"in a list": {a.token(claimsOf{"role": []string{"x", "guest"}}), 403}, "no token": {"", 401},
 		}},
 		{"deny a claim", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"role"}, Values: []string{"guest"}}), tries{
 			"has": {a.token(claimsOf{"role": "guest"}), 403}, "has not": {a.token(nil), 200}, "no token": {"", 200},
 		}},
 		{"deny all without a claim", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"role"}, NotValues: []string{"admin"}}), tries{
-			"has": {a.token(claimsOf{"role": "admin"}), 200}, "has not": {a.token(nil), 403}, "no token": {"", 403},
+			"has": {a.token(claimsOf{"role": "admin"}), 200}, "has not": {a.token(nil), 403}, "no token": {"", 401},
 		}},
 		{"other kinds of values", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"v"}, Values: []string{"true", "7"}}), tries{
 			"bool": {a.token(claimsOf{"v": true}), 200}, "number": {a.token(claimsOf{"v": 7}), 200}, "number in a list": {a.token(claimsOf{"v": []int{5, 7}}), 200},
@@ -360,18 +360,18 @@ func TestRulesAboutClaims(t *testing.T) {
 			"one of them": {a.token(claimsOf{"scope": "read write"}), 200}, "none": {a.token(claimsOf{"scope": "read writer"}), 403},
 		}},
 		{"any valid token", principal(mesh.Allow, "*"), tries{
-			"one": {a.token(nil), 200}, "without a subject": {a.token(claimsOf{"sub": nil}), 200}, "none": {"", 403}, "not valid": {a.unsigned(), 401},
+			"one": {a.token(nil), 200}, "without a subject": {a.token(claimsOf{"sub": nil}), 200}, "none": {"", 401}, "not valid": {a.unsigned(), 401},
 		}},
 		{"an issuer's", principal(mesh.Allow, a.name+"/*"), tries{
-			"one": {a.token(nil), 200}, "another's": {b.token(nil), 403}, "none": {"", 403},
+			"one": {a.token(nil), 200}, "another's": {b.token(nil), 403}, "none": {"", 401},
 		}},
 		{"a subject", principal(mesh.Allow, a.name+"/alice", b.name+"/svc-*"), tries{
 			"it": {a.token(nil), 200}, "another": {a.token(claimsOf{"sub": "bob"}), 403}, "at another issuer": {b.token(nil), 403},
 			"a prefix": {b.token(claimsOf{"sub": "svc-x"}), 200}, "a subject that looks like two": {b.token(claimsOf{"sub": "realm/alice"}), 403},
 		}},
-		{"deny without a token", principal(mesh.Deny, "!*"), tries{"one": {a.token(nil), 200}, "none": {"", 403}}},
+		{"deny without a token", principal(mesh.Deny, "!*"), tries{"one": {a.token(nil), 200}, "none": {"", 401}}},
 		{"allow all but one", principal(mesh.Allow, "!"+a.name+"/alice"), tries{
-			"it": {a.token(nil), 403}, "another": {b.token(nil), 200}, "none": {"", 403},
+			"it": {a.token(nil), 403}, "another": {b.token(nil), 200}, "none": {"", 401},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -203,3 +203,32 @@ func TestRulesAboutClaimsOnAConnectionThatIsOlderThanTheFilter(t *testing.T) {
 		}
 	}
 }
+
+// Keys in a Secret verify as those elsewhere do, and without them no token is valid.
+func TestKeysOfASecret(t *testing.T) {
+	app := startApplication(t)
+	a := newIssuer(t, "https://a.example", jose.ES256)
+	policy := withTokens(mesh.Issuer{Issuer: a.name, SecretKey: "a.json"})
+	for name, c := range map[string]struct {
+		keys *mesh.Keys
+		want int
+		says string // the policy's status
+	}{
+		"there":          {&mesh.Keys{Namespace: "shop", Secret: true, Sets: map[string]*mesh.KeySet{"a.json": a.keys()}}, 200, ""},
+		"another's":      {&mesh.Keys{Namespace: "front", Secret: true, Sets: map[string]*mesh.KeySet{"a.json": a.keys()}}, 401, "the key a.json of Secret shop/tulle-jwks: create it, or correct secretKey"},
+		"in a ConfigMap": {&mesh.Keys{Namespace: "shop", Sets: map[string]*mesh.KeySet{"a.json": a.keys()}}, 401, "are not there"},
+		"private ones":   {&mesh.Keys{Namespace: "shop", Secret: true, Sets: map[string]*mesh.KeySet{"a.json": mesh.ParsePublicKeySet(`{"keys":[{"kty":"EC","d":"x"}]}`)}}, 401, "has a private part (d)"},
+	} {
+		s := startSidecar(t, app.Addr(), meshConfig(), policy, c.keys)
+		s.expect(map[string]attempt{name: {lines: bearer(a.token(nil)), want: c.want}})
+		said := ""
+		for _, f := range jwtFaults(policy, view(policy, c.keys)) {
+			if f != nil {
+				said += f.message
+			}
+		}
+		if (said == "") != (c.says == "") || !strings.Contains(said, c.says) {
+			t.Errorf("%s: the status says %q, want %q", name, said, c.says)
+		}
+	}
+}

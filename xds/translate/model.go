@@ -31,15 +31,35 @@ func (i Inbound) SeesTLS(port uint16) bool { return !slices.Contains(i.in.unencr
 // NormalizesPaths reports whether requests' paths are normalised.
 func (i Inbound) NormalizesPaths() bool { return i.in.matchesPaths() }
 
-// Tokens reports whether the workload's sidecar looks at tokens of requests, and the
-// policy that has it refuse all of them since it cannot be understood; nil: there is none.
-func Tokens(w *mesh.Workload, v *mesh.View) (looks bool, invalid *mesh.Policy) {
+// Tokens is whose tokens a workload's sidecar believes. The zero value looks at none.
+type Tokens struct{ t believed }
+
+// TokensOf are those of the workload.
+func TokensOf(w *mesh.Workload, v *mesh.View) Tokens {
 	p := mesh.ProfileOf(w)
-	t := tokensAt(selected(p.Namespace, p.Labels, mesh.SectionJWT, v), v)
-	if t.held() && t.policy.Invalid != "" {
-		return true, t.policy
+	return Tokens{tokensAt(selected(p.Namespace, p.Labels, mesh.SectionJWT, v), v)}
+}
+
+// Held reports whether tokens are looked at.
+func (t Tokens) Held() bool { return t.t.held() }
+
+// Invalid is the policy that has every request refused, since it cannot be understood;
+// nil: there is none.
+func (t Tokens) Invalid() *mesh.Policy {
+	if t.t.held() && t.t.policy.Invalid != "" {
+		return t.t.policy
 	}
-	return t.held(), nil
+	return nil
+}
+
+// Issuers are who makes the tokens that are believed.
+func (t Tokens) Issuers() []mesh.Issuer {
+	return each(t.t.issuers, func(i tokenIssuer) mesh.Issuer { return i.Issuer })
+}
+
+// HasKeys reports whether there are keys to verify the issuer's tokens by.
+func (t Tokens) HasKeys(issuer string) bool {
+	return slices.ContainsFunc(t.t.issuers, func(i tokenIssuer) bool { return i.Issuer.Issuer == issuer && i.jwks != noKeys })
 }
 
 // Rule is what a client's sidecar does with the calls to a Service's port that match.
@@ -76,15 +96,17 @@ func Calls(svc *mesh.Service, port mesh.ServicePort, client string, http bool, v
 			rules = all[len(all)-1:] // that of what no other matches
 		}
 	}
-	return each(rules, func(r rule) Rule {
-		return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
-			out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
-			if s.to.labels != "" {
-				out.Labels = labelsFrom(s.to.labels)
-			}
-			return out
-		})}
-	})
+	return each(rules, shownRule)
+}
+
+func shownRule(r rule) Rule {
+	return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
+		out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
+		if s.to.labels != "" {
+			out.Labels = labelsFrom(s.to.labels)
+		}
+		return out
+	})}
 }
 
 // Endpoint is where calls to a Service may go.
