@@ -1,7 +1,9 @@
 package observe
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -58,6 +60,9 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 			out.TLS.CA = string(pem)
 		}
 	}
+	if g := s.Spec.Gateway; g != nil {
+		out.Gateway = &mesh.Name{Namespace: cmp.Or(g.Namespace, s.Namespace), Name: g.Name}
+	}
 	for i, c := range s.Spec.From {
 		from := source(fmt.Sprintf("spec.from[%d]", i), v1alpha1.Source{Namespaces: c.Namespaces, ServiceAccounts: c.ServiceAccounts}, &bad)
 		for j := range from.ServiceAccounts {
@@ -68,8 +73,35 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 		out.Callers = append(out.Callers, mesh.Caller{Namespaces: from.Namespaces, ServiceAccounts: from.ServiceAccounts})
 	}
 	contradictions(out, &bad)
+	if out.Gateway != nil {
+		beyondGateway(out, &bad)
+	}
 	out.Invalid = bad.sentence()
 	return out
+}
+
+// beyondGateway is what a gateway must not be sent to: its own proxy, and what is near its
+// node alone.
+func beyondGateway(e *mesh.External, bad *problems) {
+	if e.Resolution == mesh.ResolveNone && len(e.Addresses) > 0 {
+		bad.add("spec.addresses: a gateway has no way on to an address that was called: write resolution: DNS or Static")
+	}
+	own := func(field string, port uint16) {
+		if port >= 15000 && port <= 15021 || port == 15090 {
+			bad.add("%s: %d is a port of the gateway's own proxy, to which a name might lead: write another, or leave spec.gateway out", field, port)
+		}
+	}
+	for _, p := range e.Ports {
+		own("spec.ports", cmp.Or(p.Target, p.Number))
+	}
+	for _, s := range e.Endpoints {
+		if a, err := netip.ParseAddr(s.Address); err == nil && !a.Unmap().IsGlobalUnicast() {
+			bad.add("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", a)
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.Ports)) {
+			own("spec.endpoints.ports", s.Ports[name])
+		}
+	}
 }
 
 // contradictions are what the CRD's rules refuse, too.

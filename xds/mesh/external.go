@@ -19,6 +19,7 @@ type External struct {
 	Endpoints  []ExternalEndpoint
 	TLS        *Origination // nil: connections are as the application made them
 	Callers    []Caller     // who may call; none: everybody
+	Gateway    *Name        // the Gateway by which calls leave; nil: from where they are made
 	// Invalid is set when the object cannot be understood, and says why. What it names is
 	// refused then: it may have been there to let in some, or to encrypt.
 	Invalid string
@@ -94,12 +95,22 @@ func (e *External) At(p ExternalPort) []netip.Prefix {
 }
 
 func (s *Snapshot) setExternal(f facts, c Change) {
+	old, had := s.externals.get(c.name.key())
 	if !set(&s.externals, c) {
 		return
 	}
 	f.add(FactExternal, c.name.key())
 	f.add(FactExternals, c.name.Namespace)
-	if now, has := s.externals.get(c.name.key()); has {
+	now, has := s.externals.get(c.name.key())
+	if had && old.Gateway != nil {
+		f.add(FactEgress, old.Gateway.key())
+		s.byGateway.delete(old.Gateway.key() + "/" + c.name.key())
+	}
+	if has && now.Gateway != nil {
+		f.add(FactEgress, now.Gateway.key())
+		s.byGateway.put(now.Gateway.key()+"/"+c.name.key(), now)
+	}
+	if has {
 		s.stand(Ref{KindExternal, c.name}, now.Generation)
 	} else {
 		s.fall(Ref{KindExternal, c.name})
@@ -113,6 +124,20 @@ func (s *Snapshot) Externals() iter.Seq[*External] { return s.externals.all() }
 func (v *View) External(n Name) (*External, bool) {
 	v.read(FactExternal, n.key())
 	return v.s.externals.get(n.key())
+}
+
+// ExternalsThrough are the external services whose calls leave by the gateway, as they say
+// themselves, and that apply, sorted by namespace and name.
+func (v *View) ExternalsThrough(gateway Name, applies func(*External) bool) []*External {
+	v.read(FactEgress, gateway.key())
+	var out []*External
+	for _, e := range v.s.byGateway.prefix(gateway.key() + "/") {
+		if applies(e) {
+			v.use(KindExternal, e.Meta.Name)
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // Externals are the namespace's external services that apply, the oldest first and then by

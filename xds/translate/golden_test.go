@@ -296,6 +296,11 @@ func keys(s *mesh.Snapshot) []translate.Key {
 					cluster(c, []string{g.Meta.Namespace})
 				}
 			}
+			if l.Protocol == mesh.ListenerEgress {
+				for _, name := range outs(s, gateway, l) {
+					add(translate.Cluster, name, gateway)
+				}
+			}
 			for _, c := range l.Certificates {
 				add(translate.Secret, "tls|"+c.Name.String(), gateway)
 			}
@@ -308,6 +313,33 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
+}
+
+// outs are the clusters by which calls leave that come to a gateway's listener, as its
+// chains and routes name them.
+func outs(s *mesh.Snapshot, gateway string, at mesh.Listener) []string {
+	var out []string
+	l, ok := translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s)).Message.(*listener.Listener)
+	if !ok {
+		return nil
+	}
+	for _, c := range l.GetFilterChains() {
+		if of, ok := strings.CutPrefix(c.GetName(), fmt.Sprintf("%d|%s|ext|", at.Port, at.Name)); ok && strings.Count(of, "|") == 1 {
+			for _, id := range c.GetFilterChainMatch().GetServerNames() {
+				out = append(out, translate.PrefixOut+of+"|"+id)
+			}
+		}
+	}
+	r, ok := translate.Build(translate.Key{Type: translate.Route, Name: fmt.Sprintf("gateway|%d|%s", at.Port, at.Name), For: gateway}, mesh.NewView(s)).Message.(*route.RouteConfiguration)
+	if !ok {
+		return nil
+	}
+	for _, h := range r.GetVirtualHosts() {
+		if c := h.GetRoutes()[0].GetRoute().GetCluster(); strings.HasPrefix(c, translate.PrefixOut) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // externalKeys are the targets that there are where the mesh has external services.
@@ -382,6 +414,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		v1alpha1.ConditionResolvedRefs: {
 			v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted,
 			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound, v1alpha1.ReasonKeysNotFound, v1alpha1.ReasonKeysIncomplete,
+			v1alpha1.ReasonGatewayNotFound,
 		},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
