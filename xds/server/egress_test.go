@@ -79,7 +79,9 @@ func asks(host string) func(net.Conn) (string, error) {
 
 // throughTLS speaks TLS with a server beyond the connection.
 func throughTLS(name string) func(net.Conn) (string, error) {
-	return func(c net.Conn) (string, error) { return asks(name)(tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true})) }
+	return func(c net.Conn) (string, error) {
+		return asks(name)(tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true}))
+	}
 }
 
 // Two real Envoys, a sidecar behind the real redirection and an egress gateway, with the
