@@ -251,8 +251,10 @@ func applicationProtocol(p gatewayv1.ProtocolType) string {
 		return "http"
 	case gatewayv1.HTTPSProtocolType:
 		return "https"
-	case gatewayv1.TLSProtocolType, gatewayv1.TCPProtocolType, protocolEgress:
+	case gatewayv1.TLSProtocolType, gatewayv1.TCPProtocolType:
 		return "tcp"
+	case protocolEgress:
+		return "tls" // a port of tcp would drain the outbound listeners of all sidecars (mesh.Sniffing)
 	default:
 		return ""
 	}

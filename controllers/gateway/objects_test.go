@@ -113,7 +113,7 @@ func TestAServiceForEgressAloneIsOfTheCluster(t *testing.T) {
 		{"egress and ingress", edge(out, listener("web", 80, gatewayv1.HTTPProtocolType)), corev1.ServiceTypeLoadBalancer},
 		{"egress with an annotation", asked, corev1.ServiceTypeNodePort},
 	} {
-		if s := give(t, c.gw).service; s.Spec.Type != c.want || !strings.HasSuffix(portsIn(s), "out:15443>15443/TCP/tcp") {
+		if s := give(t, c.gw).service; s.Spec.Type != c.want || !strings.HasSuffix(portsIn(s), "out:15443>15443/TCP/tls") {
 			t.Errorf("%s: a Service of type %s with ports %s", c.what, s.Spec.Type, portsIn(s))
 		}
 	}

@@ -84,13 +84,47 @@ func throughTLS(name string) func(net.Conn) (string, error) {
 	}
 }
 
+// kept is a connection that is used again and again.
+type kept struct {
+	net.Conn
+	in   *bufio.Reader
+	name string
+}
+
+func (o *outside) keep(address, name string) *kept {
+	o.t.Helper()
+	c, err := net.DialTimeout("tcp", address, 10*time.Second)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	o.t.Cleanup(func() { c.Close() })
+	s := tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	return &kept{Conn: s, in: bufio.NewReader(s), name: name}
+}
+
+// asks reports whether the server that is meant answers over the connection.
+func (k *kept) asks() bool {
+	if k.SetDeadline(time.Now().Add(10*time.Second)) != nil {
+		return false
+	}
+	if _, err := fmt.Fprintf(k, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", k.name); err != nil {
+		return false
+	}
+	r, err := http.ReadResponse(k.in, nil)
+	if err != nil {
+		return false
+	}
+	b, err := io.ReadAll(r.Body)
+	return err == nil && strings.HasPrefix(string(b), outsideAPI)
+}
+
 // Two real Envoys, a sidecar behind the real redirection and an egress gateway, with the
 // control plane that both ask: what an external service says is to leave by the gateway does
 // so, for those whom it admits, whatever they say, and not otherwise.
 func TestEgressGateway(t *testing.T) {
 	o := newOutside(t)
 	h := newHarness(t, nil)
-	h.genuine, h.proxyGroup = true, proxyGroup
+	h.genuine, h.proxyGroup, h.drain = true, proxyGroup, time.Second
 	h.egress(mesh.AllowAny)
 	exit := mesh.Name{Namespace: "egress", Name: "exit"}
 	through := func(name mesh.Name, hosts ...string) func(*mesh.External) {
@@ -241,6 +275,33 @@ func TestEgressGateway(t *testing.T) {
 	eventually(t, "the admittance", func() bool {
 		return strings.HasPrefix(o.get(outsideEvil+":80", "their-site.example.org", "/"), "200")
 	})
+
+	// What comes besides cuts nobody's connection, and who may no longer loses his.
+	with := func(object string, change func(*mesh.External)) func(*mesh.External) {
+		return func(e *mesh.External) {
+			secure(object, "", "")(e)
+			e.Ports, e.TLS = []mesh.ExternalPort{{Number: 443, Protocol: mesh.TLS}}, nil
+			change(e)
+		}
+	}
+	h.builder.Apply(external("shop", "long", with("long.example.org", func(*mesh.External) {})))
+	var kept *kept
+	eventually(t, "a connection that stays", func() bool {
+		kept = o.keep(outsideEvil+":443", "long.example.org")
+		return kept.asks()
+	})
+	h.builder.Apply(external("shop", "besides", with("besides.example.org", func(*mesh.External) {})))
+	eventually(t, "what comes besides", func() bool {
+		return strings.HasPrefix(o.tls(outsideEvil+":443", "besides.example.org"), "200 "+outsideAPI)
+	})
+	time.Sleep(3 * h.drain) // a connection that is drained has ended by then
+	if !kept.asks() {
+		t.Error("another external service has cut a connection")
+	}
+	h.builder.Apply(external("shop", "long", with("long.example.org", func(e *mesh.External) {
+		e.Callers = []mesh.Caller{{ServiceAccounts: []mesh.Name{{Namespace: "shop", Name: "api"}}}}
+	})))
+	eventually(t, "the end of a connection of one who may no longer", func() bool { return !kept.asks() })
 
 	stop()
 	check(

@@ -79,6 +79,9 @@ func (h *harness) startAnother(token string, o bootstrap.Options) (stop func()) 
 		h.t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "--config-yaml", string(raw), "--disable-hot-restart", "--concurrency", "1", "-l", "warn")
+	if h.drain > 0 {
+		cmd.Args = append(cmd.Args, "--drain-time-s", fmt.Sprint(h.drain.Seconds()))
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if h.proxyGroup != 0 {

@@ -42,9 +42,10 @@ type harness struct {
 	address    string
 	roots      *x509.CertPool
 	rootPEM    []byte
-	issuer     atomic.Int64 // of certificates
-	genuine    bool         // identities get a certificate that is one
-	proxyGroup uint32       // that Envoy runs as; 0: the test's
+	issuer     atomic.Int64  // of certificates
+	genuine    bool          // identities get a certificate that is one
+	drain      time.Duration // of Envoy's; 0: its default
+	proxyGroup uint32        // that Envoy runs as; 0: the test's
 	root       *x509.Certificate
 	key        *ecdsa.PrivateKey // of root, and of all that it signed
 	keyPEM     []byte

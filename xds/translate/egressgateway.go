@@ -214,7 +214,7 @@ func (e external) called() string { return e.statName() + "|" + e.host }
 
 // outConnections goes on to the server once the client has shown who it is.
 func outConnections(name string, c *mesh.Config) []*listener.Filter {
-	proxy := tcpProxyConfig("egress", ClusterBlackhole, c, gatewayLog)
+	proxy := tcpProxyConfig("egress", ClusterBlackhole, c, egressTCPLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
 	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
 	proxy.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
@@ -227,7 +227,7 @@ const earlyData = 1 << 16
 
 // lookUp goes on to where the server name leads, if that is below the wildcard, and outside.
 func (e external) lookUp(port *listener.Filter, v *mesh.View) []*listener.Filter {
-	proxy := tcpProxyConfig("egress", ClusterExternalNames, v.Config(), gatewayLog)
+	proxy := tcpProxyConfig("egress", ClusterExternalNames, v.Config(), egressTCPLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
 	// After all filters have seen the first bytes.
 	proxy.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_DATA

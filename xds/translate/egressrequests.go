@@ -25,7 +25,7 @@ func outManager(g *mesh.Gateway, at mesh.Listener, v *mesh.View) *hcm.HttpConnec
 	c := v.Config()
 	m := connectionManager("egress", 0)
 	keyed(m, requestedName)
-	m.AccessLog = accessLog(c, gatewayLog)
+	m.AccessLog = accessLog(c, egressLog)
 	m.HttpFilters = askingService(httpFilters(
 		filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit, filterOnDemand, filterForwardOut, filterOutside,
 	), c)
