@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -82,6 +83,26 @@ func throughTLS(name string) func(net.Conn) (string, error) {
 	return func(c net.Conn) (string, error) {
 		return asks(name)(tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true}))
 	}
+}
+
+// http2 asks for a host in HTTP/2, in the clear, as gRPC does.
+func (o *outside) http2(address, host string) string {
+	return o.exchange(address, func(c net.Conn) (string, error) {
+		protocols := &http.Protocols{}
+		protocols.SetUnencryptedHTTP2(true)
+		client := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
+		r, err := http.NewRequestWithContext(o.t.Context(), http.MethodGet, "http://"+host, nil)
+		if err != nil {
+			return "", err
+		}
+		answer, err := client.RoundTrip(r)
+		if err != nil {
+			return "", err
+		}
+		defer answer.Body.Close()
+		b, err := io.ReadAll(answer.Body)
+		return fmt.Sprintf("%s %d %s", answer.Proto, answer.StatusCode, b), err
+	})
 }
 
 // kept is a connection that is used again and again.
@@ -227,6 +248,7 @@ func TestEgressGateway(t *testing.T) {
 		// To an address that is another's: the gateway looks the name up.
 		call{"HTTP by name", o.get(outsideEvil+":80", "api.example.org", "/"), "200 " + outsideAPI + " for api.example.org"},
 		call{"HTTP by another name of the object", o.get(outsideEvil+":80", "plain.example.org", "/"), "200 " + outsideAPI + " for plain.example.org"},
+		call{"HTTP/2 by name", o.http2(outsideEvil+":80", "plain.example.org"), "HTTP/2.0 200 " + outsideAPI + " for plain.example.org in HTTP/2.0"},
 		call{"TLS of the application", o.tls(outsideEvil+":443", "api.example.org"), "200 " + outsideAPI + " for api.example.org in TLS"},
 		call{"TLS of the gateway", o.get(outsideEvil+":8080", "secure.example.org", "/"), "200 " + outsideAPI + " for secure.example.org in TLS"},
 		call{"TLS of the gateway, of another authority", o.get(outsideEvil+":8080", "wrong-ca.example.org", "/"), "503"},

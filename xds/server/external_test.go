@@ -127,7 +127,7 @@ func (o *outside) serve() error {
 			if r.URL.Path == "/slow" {
 				time.Sleep(2 * time.Second)
 			}
-			_, _ = fmt.Fprintf(w, "%s for %s%s", a, r.Host, strings.Repeat(" in TLS", btoi(r.TLS != nil)))
+			_, _ = fmt.Fprintf(w, "%s for %s%s", a, r.Host, strings.Repeat(" in TLS", btoi(r.TLS != nil))+strings.Repeat(" in "+r.Proto, btoi(r.ProtoMajor == 2)))
 		})
 		for _, port := range []string{"80", "8081", "443", "22"} {
 			l, err := net.Listen("tcp", net.JoinHostPort(a, port))
@@ -140,7 +140,12 @@ func (o *outside) serve() error {
 				l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 				fallthrough
 			case "80", "8081":
-				go func() { _ = (&http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}).Serve(l) }()
+				protocols := &http.Protocols{}
+				protocols.SetHTTP1(true)
+				protocols.SetUnencryptedHTTP2(true)
+				go func() {
+					_ = (&http.Server{Handler: handler, Protocols: protocols, ReadHeaderTimeout: time.Minute}).Serve(l)
+				}()
 			default:
 				go greet(l, a)
 			}
