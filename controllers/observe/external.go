@@ -3,7 +3,6 @@ package observe
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -80,27 +79,13 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 	return out
 }
 
-// beyondGateway is what a gateway must not be sent to: its own proxy, and what is near its
-// node alone.
+// beyondGateway is what a gateway cannot be sent to, and what it must not.
 func beyondGateway(e *mesh.External, bad *problems) {
 	if e.Resolution == mesh.ResolveNone && len(e.Addresses) > 0 {
 		bad.add("spec.addresses: a gateway has no way on to an address that was called: write resolution: DNS or Static")
 	}
-	own := func(field string, port uint16) {
-		if port >= 15000 && port <= 15021 || port == 15090 {
-			bad.add("%s: %d is a port of the gateway's own proxy, to which a name might lead: write another, or leave spec.gateway out", field, port)
-		}
-	}
-	for _, p := range e.Ports {
-		own("spec.ports", cmp.Or(p.Target, p.Number))
-	}
-	for _, s := range e.Endpoints {
-		if a, err := netip.ParseAddr(s.Address); err == nil && !a.Unmap().IsGlobalUnicast() {
-			bad.add("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", a)
-		}
-		for _, name := range slices.Sorted(maps.Keys(s.Ports)) {
-			own("spec.endpoints.ports", s.Ports[name])
-		}
+	if near := e.Nearby(); near != "" {
+		bad.add("%s", near)
 	}
 }
 

@@ -18,7 +18,7 @@ func TestAGatewayIsNotSentToItselfOrItsNode(t *testing.T) {
 		"the loopback":        {`{ports: [{number: 80, protocol: HTTP}], endpoints: [{address: 127.0.0.1}]}`, "127.0.0.1 is no address"},
 		"in another spelling": {`{ports: [{number: 80, protocol: HTTP}], endpoints: [{address: "::ffff:127.0.0.1"}]}`, "is no address"},
 		"its node":            {`{ports: [{number: 80, protocol: HTTP}], endpoints: [{address: 169.254.169.254}]}`, "is no address"},
-		"its admin":           {`{ports: [{number: 15000, protocol: HTTP}], resolution: DNS}`, "15000 is a port of the gateway's own"},
+		"its admin":           {`{ports: [{number: 15000, protocol: HTTP}], resolution: DNS}`, "15000 is a port of a gateway's own"},
 		"its metrics":         {`{ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 203.0.113.7, ports: [{name: http, number: 15090}]}]}`, "15090 is a port"},
 		"an address as it is": {`{ports: [{number: 80, protocol: TCP}], addresses: [192.0.2.0/24], resolution: None}`, "no way on to an address"},
 	} {

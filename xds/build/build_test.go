@@ -135,7 +135,7 @@ func (w world) change() mesh.Change {
 				{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()},
 				{Group: "mesh.tulle.dev", Kind: "ExternalService", Namespace: w.namespace()},
 			},
-			To: []mesh.GrantTo{{Kind: mesh.BackendService}, {Kind: "Secret"}, {Group: "gateway.networking.k8s.io", Kind: "Gateway"}},
+			To: []mesh.GrantTo{{Kind: mesh.BackendService}, {Kind: "Secret"}, {Group: "gateway.networking.k8s.io", Kind: "Gateway"}, {Group: "mesh.tulle.dev", Kind: "ExternalService"}},
 		})
 	case mesh.KindGateway:
 		return mesh.Put(w.gateway())
@@ -162,7 +162,12 @@ func (w world) change() mesh.Change {
 }
 
 func (w world) route(k mesh.Kind) *mesh.Route {
-	backend := func() mesh.Backend { return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()} }
+	backend := func() mesh.Backend {
+		if w.IntN(4) == 0 {
+			return mesh.Backend{Kind: mesh.BackendExternal, Name: w.id("e"), Port: w.port()}
+		}
+		return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()}
+	}
 	r := &mesh.Route{Meta: mesh.Meta{Name: w.id("r"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Of: k}
 	for i := range 1 + w.IntN(2) {
 		if w.IntN(3) == 0 {

@@ -1,7 +1,10 @@
 package mesh
 
 import (
+	"cmp"
+	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -70,6 +73,29 @@ func (e *External) Admits(account Name) bool {
 	})
 }
 
+// Nearby says what of a gateway's own, or of its node's, the object would lead it to, which
+// no gateway may be sent to; empty: nothing. Where names lead only DNS can say.
+func (e *External) Nearby() string {
+	ports := map[uint16]bool{}
+	for _, p := range e.Ports {
+		ports[cmp.Or(p.Target, p.Number)] = true
+	}
+	for _, s := range e.Endpoints {
+		if a, err := netip.ParseAddr(s.Address); err == nil && !a.Unmap().IsGlobalUnicast() {
+			return fmt.Sprintf("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", a)
+		}
+		for _, p := range s.Ports {
+			ports[p] = true
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(ports)) {
+		if p >= 15000 && p <= 15021 || p == 15090 {
+			return fmt.Sprintf("spec.ports: %d is a port of a gateway's own proxy, to which a name might lead: write another", p)
+		}
+	}
+	return ""
+}
+
 // Port returns the port with the number.
 func (e *External) Port(number uint16) (ExternalPort, bool) {
 	i := slices.IndexFunc(e.Ports, func(p ExternalPort) bool { return p.Number == number })
@@ -123,7 +149,11 @@ func (s *Snapshot) Externals() iter.Seq[*External] { return s.externals.all() }
 // External returns the external service with the name.
 func (v *View) External(n Name) (*External, bool) {
 	v.read(FactExternal, n.key())
-	return v.s.externals.get(n.key())
+	e, ok := v.s.externals.get(n.key())
+	if ok {
+		v.use(KindExternal, n)
+	}
+	return e, ok
 }
 
 // ExternalsThrough are the external services whose calls leave by the gateway, as they say

@@ -174,10 +174,22 @@ func TestEgressGateway(t *testing.T) {
 			e.TLS = &mesh.Origination{CA: ca, SNI: san}
 		}
 	}
-	gateway := &mesh.Gateway{Meta: mesh.Meta{Name: exit}, Class: "tulle", Listeners: []mesh.Listener{{Name: "out", Port: gatewayPort, Protocol: mesh.ListenerEgress}}}
+	gateway := &mesh.Gateway{Meta: mesh.Meta{Name: exit}, Class: "tulle", Listeners: []mesh.Listener{
+		{Name: "out", Port: gatewayPort, Protocol: mesh.ListenerEgress}, {Name: "in", Port: 8088, Protocol: mesh.ListenerHTTP},
+	}}
 	pod := &mesh.Workload{
 		Name: mesh.Name{Namespace: "egress", Name: "exit-1"}, UID: "uid-exit-1", ServiceAccount: "exit-tulle", Gateway: "exit",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.1")},
+	}
+	// entrance sends what comes in for a host on to an external service.
+	entrance := func(to, host string) mesh.Change {
+		return mesh.Put(&mesh.Route{
+			Meta: mesh.Meta{Name: mesh.Name{Namespace: "egress", Name: to}}, Of: mesh.KindHTTPRoute, Hostnames: []string{host},
+			Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: exit}},
+			Rules: []mesh.RouteRule{{Backends: []mesh.RouteBackend{{
+				Backend: mesh.Backend{Kind: mesh.BackendExternal, Name: mesh.Name{Namespace: "egress", Name: to}, Port: 8080}, Weight: 1,
+			}}}},
+		})
 	}
 	granted := &mesh.Grant{Name: mesh.Name{Namespace: "egress", Name: "all"}, To: []mesh.GrantTo{{Group: "gateway.networking.k8s.io", Kind: "Gateway"}}}
 	for _, ns := range []string{"shop", "tulle-system"} {
@@ -213,6 +225,15 @@ func TestEgressGateway(t *testing.T) {
 		external("shop", "wrong-ca", secure("wrong-ca.example.org", string(h.rootPEM), "api.example.org")),
 		external("shop", "wrong-name", secure("wrong-name.example.org", string(o.ca), "")),
 		external("shop", "lost", through(mesh.Name{Namespace: "egress", Name: "nowhere"}, "lost.example.org")),
+		external("egress", "beyond", func(e *mesh.External) {
+			secure("beyond.example.org", string(o.ca), "api.example.org")(e)
+			e.Gateway, e.Callers = nil, []mesh.Caller{{ServiceAccounts: []mesh.Name{{Namespace: "egress", Name: "exit-tulle"}}}}
+		}),
+		external("egress", "beyond-others", only("web", func(e *mesh.External) {
+			secure("beyond.example.org", string(o.ca), "api.example.org")(e)
+			e.Gateway = nil
+		})),
+		entrance("beyond", "beyond.example"), entrance("beyond-others", "others.example"),
 		mesh.Put(&mesh.Policy{
 			Meta:    mesh.Meta{Name: mesh.Name{Namespace: "egress", Name: "exit"}},
 			Targets: []mesh.Target{{Kind: mesh.KindGateway, Name: exit}},
@@ -287,6 +308,11 @@ func TestEgressGateway(t *testing.T) {
 		call{"round the sidecar: HTTP to a name that is not below", h.around(o, trust+"any/sa/any", meant("tulle-system/wild", 80, "*.example.com"), translate.ALPNHTTP, asks("api.example.org")), "404"},
 		call{"round the sidecar: whom the Gateway's policy refuses", h.around(o, trust+"shop/sa/batch", meant("shop/api", 80, "api.example.org"), translate.ALPNHTTP, asks("api.example.org")), "403"},
 		call{"round the sidecar: TLS to whom the Gateway's policy refuses", h.around(o, trust+"shop/sa/batch", "a.example.com", wild, throughTLS("a.example.com")), no},
+	)
+
+	check(
+		call{"in by a gateway and out again, in its TLS", o.get("127.0.0.1:8088", "beyond.example", "/"), "200 " + outsideAPI + " for beyond.example in TLS"},
+		call{"the same where the gateway may not", o.get("127.0.0.1:8088", "others.example", "/"), "503"},
 	)
 
 	// One who may from now on, without a new connection to the gateway.

@@ -50,7 +50,7 @@ func clusterFor(k Key, v *mesh.View) Result {
 		return externalCluster(k, called, v)
 	}
 	if of, ok := strings.CutPrefix(k.Name, PrefixOut); ok {
-		return Result{Message: outCluster(k, of, v)}
+		return outCluster(k, of, v)
 	}
 	d, ok := resolve(k.Name, v)
 	switch {

@@ -74,14 +74,14 @@ func alpnOf(e external) string { return ALPNTCP + "/" + outID(e) }
 // looked reports whether the server name of a connection is what is looked up.
 func (e external) looked() bool { return wildHost(e.host) && isTLS(e.port.Protocol) }
 
-// toGateway is the sidecar's cluster for what leaves by a gateway.
-func (e external) toGateway(k Key, v *mesh.View) Result {
+// toGateway is a client's cluster for what leaves by a gateway.
+func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 	to, f := wayOut(e.External, v)
 	if f != nil {
 		return Result{Message: emptyCluster(k.Name)}
 	}
 	assignment := to.name(prefixBytes)
-	t := externalTraffic(k.For, e, v)
+	t := externalTraffic(client, e, v)
 	t.outliers = nil // answers are those of servers behind the gateway, which looks after them
 	c := &cluster.Cluster{
 		Name:                 k.Name,
@@ -133,26 +133,47 @@ func waysTo(e *mesh.External, p mesh.ExternalPort) []external {
 	return each(e.Hosts, func(h string) external { return external{e, p, h} })
 }
 
-// outCluster is one of a gateway's: "namespace/name|port|id". k.For is the gateway, which the
-// object must name.
-func outCluster(k Key, of string, v *mesh.View) *cluster.Cluster {
-	empty := emptyCluster(k.Name)
+// outCluster is one of a gateway's: "namespace/name|port|id". k.For is the gateway: the one
+// that the object names, or one whose routes lead to it, which is a caller like any other.
+func outCluster(k Key, of string, v *mesh.View) Result {
+	empty := Result{Message: emptyCluster(k.Name)}
 	object, id, _ := cutLast(of, "|")
 	n, port, ok := servicePort(object)
-	if !ok {
+	gateway, known := objectName(k.For)
+	if !ok || !known {
 		return empty
 	}
 	e, ok := v.External(n)
-	if !ok || e.Gateway == nil || e.Gateway.String() != k.For || e.Invalid != "" || !mayLeave(e, v) {
+	if !ok || e.Invalid != "" || e.Nearby() != "" {
 		return empty
 	}
 	p, _ := e.Port(port)
-	for _, way := range waysTo(e, p) {
-		if outID(way) == id && !wildHost(way.host) {
-			return way.leaving(k, e.Meta.Namespace, v)
-		}
+	ways := waysTo(e, p)
+	i := slices.IndexFunc(ways, func(w external) bool { return outID(w) == id && !wildHost(w.host) })
+	if i < 0 {
+		return empty
 	}
-	return empty
+	if e.Gateway != nil && *e.Gateway == gateway {
+		if !mayLeave(e, v) {
+			return empty
+		}
+		return Result{Message: ways[i].leaving(k, gateway.Namespace, v)}
+	}
+	g, ok := gatewayOf(gateway, v)
+	if !ok || !e.Admits(g.Proxies()) {
+		return empty
+	}
+	out := Result{Message: ways[i].leaving(k, gateway.Namespace, v)}
+	if e.Gateway != nil {
+		out = ways[i].toGateway(k, gateway.Namespace, v)
+	}
+	c, isCluster := out.Message.(*cluster.Cluster)
+	if isCluster && len(c.TypedExtensionProtocolOptions) > 0 {
+		// The gateway's clients know nothing of the server.
+		t := externalTraffic(gateway.Namespace, ways[i], v)
+		c.TypedExtensionProtocolOptions = explicitProtocol(t.protocols(connectionAge(v)), p.Protocol != mesh.HTTP)
+	}
+	return out
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

@@ -31,7 +31,7 @@ func externalCluster(k Key, called string, v *mesh.View) Result {
 	case !ok || e.Invalid != "":
 		return Result{Message: emptyCluster(k.Name)}
 	case e.Gateway != nil:
-		return e.toGateway(k, v)
+		return e.toGateway(k, k.For, v)
 	case e.Resolution == mesh.ResolveNone && v.Config().Egress == mesh.AllowAny:
 		c := e.leaving(k, k.For, v)
 		c.LoadAssignment, c.OutlierDetection, c.LbConfig, c.TransportSocket = nil, nil, nil, nil

@@ -224,6 +224,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	})
 	// cluster is a service's, with the load assignments that its clients ask for.
 	cluster := func(name string, clients []string) {
+		if strings.HasPrefix(name, translate.PrefixOut) {
+			return // a gateway's (outs)
+		}
 		for _, c := range clients {
 			add(translate.Cluster, name, c)
 		}
@@ -296,10 +299,8 @@ func keys(s *mesh.Snapshot) []translate.Key {
 					cluster(c, []string{g.Meta.Namespace})
 				}
 			}
-			if l.Protocol == mesh.ListenerEgress {
-				for _, name := range outs(s, gateway, l) {
-					add(translate.Cluster, name, gateway)
-				}
+			for _, name := range outs(s, gateway, l) {
+				add(translate.Cluster, name, gateway)
 			}
 			for _, c := range l.Certificates {
 				add(translate.Secret, "tls|"+c.Name.String(), gateway)
@@ -319,27 +320,29 @@ func keys(s *mesh.Snapshot) []translate.Key {
 // chains and routes name them.
 func outs(s *mesh.Snapshot, gateway string, at mesh.Listener) []string {
 	var out []string
-	l, ok := translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s)).Message.(*listener.Listener)
-	if !ok {
-		return nil
-	}
-	for _, c := range l.GetFilterChains() {
-		if of, ok := strings.CutPrefix(c.GetName(), fmt.Sprintf("%d|%s|ext|", at.Port, at.Name)); ok && strings.Count(of, "|") == 1 {
-			for _, id := range c.GetFilterChainMatch().GetServerNames() {
-				out = append(out, translate.PrefixOut+of+"|"+id)
+	l := translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s))
+	out = append(out, l.Clusters...)
+	if l, ok := l.Message.(*listener.Listener); ok {
+		for _, c := range l.GetFilterChains() {
+			if of, ok := strings.CutPrefix(c.GetName(), fmt.Sprintf("%d|%s|ext|", at.Port, at.Name)); ok && strings.Count(of, "|") == 1 {
+				for _, id := range c.GetFilterChainMatch().GetServerNames() {
+					out = append(out, translate.PrefixOut+of+"|"+id)
+				}
 			}
 		}
 	}
-	r, ok := translate.Build(translate.Key{Type: translate.Route, Name: fmt.Sprintf("gateway|%d|%s", at.Port, at.Name), For: gateway}, mesh.NewView(s)).Message.(*route.RouteConfiguration)
-	if !ok {
-		return nil
-	}
-	for _, h := range r.GetVirtualHosts() {
-		if c := h.GetRoutes()[0].GetRoute().GetCluster(); strings.HasPrefix(c, translate.PrefixOut) {
-			out = append(out, c)
+	for _, name := range []string{fmt.Sprintf("gateway|%d", at.Port), fmt.Sprintf("gateway|%d|%s", at.Port, at.Name)} {
+		r := translate.Build(translate.Key{Type: translate.Route, Name: name, For: gateway}, mesh.NewView(s))
+		out = append(out, r.Clusters...)
+		if r, ok := r.Message.(*route.RouteConfiguration); ok {
+			for _, h := range r.GetVirtualHosts() {
+				for _, one := range h.GetRoutes() {
+					out = append(out, one.GetRoute().GetCluster())
+				}
+			}
 		}
 	}
-	return out
+	return slices.DeleteFunc(out, func(name string) bool { return !strings.HasPrefix(name, translate.PrefixOut) })
 }
 
 // externalKeys are the targets that there are where the mesh has external services.
@@ -426,7 +429,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 			},
 			string(gatewayv1.RouteConditionResolvedRefs): {
 				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
-				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
+				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind), string(gatewayv1.RouteReasonUnsupportedProtocol),
 			},
 		}
 	}
