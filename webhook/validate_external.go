@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"cmp"
 	"crypto/x509"
 	"net/netip"
 	"strings"
@@ -42,7 +43,32 @@ func (c *checks) external(e *v1alpha1.ExternalService) {
 			}
 		}
 	}
+	if e.Spec.Gateway != nil {
+		c.beyondGateway(e)
+	}
 	if t := e.Spec.TLS; t != nil && t.CABundle != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(t.CABundle)) {
 		c.refuse(spec.Child("tls", "caBundle"), "…", "there is no certificate in it: write those of the authorities, in PEM (-----BEGIN CERTIFICATE-----)")
+	}
+}
+
+// beyondGateway refuses what would lead a gateway to its own proxy, or to its node.
+func (c *checks) beyondGateway(e *v1alpha1.ExternalService) {
+	spec := field.NewPath("spec")
+	own := func(at *field.Path, value any, port int32) {
+		if port >= 15000 && port <= 15021 || port == 15090 {
+			c.refuse(at, value, "%d is a port of the gateway's own proxy, to which a name might lead: write another, or leave gateway out", port)
+		}
+	}
+	for i, p := range e.Spec.Ports {
+		own(spec.Child("ports").Index(i), p.Number, cmp.Or(p.TargetPort, p.Number))
+	}
+	for i, to := range e.Spec.Endpoints {
+		at := spec.Child("endpoints").Index(i)
+		if ip, err := netip.ParseAddr(to.Address); err == nil && !ip.Unmap().IsGlobalUnicast() {
+			c.refuse(at.Child("address"), to.Address, "a gateway is not sent to such an address, which is its own or its node's: write that of a server outside")
+		}
+		for j, p := range to.Ports {
+			own(at.Child("ports").Index(j).Child("number"), p.Number, p.Number)
+		}
 	}
 }

@@ -92,7 +92,7 @@ func (c *checks) labels(at *field.Path, labels map[string]v1alpha1.LabelValue) {
 // atGateway warns of what no caller of a Gateway has.
 func (c *checks) atGateway(edge bool, at *field.Path, s v1alpha1.Source) {
 	if edge && len(s.Identities)+len(s.TrustDomains)+len(s.Namespaces)+len(s.ServiceAccounts) > 0 {
-		c.warn(at, "callers of a Gateway are outside of the mesh and have no identity in it: this entry never matches, in a Deny rule either; tell them apart by ipBlocks, or put the rule into a policy about workloads")
+		c.warn(at, "callers of a Gateway are outside of the mesh and have no identity in it, but at listeners of the protocol mesh.tulle.dev/Egress: elsewhere this entry never matches, in a Deny rule either; tell them apart by ipBlocks, or put the rule into a policy about workloads")
 	}
 }
 

@@ -46,6 +46,9 @@ const (
 	// ReasonTargetNotFound is the reason of ResolvedRefs=False where a Gateway,
 	// listener or route that targetRefs names does not exist, or is not Tulle's.
 	ReasonTargetNotFound = "TargetNotFound"
+	// ReasonGatewayNotFound is the reason of ResolvedRefs=False where there is no egress
+	// gateway of the name.
+	ReasonGatewayNotFound = "GatewayNotFound"
 	// ReasonAuthorizerNotFound is the reason of ResolvedRefs=False where a Custom
 	// rule names an external authorizer that the MeshConfig does not have.
 	ReasonAuthorizerNotFound = "AuthorizerNotFound"

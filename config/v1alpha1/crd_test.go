@@ -204,7 +204,7 @@ func testNames(t *testing.T, config *rest.Config) {
 	want := map[string][]string{
 		"MeshPolicy":      {"mpol", "mesh", "Name", "mTLS", "Default", "Timeout", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
 		"TrafficSplit":    {"tsplit", "mesh", "Name", "Service", "Backends", "Accepted", "Refs", "Programmed", "Proxies", "Reason", "Age"},
-		"ExternalService": {"extsvc", "mesh", "Name", "Hosts", "Ports", "Resolution", "TLS", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
+		"ExternalService": {"extsvc", "mesh", "Name", "Hosts", "Ports", "Resolution", "TLS", "Gateway", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
 		"MeshConfig":      {"mcfg", "mesh", "Name", "Trust-Domain", "mTLS", "Egress", "Lifetime", "Accepted", "Programmed", "Proxies", "Reason", "Age"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

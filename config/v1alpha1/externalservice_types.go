@@ -14,6 +14,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Ports",type=string,JSONPath=`.spec.ports[*].number`
 // +kubebuilder:printcolumn:name="Resolution",type=string,JSONPath=`.spec.resolution`
 // +kubebuilder:printcolumn:name="TLS",type=string,JSONPath=`.spec.tls.mode`
+// +kubebuilder:printcolumn:name="Gateway",type=string,priority=1,JSONPath=`.spec.gateway.name`
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
 // +kubebuilder:printcolumn:name="Proxies",type=integer,JSONPath=`.status.proxies.concerned`
@@ -43,6 +44,8 @@ type ExternalService struct {
 // +kubebuilder:validation:XValidation:rule="has(self.addresses) || self.resolution == 'Static' || !self.ports.exists(p, p.protocol == 'TCP')",message="a TCP connection says no name, so it is known by its address alone: write addresses, or protocol TLS where clients speak TLS"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || self.resolution != 'None'",message="tls is for servers that the sidecar connects to itself: write resolution: DNS or Static"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || !self.ports.exists(p, p.protocol in ['HTTPS', 'TLS'])",message="on ports with the protocol HTTPS or TLS the application speaks TLS itself: leave tls out, or write HTTP, GRPC or TCP for what the application speaks"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.resolution != 'None' || !has(self.addresses)",message="a gateway is told what was called, and looks hosts up; it has no way on to an address: write resolution: DNS or Static, or leave addresses out"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.ports.all(p, (has(p.targetPort) ? p.targetPort : p.number) < 15000 || (has(p.targetPort) ? p.targetPort : p.number) > 15021)",message="ports 15000 to 15021 are those of the gateway's own proxy, to which a name might lead: write another targetPort, or leave gateway out"
 type ExternalServiceSpec struct {
 	// hosts are the names by which clients call it: the Host of HTTP, the server name (SNI)
 	// of TLS. "*.example.org" is any name below example.org. With addresses, these alone
@@ -93,13 +96,38 @@ type ExternalServiceSpec struct {
 	// +optional
 	TLS *ExternalTLS `json:"tls,omitempty"`
 
+	// gateway is an egress gateway, by which all calls leave the cluster. They are closed
+	// while there is none.
+	// +optional
+	Gateway *ExternalGateway `json:"gateway,omitempty"`
+
 	// from says who may call it, one entry at least of which must match; everybody for whom
-	// it holds by default. It is the caller's own sidecar that refuses.
+	// it holds by default. The caller's own sidecar refuses all others; and the gateway does,
+	// where there is one, by the certificate of whoever calls.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	From []ExternalCaller `json:"from,omitempty"`
+}
+
+// ExternalGateway is a Gateway of Tulle's with a listener of the protocol
+// mesh.tulle.dev/Egress. It looks names up, and speaks TLS to servers, in the sidecar's place.
+type ExternalGateway struct {
+	// name of the Gateway.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// namespace of the Gateway; the object's own by default. In another one a ReferenceGrant
+	// has to let ExternalServices of this namespace refer to the Gateway.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespace string `json:"namespace,omitempty"`
 }
 
 // ExternalProtocol is what the application speaks.
@@ -260,7 +288,7 @@ type ExternalCaller struct {
 
 // ExternalServiceStatus is what the control plane found about an ExternalService.
 type ExternalServiceStatus struct {
-	// conditions are Accepted and Programmed.
+	// conditions are Accepted and Programmed, and where it names a gateway ResolvedRefs.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/tulle-mesh/tulle/webhook"
+	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
@@ -28,8 +27,8 @@ import (
 // (webhook.AnnotationProxyCPU and so on, webhook.AnnotationPreStopSleep).
 const (
 	prefix = "mesh.tulle.dev/"
-	// AnnotationServiceType is the type of a Gateway's Service: ClusterIP, NodePort
-	// or LoadBalancer, which is the default.
+	// AnnotationServiceType is the type of a Gateway's Service: ClusterIP, which is the
+	// default where all listeners are for egress, NodePort or LoadBalancer, the default else.
 	AnnotationServiceType = prefix + "service-type"
 )
 
@@ -43,6 +42,9 @@ const (
 	labelManager = "app.kubernetes.io/managed-by"
 	manager      = "tulle-gateway"
 )
+
+// protocolEgress is that of listeners for calls on their way out of the mesh.
+const protocolEgress = gatewayv1.ProtocolType(mesh.ListenerEgress)
 
 const (
 	// drainSeconds is how long a pod goes on after its deletion, where the
@@ -81,10 +83,10 @@ func Objects(gw *gatewayv1.Gateway, s webhook.Settings) ([]client.Object, error)
 	}
 	ports := portsOf(gw)
 	if len(ports) == 0 {
-		return nil, mistakef("there is no listener of protocol HTTP, HTTPS, TLS or TCP whose port is not the proxy's own (15000 to 15021, 15090)")
+		return nil, mistakef("there is no listener of protocol HTTP, HTTPS, TLS, TCP or %s whose port is not the proxy's own (15000 to 15021, 15090)", protocolEgress)
 	}
 	asks := annotations(gw)
-	serviceType, err := serviceTypeOf(asks)
+	serviceType, err := serviceTypeOf(gw, asks)
 	if err != nil {
 		return nil, err
 	}
@@ -132,16 +134,9 @@ func Objects(gw *gatewayv1.Gateway, s webhook.Settings) ([]client.Object, error)
 	return append(out, scaler), nil
 }
 
-// nameOf is "<gateway>-<class>", with a hash at its end where that is longer than a
-// Service's name may be.
+// nameOf is that of all that a Gateway is given.
 func nameOf(gw *gatewayv1.Gateway) string {
-	name := gw.Name + "-" + string(gw.Spec.GatewayClassName)
-	if len(name) <= validation.DNS1035LabelMaxLength {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	end := "-" + hex.EncodeToString(sum[:4])
-	return strings.TrimRight(name[:validation.DNS1035LabelMaxLength-len(end)], "-.") + end
+	return mesh.ProxiesOf(gw.Name, string(gw.Spec.GatewayClassName))
 }
 
 func selectorOf(gw *gatewayv1.Gateway) map[string]string {
@@ -196,9 +191,14 @@ func annotations(gw *gatewayv1.Gateway) map[string]string {
 	return out
 }
 
-func serviceTypeOf(annotations map[string]string) (corev1.ServiceType, error) {
+// serviceTypeOf is what the annotation says. By default a Gateway is called from outside,
+// but for one that is a way out, which the mesh's workloads alone call.
+func serviceTypeOf(gw *gatewayv1.Gateway, annotations map[string]string) (corev1.ServiceType, error) {
 	switch t := corev1.ServiceType(annotations[AnnotationServiceType]); t {
 	case "":
+		if !slices.ContainsFunc(gw.Spec.Listeners, func(l gatewayv1.Listener) bool { return l.Protocol != protocolEgress }) {
+			return corev1.ServiceTypeClusterIP, nil
+		}
 		return corev1.ServiceTypeLoadBalancer, nil
 	case corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
 		return t, nil
@@ -246,6 +246,8 @@ func applicationProtocol(p gatewayv1.ProtocolType) string {
 		return "https"
 	case gatewayv1.TLSProtocolType, gatewayv1.TCPProtocolType:
 		return "tcp"
+	case protocolEgress:
+		return "tls" // a port of tcp would drain the outbound listeners of all sidecars (mesh.Sniffing)
 	default:
 		return ""
 	}

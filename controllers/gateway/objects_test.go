@@ -103,6 +103,26 @@ func TestAServiceHasAPortForEachPortOfTheListeners(t *testing.T) {
 	}
 }
 
+// What only the mesh calls is not shown to the world, unless it is asked for.
+func TestAServiceForEgressAloneIsOfTheCluster(t *testing.T) {
+	out := listener("out", 15443, protocolEgress)
+	asked := edge(out)
+	asked.Annotations[AnnotationServiceType] = "NodePort"
+	for _, c := range []struct {
+		what string
+		gw   *gatewayv1.Gateway
+		want corev1.ServiceType
+	}{
+		{"egress", edge(out), corev1.ServiceTypeClusterIP},
+		{"egress and ingress", edge(out, listener("web", 80, gatewayv1.HTTPProtocolType)), corev1.ServiceTypeLoadBalancer},
+		{"egress with an annotation", asked, corev1.ServiceTypeNodePort},
+	} {
+		if s := give(t, c.gw).service; s.Spec.Type != c.want || !strings.HasSuffix(portsIn(s), "out:15443>15443/TCP/tls") {
+			t.Errorf("%s: a Service of type %s with ports %s", c.what, s.Spec.Type, portsIn(s))
+		}
+	}
+}
+
 func TestEverythingIsNamedLabelledAndOwned(t *testing.T) {
 	gw := edge(listener("web", 80, gatewayv1.HTTPProtocolType))
 	gw.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{

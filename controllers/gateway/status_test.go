@@ -135,6 +135,7 @@ func TestSupportedKinds(t *testing.T) {
 		{protocol: "TLS", want: "TLSRoute"},
 		{protocol: "TCP", want: "TCPRoute"},
 		{protocol: "UDP", want: ""},
+		{protocol: "mesh.tulle.dev/Egress", want: ""},
 		{protocol: "HTTP", allowed: []gatewayv1.RouteGroupKind{{Kind: "HTTPRoute"}, {Kind: "HTTPRoute"}, kind(api, "TCPRoute")}, want: "HTTPRoute"},
 		{protocol: "HTTP", allowed: []gatewayv1.RouteGroupKind{kind("example.org", "HTTPRoute")}, want: ""},
 	} {

@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -58,6 +59,9 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 			out.TLS.CA = string(pem)
 		}
 	}
+	if g := s.Spec.Gateway; g != nil {
+		out.Gateway = &mesh.Name{Namespace: cmp.Or(g.Namespace, s.Namespace), Name: g.Name}
+	}
 	for i, c := range s.Spec.From {
 		from := source(fmt.Sprintf("spec.from[%d]", i), v1alpha1.Source{Namespaces: c.Namespaces, ServiceAccounts: c.ServiceAccounts}, &bad)
 		for j := range from.ServiceAccounts {
@@ -68,8 +72,21 @@ func external(s *v1alpha1.ExternalService) *mesh.External {
 		out.Callers = append(out.Callers, mesh.Caller{Namespaces: from.Namespaces, ServiceAccounts: from.ServiceAccounts})
 	}
 	contradictions(out, &bad)
+	if out.Gateway != nil {
+		beyondGateway(out, &bad)
+	}
 	out.Invalid = bad.sentence()
 	return out
+}
+
+// beyondGateway is what a gateway cannot be sent to, and what it must not.
+func beyondGateway(e *mesh.External, bad *problems) {
+	if e.Resolution == mesh.ResolveNone && len(e.Addresses) > 0 {
+		bad.add("spec.addresses: a gateway has no way on to an address that was called: write resolution: DNS or Static")
+	}
+	if near := e.Nearby(); near != "" {
+		bad.add("%s", near)
+	}
 }
 
 // contradictions are what the CRD's rules refuse, too.

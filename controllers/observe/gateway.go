@@ -38,8 +38,11 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 		Name: string(in.Name), Port: uint16(in.Port), Protocol: mesh.ListenerProtocol(in.Protocol),
 		Hostname: strings.ToLower(string(deref(in.Hostname))),
 	}
-	if out.Protocol == mesh.ListenerTCP {
+	if out.Protocol == mesh.ListenerTCP || out.Protocol == mesh.ListenerEgress {
 		out.Hostname = "" // which no client can ask for
+	}
+	if out.Protocol == mesh.ListenerEgress && in.TLS != nil {
+		out.Unsupported = "tls is the mesh's own at a listener of this protocol: leave it out"
 	}
 	if t := in.TLS; t != nil && out.Encrypted() {
 		out.Passthrough = in.Protocol == gatewayv1.TLSProtocolType && deref(t.Mode) == gatewayv1.TLSModePassthrough

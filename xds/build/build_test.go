@@ -2,6 +2,8 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -129,8 +131,11 @@ func (w world) change() mesh.Change {
 		return mesh.Put(&mesh.Bundle{Name: w.id("b"), PEM: []byte(w.name("pem")), Invalid: []string{"", "x"}[w.IntN(2)]})
 	case mesh.KindGrant:
 		return mesh.Put(&mesh.Grant{
-			Name: w.id("g"), From: []mesh.GrantFrom{{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()}},
-			To: []mesh.GrantTo{{Kind: mesh.BackendService}, {Kind: "Secret"}},
+			Name: w.id("g"), From: []mesh.GrantFrom{
+				{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Namespace: w.namespace()},
+				{Group: "mesh.tulle.dev", Kind: "ExternalService", Namespace: w.namespace()},
+			},
+			To: []mesh.GrantTo{{Kind: mesh.BackendService}, {Kind: "Secret"}, {Group: "gateway.networking.k8s.io", Kind: "Gateway"}, {Group: "mesh.tulle.dev", Kind: "ExternalService"}},
 		})
 	case mesh.KindGateway:
 		return mesh.Put(w.gateway())
@@ -157,7 +162,12 @@ func (w world) change() mesh.Change {
 }
 
 func (w world) route(k mesh.Kind) *mesh.Route {
-	backend := func() mesh.Backend { return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()} }
+	backend := func() mesh.Backend {
+		if w.IntN(4) == 0 {
+			return mesh.Backend{Kind: mesh.BackendExternal, Name: w.id("e"), Port: w.port()}
+		}
+		return mesh.Backend{Kind: mesh.BackendService, Name: w.id("s"), Port: w.port()}
+	}
 	r := &mesh.Route{Meta: mesh.Meta{Name: w.id("r"), Created: time.Unix(w.Int64N(5), 0), Generation: w.Int64N(3)}, Of: k}
 	for i := range 1 + w.IntN(2) {
 		if w.IntN(3) == 0 {
@@ -187,17 +197,32 @@ func (w world) external() *mesh.External {
 	if w.IntN(2) == 0 {
 		e.Callers = []mesh.Caller{{Namespaces: []string{w.namespace()}}}
 	}
+	if w.IntN(2) == 0 {
+		e.Gateway = new(w.id("g"))
+	}
 	if w.IntN(8) == 0 {
 		e.Invalid = "it makes no sense"
 	}
 	return e
 }
 
+// out is the cluster by which calls leave a gateway.
+func (w world) out() string {
+	of, host := fmt.Sprintf("%s|%d|", w.id("e"), w.port()), ""
+	if w.IntN(2) == 0 {
+		host = w.name("h") + ".example"
+	}
+	sum := sha256.Sum256([]byte(of + host))
+	return translate.PrefixOut + of + hex.EncodeToString(sum[:16])
+}
+
 func (w world) gateway() *mesh.Gateway {
 	g := &mesh.Gateway{Meta: mesh.Meta{Name: w.id("g"), Generation: w.Int64N(3)}, Class: "tulle"}
 	for i := range 1 + w.IntN(3) {
 		l := mesh.Listener{Name: fmt.Sprint("l", i), Port: w.port(), Protocol: mesh.ListenerHTTP, Hostname: []string{"", "a.example", "*.example"}[w.IntN(3)]}
-		switch w.IntN(5) {
+		switch w.IntN(6) {
+		case 4:
+			l.Protocol = mesh.ListenerEgress
 		case 0:
 			l.Protocol = mesh.ListenerTCP
 		case 1:
@@ -285,6 +310,8 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Route, Name: "egress-at", For: w.account()},
 		{Type: translate.Cluster, Name: fmt.Sprintf("ext|%s.example:%d", w.name("h"), w.port()), For: w.namespace()},
 		{Type: translate.Cluster, Name: fmt.Sprintf("ext|192.0.2.%d:%d", w.IntN(3), w.port()), For: w.namespace()},
+		{Type: translate.Cluster, Name: fmt.Sprintf("ext|*.example:%d", w.port()), For: w.namespace()},
+		{Type: translate.Cluster, Name: w.out(), For: w.id("g").String()},
 		translate.FindingsKey(translate.KindExternal, w.id("e")),
 		{Type: translate.Secret, Name: "san" + svc[3:]},
 		{Type: translate.Secret, Name: "san" + svc[3:] + "|tls"},

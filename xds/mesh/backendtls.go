@@ -73,10 +73,14 @@ func (r *Route) services() []Name {
 	var out []Name
 	for i := range r.Rules {
 		for _, b := range r.Rules[i].Backends {
-			out = append(out, b.Name)
+			if b.Kind != BackendExternal {
+				out = append(out, b.Name)
+			}
 		}
 		for _, m := range r.Rules[i].Filters.Mirrors {
-			out = append(out, m.Name)
+			if m.Kind != BackendExternal {
+				out = append(out, m.Name)
+			}
 		}
 	}
 	return out

@@ -1,7 +1,10 @@
 package mesh
 
 import (
+	"cmp"
+	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -19,6 +22,7 @@ type External struct {
 	Endpoints  []ExternalEndpoint
 	TLS        *Origination // nil: connections are as the application made them
 	Callers    []Caller     // who may call; none: everybody
+	Gateway    *Name        // the Gateway by which calls leave; nil: from where they are made
 	// Invalid is set when the object cannot be understood, and says why. What it names is
 	// refused then: it may have been there to let in some, or to encrypt.
 	Invalid string
@@ -69,6 +73,29 @@ func (e *External) Admits(account Name) bool {
 	})
 }
 
+// Nearby says what of a gateway's own, or of its node's, the object would lead it to, which
+// no gateway may be sent to; empty: nothing. Where names lead only DNS can say.
+func (e *External) Nearby() string {
+	ports := map[uint16]bool{}
+	for _, p := range e.Ports {
+		ports[cmp.Or(p.Target, p.Number)] = true
+	}
+	for _, s := range e.Endpoints {
+		if a, err := netip.ParseAddr(s.Address); err == nil && !a.Unmap().IsGlobalUnicast() {
+			return fmt.Sprintf("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", a)
+		}
+		for _, p := range s.Ports {
+			ports[p] = true
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(ports)) {
+		if p >= 15000 && p <= 15021 || p == 15090 {
+			return fmt.Sprintf("spec.ports: %d is a port of a gateway's own proxy, to which a name might lead: write another", p)
+		}
+	}
+	return ""
+}
+
 // Port returns the port with the number.
 func (e *External) Port(number uint16) (ExternalPort, bool) {
 	i := slices.IndexFunc(e.Ports, func(p ExternalPort) bool { return p.Number == number })
@@ -94,12 +121,22 @@ func (e *External) At(p ExternalPort) []netip.Prefix {
 }
 
 func (s *Snapshot) setExternal(f facts, c Change) {
+	old, had := s.externals.get(c.name.key())
 	if !set(&s.externals, c) {
 		return
 	}
 	f.add(FactExternal, c.name.key())
 	f.add(FactExternals, c.name.Namespace)
-	if now, has := s.externals.get(c.name.key()); has {
+	now, has := s.externals.get(c.name.key())
+	if had && old.Gateway != nil {
+		f.add(FactEgress, old.Gateway.key())
+		s.byGateway.delete(old.Gateway.key() + "/" + c.name.key())
+	}
+	if has && now.Gateway != nil {
+		f.add(FactEgress, now.Gateway.key())
+		s.byGateway.put(now.Gateway.key()+"/"+c.name.key(), now)
+	}
+	if has {
 		s.stand(Ref{KindExternal, c.name}, now.Generation)
 	} else {
 		s.fall(Ref{KindExternal, c.name})
@@ -112,7 +149,25 @@ func (s *Snapshot) Externals() iter.Seq[*External] { return s.externals.all() }
 // External returns the external service with the name.
 func (v *View) External(n Name) (*External, bool) {
 	v.read(FactExternal, n.key())
-	return v.s.externals.get(n.key())
+	e, ok := v.s.externals.get(n.key())
+	if ok {
+		v.use(KindExternal, n)
+	}
+	return e, ok
+}
+
+// ExternalsThrough are the external services whose calls leave by the gateway, as they say
+// themselves, and that apply, sorted by namespace and name.
+func (v *View) ExternalsThrough(gateway Name, applies func(*External) bool) []*External {
+	v.read(FactEgress, gateway.key())
+	var out []*External
+	for _, e := range v.s.byGateway.prefix(gateway.key() + "/") {
+		if applies(e) {
+			v.use(KindExternal, e.Meta.Name)
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // Externals are the namespace's external services that apply, the oldest first and then by

@@ -41,6 +41,7 @@ const (
 	FactCertificate                   // namespace/name
 	FactExternal                      // namespace/name
 	FactExternals                     // namespace: its external services
+	FactEgress                        // namespace/name of a gateway: the external services that name it
 	FactBackendTLS                    // namespace: its BackendTLSPolicies
 	FactBundle                        // namespace/name
 	FactBackend                       // namespace/service: the routes that send something to it

@@ -1,12 +1,38 @@
 package mesh
 
-import "slices"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+	"strings"
+)
 
 // Gateway is a Gateway of the Gateway API, of any class.
 type Gateway struct {
 	Meta
 	Class     string
 	Listeners []Listener
+}
+
+// maxProxies is the length of a DNS label, which a Service's name is (RFC 1035).
+const maxProxies = 63
+
+// Proxies is the name of what a gateway is given: its Service, Deployment and
+// ServiceAccount. It is "<gateway>-<class>" (GEP-1762), with a hash at its end where that is
+// longer than a Service's name may be.
+func (g *Gateway) Proxies() Name {
+	return Name{Namespace: g.Meta.Namespace, Name: ProxiesOf(g.Meta.Name.Name, g.Class)}
+}
+
+// ProxiesOf is [Gateway.Proxies] of a gateway and its class.
+func ProxiesOf(gateway, class string) string {
+	name := gateway + "-" + class
+	if len(name) <= maxProxies {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	end := "-" + hex.EncodeToString(sum[:4])
+	return strings.TrimRight(name[:maxProxies-len(end)], "-.") + end
 }
 
 // Encrypted reports whether clients speak TLS, so that several listeners may share a port.
@@ -24,6 +50,9 @@ const (
 	ListenerHTTPS ListenerProtocol = "HTTPS"
 	ListenerTLS   ListenerProtocol = "TLS"
 	ListenerTCP   ListenerProtocol = "TCP"
+	// ListenerEgress is one of ours: the mesh's own workloads come in, on their way out to
+	// the external services that name the gateway.
+	ListenerEgress ListenerProtocol = "mesh.tulle.dev/Egress"
 )
 
 // Listener is where a gateway listens.

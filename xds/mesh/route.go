@@ -134,6 +134,9 @@ type Backend struct {
 // BackendService is the Kind of a Backend that Tulle can send requests to.
 const BackendService = "Service"
 
+// BackendExternal is the Kind of one to which routes at Gateways can.
+const BackendExternal = "mesh.tulle.dev/ExternalService"
+
 // Grant is a ReferenceGrant: objects of other namespaces may refer to objects of
 // its own.
 type Grant struct {

@@ -41,6 +41,7 @@ type Snapshot struct {
 	keys       tree[*Keys]        // KeysName
 	nodes      tree[*Node]        // name
 	externals  tree[*External]    // namespace/name
+	byGateway  tree[*External]    // namespace/gateway/namespace/name
 	sniffing   *Sniffing
 	standing   tree[Standing] // kind/namespace/name of an object of the API
 }
@@ -79,7 +80,7 @@ func New(c *Config) *Snapshot {
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
 		routes: newTree[*Route](), byParent: newTree[*Route](), grants: newTree[*Grant](),
 		gateways: newTree[*Gateway](), classes: newTree[*Class](), spaces: newTree[*Namespace](), certs: newTree[*Certificate](),
-		byBackend: newTree[*Route](), bundles: newTree[*Bundle](), backendTLS: newTree[*BackendTLS](), externals: newTree[*External](), keys: newTree[*Keys](), standing: newTree[Standing](),
+		byBackend: newTree[*Route](), bundles: newTree[*Bundle](), backendTLS: newTree[*BackendTLS](), externals: newTree[*External](), byGateway: newTree[*External](), keys: newTree[*Keys](), standing: newTree[Standing](),
 	}
 }
 

@@ -81,6 +81,8 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 		switch {
 		case strings.HasPrefix(name, translate.PrefixProbe):
 			k.For = p.pod // its own application, at its own address
+		case strings.HasPrefix(name, translate.PrefixOut):
+			k.For = p.gateway // by which it leaves, or gets nothing
 		case t == translate.Cluster && translate.OfService(name):
 			k.For = p.namespace // whose policies may say how it is called
 		case t == translate.Endpoints:

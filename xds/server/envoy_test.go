@@ -38,6 +38,12 @@ func ownNetwork(t *testing.T) {
 // startEnvoy starts a proxy that takes itself for the pod of the token.
 func (h *harness) startEnvoy(token string) {
 	h.t.Helper()
+	h.startAnother(token, bootstrap.Defaults())
+}
+
+// startAnother starts a proxy with options of its own. stop ends it as a node's end would.
+func (h *harness) startAnother(token string, o bootstrap.Options) (stop func()) {
+	h.t.Helper()
 	binary := os.Getenv("ENVOY")
 	if binary == "" {
 		h.t.Fatal("ENVOY is not set: it names the Envoy binary that tests start (make test sets it)")
@@ -58,7 +64,6 @@ func (h *harness) startEnvoy(token string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	o := bootstrap.Defaults()
 	o.NodeID, o.NodeCluster, o.Address, o.Port = "web.shop", "web.shop", "127.0.0.1", uint16(addr.Port)
 	o.RootsPath, o.TokenPath = filepath.Join(dir, "roots.yaml"), filepath.Join(dir, "token.yaml")
 	b, err := bootstrap.New(o)
@@ -74,6 +79,9 @@ func (h *harness) startEnvoy(token string) {
 		h.t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "--config-yaml", string(raw), "--disable-hot-restart", "--concurrency", "1", "-l", "warn")
+	if h.drain > 0 {
+		cmd.Args = append(cmd.Args, "--drain-time-s", fmt.Sprint(h.drain.Seconds()))
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if h.proxyGroup != 0 {
@@ -99,6 +107,10 @@ func (h *harness) startEnvoy(token string) {
 			}
 		}
 	})
+	return func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
 }
 
 // only is the one stream that there is.

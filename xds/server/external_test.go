@@ -37,6 +37,7 @@ const (
 	outsideDB   = "203.0.113.2"
 	outsideWild = "203.0.113.3"
 	outsideEvil = "203.0.113.66" // that nobody named
+	outsidePod  = "10.244.0.254" // as though it were a pod's, within the cluster
 )
 
 // proxyGroup is a group whose connections are not redirected: that of an Envoy which, run by
@@ -45,7 +46,7 @@ const proxyGroup = 1338
 
 var outsideNames = map[string]string{
 	"api.example.org.": outsideAPI, "plain.example.org.": outsideAPI, "others.example.org.": outsideAPI,
-	"a.example.com.": outsideWild,
+	"a.example.com.": outsideWild, "pod.example.com.": outsidePod, "loop.example.com.": "127.0.0.1", "node.example.com.": "169.254.169.254",
 }
 
 // outside are the servers, and the pod's own network, which the thread of the test is in.
@@ -100,10 +101,12 @@ func newOutside(t *testing.T) *outside {
 // serve runs on the thread that is in the outside's network.
 func (o *outside) serve() error {
 	resolver := resolvers()
-	addresses := append([]string{outsideAPI, outsideDB, outsideWild, outsideEvil}, resolver...)
-	commands := []string{"link set lo up", "address add 10.244.0.254/24 dev eth0", "link set eth0 up"}
+	addresses := append([]string{outsideAPI, outsideDB, outsideWild, outsideEvil, outsidePod}, resolver...)
+	commands := []string{"link set lo up", "address add " + outsidePod + "/24 dev eth0", "link set eth0 up"}
 	for _, a := range addresses {
-		commands = append(commands, "address add "+a+"/32 dev lo")
+		if a != outsidePod {
+			commands = append(commands, "address add "+a+"/32 dev lo")
+		}
 	}
 	for _, args := range commands {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
@@ -115,7 +118,7 @@ func (o *outside) serve() error {
 		return err
 	}
 	o.ca = ca
-	for _, a := range addresses[:4] {
+	for _, a := range addresses[:5] {
 		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			a := a
 			if at, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && strings.HasSuffix(at.String(), ":8081") {
@@ -124,7 +127,7 @@ func (o *outside) serve() error {
 			if r.URL.Path == "/slow" {
 				time.Sleep(2 * time.Second)
 			}
-			_, _ = fmt.Fprintf(w, "%s for %s%s", a, r.Host, strings.Repeat(" in TLS", btoi(r.TLS != nil)))
+			_, _ = fmt.Fprintf(w, "%s for %s%s", a, r.Host, strings.Repeat(" in TLS", btoi(r.TLS != nil))+strings.Repeat(" in "+r.Proto, btoi(r.ProtoMajor == 2)))
 		})
 		for _, port := range []string{"80", "8081", "443", "22"} {
 			l, err := net.Listen("tcp", net.JoinHostPort(a, port))
@@ -137,7 +140,12 @@ func (o *outside) serve() error {
 				l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 				fallthrough
 			case "80", "8081":
-				go func() { _ = (&http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}).Serve(l) }()
+				protocols := &http.Protocols{}
+				protocols.SetHTTP1(true)
+				protocols.SetUnencryptedHTTP2(true)
+				go func() {
+					_ = (&http.Server{Handler: handler, Protocols: protocols, ReadHeaderTimeout: time.Minute}).Serve(l)
+				}()
 			default:
 				go greet(l, a)
 			}

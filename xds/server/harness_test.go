@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,10 +42,13 @@ type harness struct {
 	address    string
 	roots      *x509.CertPool
 	rootPEM    []byte
-	issuer     atomic.Int64 // of certificates
-	genuine    bool         // identities get a certificate that is one
-	proxyGroup uint32       // that Envoy runs as; 0: the test's
-	keyPEM     []byte       // of the certificate in rootPEM
+	issuer     atomic.Int64  // of certificates
+	genuine    bool          // identities get a certificate that is one
+	drain      time.Duration // of Envoy's; 0: its default
+	proxyGroup uint32        // that Envoy runs as; 0: the test's
+	root       *x509.Certificate
+	key        *ecdsa.PrivateKey // of root, and of all that it signed
+	keyPEM     []byte
 	stop       context.CancelFunc
 	stopped    chan struct{}
 }
@@ -108,7 +112,8 @@ func newHarness(t testing.TB, change func(*Options)) *harness {
 		Issue: func(_ context.Context, identity string) (build.Certificate, error) {
 			version := fmt.Sprintf("issuer-%d.%s", h.issuer.Load(), identity)
 			if h.genuine {
-				return build.Certificate{Chain: h.rootPEM, Key: h.keyPEM, Version: version}, nil
+				chain, err := h.signed(identity)
+				return build.Certificate{Chain: chain, Key: h.keyPEM, Version: version}, err
 			}
 			return build.Certificate{Chain: []byte("chain of " + identity), Key: []byte("key"), Version: version}, nil
 		},
@@ -177,9 +182,23 @@ func (h *harness) certificate() *tls.Config {
 	}
 	h.rootPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw})
 	h.keyPEM = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rawKey})
+	h.root, h.key = parsed, key
 	h.roots = x509.NewCertPool()
 	h.roots.AddCert(parsed)
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: key}}}
+}
+
+// signed is a certificate of an identity, by the root.
+func (h *harness) signed(identity string) ([]byte, error) {
+	id, err := url.Parse(identity)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{id}, KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}, h.root, h.key.Public(), h.key)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}), err
 }
 
 func workload(name string) *mesh.Workload {

@@ -20,6 +20,8 @@ const (
 	inboundLog                   // the server's
 	inboundTCPLog                // the same, of what is not HTTP
 	gatewayLog                   // a gateway, whose clients are outside
+	egressLog                    // a gateway, whose servers are
+	egressTCPLog                 // the same, of what is not HTTP
 )
 
 // fields are the default access log, one JSON object a line. Operators are
@@ -59,26 +61,26 @@ var sideFields = [...]map[string]string{
 		"forwarded_for":   "%REQ(X-FORWARDED-FOR)%",
 		"server_identity": "%UPSTREAM_PEER_URI_SAN%",
 	},
-	inboundLog: {
-		"direction":       "inbound",
+	inboundLog:    serving("inbound", "http"),
+	inboundTCPLog: serving("inbound", "network"),
+	egressLog:     serving("egress", "http"),
+	egressTCPLog:  serving("egress", "network"),
+}
+
+// serving are the fields of the side that authorizes, by Envoy's RBAC for HTTP or the
+// network.
+func serving(direction, kind string) map[string]string {
+	noted := func(key string) string { return "%DYNAMIC_METADATA(envoy.filters." + kind + ".rbac:" + key + ")%" }
+	return map[string]string{
+		"direction":       direction,
 		"client_identity": "%DOWNSTREAM_PEER_URI_SAN%",
 		"server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
-		"verdict":         "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_engine_result)%",
-		"policy":          "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%",
-		"audit":           "%DYNAMIC_METADATA(envoy.filters.http.rbac:audit_shadow_effective_policy_id)%",
-		"dry_run_deny":    "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_deny_shadow_effective_policy_id)%",
-		"dry_run_allow":   "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_allow_shadow_engine_result)%",
-	},
-	inboundTCPLog: {
-		"direction":       "inbound",
-		"client_identity": "%DOWNSTREAM_PEER_URI_SAN%",
-		"server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
-		"verdict":         "%DYNAMIC_METADATA(envoy.filters.network.rbac:enforced_engine_result)%",
-		"policy":          "%DYNAMIC_METADATA(envoy.filters.network.rbac:enforced_effective_policy_id)%",
-		"audit":           "%DYNAMIC_METADATA(envoy.filters.network.rbac:audit_shadow_effective_policy_id)%",
-		"dry_run_deny":    "%DYNAMIC_METADATA(envoy.filters.network.rbac:dry_run_deny_shadow_effective_policy_id)%",
-		"dry_run_allow":   "%DYNAMIC_METADATA(envoy.filters.network.rbac:dry_run_allow_shadow_engine_result)%",
-	},
+		"verdict":         noted("enforced_engine_result"),
+		"policy":          noted("enforced_effective_policy_id"),
+		"audit":           noted("audit_shadow_effective_policy_id"),
+		"dry_run_deny":    noted("dry_run_deny_shadow_effective_policy_id"),
+		"dry_run_allow":   noted("dry_run_allow_shadow_engine_result"),
+	}
 }
 
 // made is the access log of a configuration.

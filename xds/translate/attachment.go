@@ -44,8 +44,8 @@ func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
 	for i, l := range g.Listeners {
 		s := &out[i]
 		switch {
-		case len(routeKinds(l)) == 0:
-			s.accepted = &fault{conditionAccepted, reasonUnsupportedProtocol, fmt.Sprintf("the protocol %s is not supported: write HTTP, HTTPS, TLS or TCP", l.Protocol)}
+		case len(routeKinds(l)) == 0 && l.Protocol != mesh.ListenerEgress:
+			s.accepted = &fault{conditionAccepted, reasonUnsupportedProtocol, fmt.Sprintf("the protocol %s is not supported: write HTTP, HTTPS, TLS, TCP or %s", l.Protocol, mesh.ListenerEgress)}
 		case l.Port >= PortAdmin && l.Port <= PortReady || l.Port == PortStats:
 			s.accepted = &fault{conditionAccepted, reasonPortUnavailable, fmt.Sprintf("port %d is the proxy's own: choose another", l.Port)}
 		case l.Unsupported != "":
@@ -69,7 +69,7 @@ func conflict(l mesh.Listener, before []mesh.Listener, states []listenerState) *
 		if o.Protocol != l.Protocol && !(o.Encrypted() && l.Encrypted()) {
 			return &fault{conditionConflicted, reasonProtocolConflict, fmt.Sprintf("listener %s has port %d for %s; choose another port", o.Name, o.Port, o.Protocol)}
 		}
-		if o.Protocol == mesh.ListenerTCP {
+		if o.Protocol == mesh.ListenerTCP || o.Protocol == mesh.ListenerEgress {
 			return &fault{conditionConflicted, reasonProtocolConflict, fmt.Sprintf("listener %s has port %d already, and nothing tells its connections from this one's; choose another port", o.Name, o.Port)}
 		}
 		if o.Hostname == l.Hostname {
@@ -103,6 +103,9 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 		}
 	}
 	can := routeKinds(l)
+	if l.Protocol == mesh.ListenerEgress && len(l.Kinds) > 0 {
+		return bad(reasonInvalidRouteKinds, "no route attaches to a listener of %s, to which ExternalServices lead: leave allowedRoutes.kinds out", l.Protocol)
+	}
 	if len(can) > 0 && slices.ContainsFunc(l.Kinds, func(k mesh.Kind) bool { return !slices.Contains(can, k) }) {
 		names := make([]string, 0, len(can))
 		for _, k := range can {
@@ -113,8 +116,8 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 	return nil
 }
 
-// routeKinds are the kinds of routes that a listener can have; none: its protocol is not
-// supported.
+// routeKinds are the kinds of routes that a listener can have; none: it is for egress, or
+// its protocol is not supported.
 func routeKinds(l mesh.Listener) []mesh.Kind {
 	switch l.Protocol {
 	case mesh.ListenerHTTP, mesh.ListenerHTTPS:

@@ -47,7 +47,10 @@ func clusterFor(k Key, v *mesh.View) Result {
 		return Result{Message: checkCluster(k, path, v)}
 	}
 	if called, ok := strings.CutPrefix(k.Name, prefixExternal); ok {
-		return Result{Message: externalCluster(k, called, v)}
+		return externalCluster(k, called, v)
+	}
+	if of, ok := strings.CutPrefix(k.Name, PrefixOut); ok {
+		return outCluster(k, of, v)
 	}
 	d, ok := resolve(k.Name, v)
 	switch {

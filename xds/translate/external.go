@@ -41,7 +41,7 @@ func externals(client string, v *mesh.View, applies func(*mesh.External) bool) [
 
 func every(*mesh.External) bool { return true }
 
-// externalNamed is what a client means by a host and a port. It is no wildcard's.
+// externalNamed is what a client means by a host, or a wildcard as it stands, and a port.
 func externalNamed(client, host string, port uint16, v *mesh.View) (external, bool) {
 	return firstExternal(client, port, host, v, func(e *mesh.External, p mesh.ExternalPort) bool {
 		return len(e.At(p)) == 0 && slices.Contains(e.Hosts, host)
@@ -68,13 +68,17 @@ func firstExternal(client string, port uint16, host string, v *mesh.View, applie
 }
 
 // refusal is why a service account's calls are refused, and the status of the answer to
-// HTTP: 403 for those who may not, 502 where nobody can.
-func (e external) refusal(account mesh.Name) (status uint32, why string) {
+// HTTP: 403 for those who may not, 502 where nobody can, 503 where there is no gateway.
+func (e external) refusal(account mesh.Name, v *mesh.View) (status uint32, why string) {
 	switch {
 	case e.Invalid != "":
 		return 502, fmt.Sprintf("ExternalService %s cannot be understood, so that what it names is refused: see its status", e.Meta.Name)
 	case !e.Admits(account):
 		return 403, fmt.Sprintf("ExternalService %s does not admit the service account %s", e.Meta.Name, account)
+	case e.Gateway != nil:
+		if _, f := wayOut(e.External, v); f != nil {
+			return 503, fmt.Sprintf("ExternalService %s is called through a gateway alone, and %s", e.Meta.Name, f.message)
+		}
 	}
 	return 0, ""
 }
@@ -146,7 +150,11 @@ func externalFindings(e *mesh.External, v *mesh.View) []mesh.Finding {
 	for _, p := range e.Ports {
 		fs = append(fs, externalConflict(e, p, v))
 	}
-	return report(mesh.KindExternal, e.Meta, false, fs...)
+	if e.Gateway != nil {
+		_, f := wayOut(e, v)
+		fs = append(fs, f)
+	}
+	return report(mesh.KindExternal, e.Meta, e.Gateway != nil, fs...)
 }
 
 // externalConflict finds an older object of the namespace that names the same at the port.

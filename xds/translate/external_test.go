@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -70,7 +71,7 @@ func TestWhichExternalServiceIsMeant(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"bad.example.org:80", "*.example.org:80", "b.example.org:80", "nobody.example:80", "a.example.org:81", "a.example.org", "", ":", "192.0.2.1:80"} {
-		if c := externalCluster(Key{Name: "ext|" + name, For: "shop"}, name, v); len(c.GetLoadAssignment().GetEndpoints()) > 0 || c.GetLoadAssignment() == nil {
+		if c := externalCluster(Key{Name: "ext|" + name, For: "shop"}, name, v).Message.(*cluster.Cluster); len(c.GetLoadAssignment().GetEndpoints()) > 0 || c.GetLoadAssignment() == nil {
 			t.Errorf("%q has endpoints", name)
 		}
 	}
@@ -96,7 +97,7 @@ func TestRefusedExternalServices(t *testing.T) {
 		if got := vh[i].GetRoutes()[0].GetDirectResponse().GetStatus(); got != c.status {
 			t.Errorf("%s is answered with %d, want %d", c.account, got, c.status)
 		}
-		x := &egress{account: egressFor(c.account), otherwise: ClusterPassthrough, ports: map[uint16]*egressPort{}, chains: map[string]bool{}}
+		x := &egress{view: v, account: egressFor(c.account), otherwise: ClusterPassthrough, ports: map[uint16]*egressPort{}, chains: map[string]bool{}}
 		x.add([]*mesh.External{c.of})
 		if refused := len(x.ports[443].names[ClusterBlackhole]) > 0; refused != (c.status != 0) {
 			t.Errorf("%s, in TLS: refused is %t", c.account, refused)

@@ -25,22 +25,36 @@ import (
 
 // externalCluster is what was called, by a host or an address: "host:port". Whose service
 // account calls has been asked before.
-func externalCluster(k Key, called string, v *mesh.View) *cluster.Cluster {
+func externalCluster(k Key, called string, v *mesh.View) Result {
 	e, ok := calledExternal(k.For, called, v)
-	if !ok || e.Invalid != "" {
-		return emptyCluster(k.Name)
+	switch {
+	case !ok || e.Invalid != "":
+		return Result{Message: emptyCluster(k.Name)}
+	case e.Gateway != nil:
+		return e.toGateway(k, k.For, v)
+	case e.Resolution == mesh.ResolveNone && v.Config().Egress == mesh.AllowAny:
+		c := e.leaving(k, k.For, v)
+		c.LoadAssignment, c.OutlierDetection, c.LbConfig, c.TransportSocket = nil, nil, nil, nil
+		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
+		c.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
+		return Result{Message: c}
 	}
+	return Result{Message: e.leaving(k, k.For, v)}
+}
+
+// statName is the one by which statistics and access logs name it, however it was called.
+func (e external) statName() string {
+	return prefixExternal + e.Meta.Name.String() + "|" + strconv.Itoa(int(e.port.Number))
+}
+
+// leaving is the cluster of its servers, as the proxy calls them that leaves the cluster.
+func (e external) leaving(k Key, client string, v *mesh.View) *cluster.Cluster {
 	c := emptyCluster(k.Name)
-	// By which statistics and access logs name it, however it was called.
-	c.AltStatName = prefixExternal + e.Meta.Name.String() + "|" + strconv.Itoa(int(e.port.Number))
-	t := externalTraffic(k.For, e, v)
+	c.AltStatName = e.statName()
+	t := externalTraffic(client, e, v)
 	c.ConnectTimeout = seconds(originalTimeout)
 	t.shape(c)
 	switch {
-	case e.Resolution == mesh.ResolveNone && v.Config().Egress == mesh.AllowAny:
-		c.LoadAssignment, c.OutlierDetection, c.LbConfig = nil, nil, nil
-		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
-		c.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
 	case e.Resolution == mesh.ResolveStatic:
 		c.LoadAssignment.Endpoints = e.servers()
 	default: // where the name leads, whatever address the application had for it
@@ -68,10 +82,11 @@ func calledExternal(client, called string, v *mesh.View) (external, bool) {
 	}
 	host, number, _ := strings.Cut(called, ":")
 	port, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || wildHost(host) {
+	if err != nil {
 		return external{}, false
 	}
-	return externalNamed(client, host, uint16(port), v)
+	e, ok := externalNamed(client, host, uint16(port), v)
+	return e, ok && (e.Gateway != nil || !wildHost(host))
 }
 
 // servers are the endpoints, or else the host itself.
@@ -168,6 +183,13 @@ func forward() *forwardfilter.FilterConfig {
 		ImplementationSpecifier:         &forwardfilter.FilterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache()},
 		AllowDynamicHostFromFilterState: true,
 	}
+}
+
+// forwardOut notes besides to what address a name leads.
+func forwardOut() *forwardfilter.FilterConfig {
+	out := forward()
+	out.SaveUpstreamAddress = true
+	return out
 }
 
 // forwarded enables that for a route.

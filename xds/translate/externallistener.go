@@ -1,15 +1,16 @@
 package translate
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	sniforward "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	network "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 
@@ -24,10 +25,16 @@ const (
 	chainExternalTLS    = "external-tls"     // by the server name of TLS
 	chainExternalTCP    = "external-tcp"     // by the address that was called
 	chainExternalWild   = "external-wild"    // TLS to any name below another, looked up
+	// Begins the names of those of TLS to any name below another, by a gateway:
+	// "external-out|*.example.org:443".
+	chainExternalOut = "external-out|"
 )
 
 // statePort is the port that dynamic forward proxies connect to, whatever a Host says.
 const statePort = "envoy.upstream.dynamic_port"
+
+// requestedName is the server name that the client's TLS asks for, in lower case.
+const requestedName = "%REQUESTED_SERVER_NAME%"
 
 const originalPort = "%DOWNSTREAM_LOCAL_PORT%"
 
@@ -50,7 +57,7 @@ func egressListener(for_ string, v *mesh.View) *listener.Listener {
 	if len(es) == 0 {
 		return l
 	}
-	x := &egress{account: account, otherwise: otherwise, ports: map[uint16]*egressPort{}, chains: map[string]bool{}}
+	x := &egress{view: v, account: account, otherwise: otherwise, ports: map[uint16]*egressPort{}, chains: map[string]bool{}}
 	x.add(es)
 	l.FilterChainMatcher = x.matcher()
 	if ports := x.inspected(); len(ports) > 0 {
@@ -63,11 +70,17 @@ func egressListener(for_ string, v *mesh.View) *listener.Listener {
 			l.FilterChains = append(l.FilterChains, &listener.FilterChain{Name: name, Filters: egressChain(name, c)})
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(x.chains)) {
+		if called, ok := strings.CutPrefix(name, chainExternalOut); ok {
+			l.FilterChains = append(l.FilterChains, &listener.FilterChain{Name: name, Filters: toGatewayByName(called, c)})
+		}
+	}
 	return l
 }
 
 // egress is what external services make of the listener.
 type egress struct {
+	view      *mesh.View
 	account   mesh.Name
 	otherwise string // the chain of what no external service names
 	ports     map[uint16]*egressPort
@@ -123,7 +136,7 @@ func (x *egress) add(es []*mesh.External) {
 
 // byAddress is the chain of what was called by its address.
 func (x *egress) byAddress(to external) string {
-	status, _ := to.refusal(x.account)
+	status, _ := to.refusal(x.account, x.view)
 	switch {
 	case to.Resolution != mesh.ResolveNone && to.port.Protocol.IsHTTP():
 		return chainExternalHTTPAt // whose routes refuse, too
@@ -138,12 +151,14 @@ func (x *egress) byAddress(to external) string {
 
 // byName is the chain of what was called by its server name.
 func (x *egress) byName(to external) string {
-	status, _ := to.refusal(x.account)
+	status, _ := to.refusal(x.account, x.view)
 	switch {
 	case status != 0:
 		return ClusterBlackhole
 	case !wildHost(to.host):
 		return chainExternalTLS
+	case to.Gateway != nil:
+		return chainExternalOut + fmt.Sprintf("%s:%d", to.host, to.port.Number)
 	case x.otherwise == ClusterPassthrough:
 		return ClusterPassthrough // where the application sends it
 	default:
@@ -226,15 +241,15 @@ func egressChain(name string, c *mesh.Config) []*listener.Filter {
 	case chainExternalHTTPAt:
 		return []*listener.Filter{networkFilter(hcmName, externalManager(RouteEgressAt, original, c))}
 	case chainExternalTLS:
-		return onDemandTCP("external", prefixExternal+"%REQUESTED_SERVER_NAME%:"+originalPort, c)
+		return onDemandTCP("external", prefixExternal+requestedName+":"+originalPort, c, outboundLog)
 	case chainExternalTCP:
-		return onDemandTCP("external", prefixExternal+original, c)
+		return onDemandTCP("external", prefixExternal+original, c, outboundLog)
 	case chainExternalWild:
 		proxy := tcpProxyConfig("external", ClusterExternalNames, c, outboundLog)
 		proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
 		return []*listener.Filter{
 			connectionState(statePort, originalPort),
-			networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &sniforward.FilterConfig{DnsCacheConfig: dnsCache()}),
+			forwardTLS(false),
 			networkFilter(tcpProxyName, proxy),
 		}
 	default:

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -108,7 +109,7 @@ func refusing(name string, status uint32, why string) *route.Route {
 // externalRoute is the route to what was called by a host or an address.
 func externalRoute(e external, account mesh.Name, called string, v *mesh.View) *route.Route {
 	name := e.Meta.Name.String()
-	if status, why := e.refusal(account); status != 0 {
+	if status, why := e.refusal(account, v); status != 0 {
 		return refusing(name, status, why)
 	}
 	t := externalTraffic(account.Namespace, e, v)
@@ -119,6 +120,8 @@ func externalRoute(e external, account mesh.Name, called string, v *mesh.View) *
 		RetryPolicy: externalRetries(t.retries), HashPolicy: t.hash(),
 	}
 	switch {
+	case e.Gateway != nil:
+		to.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: e.name(cmp.Or(e.host, called))}
 	case !wildHost(e.host):
 	case v.Config().Egress == mesh.AllowAny:
 		to.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterPassthroughHTTP}

@@ -30,16 +30,18 @@ const (
 type httpFilter int
 
 const (
-	filterCORS      httpFilter = iota // what pages of other origins may do; preflights have no credentials
-	filterJWT                         // whose token is valid
-	filterAudit                       // authorization: who is noted
-	filterCustom                      // authorization: who is told to come with a token (challenge); who is asked about
-	filterDeny                        // authorization: who is refused
-	filterAllow                       // authorization: who is let in
-	filterRateLimit                   // how many of those who are let in; then what the mesh's service counts (askingService)
-	filterOnDemand                    // routes and clusters that are fetched when first used
-	filterFault                       // delays and errors that a policy asks for
-	filterForward                     // names outside of the cluster that are looked up when called
+	filterCORS       httpFilter = iota // what pages of other origins may do; preflights have no credentials
+	filterJWT                          // whose token is valid
+	filterAudit                        // authorization: who is noted
+	filterCustom                       // authorization: who is told to come with a token (challenge); who is asked about
+	filterDeny                         // authorization: who is refused
+	filterAllow                        // authorization: who is let in
+	filterRateLimit                    // how many of those who are let in; then what the mesh's service counts (askingService)
+	filterOnDemand                     // routes and clusters that are fetched when first used
+	filterFault                        // delays and errors that a policy asks for
+	filterForward                      // names outside of the cluster that are looked up when called
+	filterForwardOut                   // the same at a gateway
+	filterOutside                      // where such a name may lead
 	filterRouter
 )
 
@@ -62,6 +64,7 @@ const (
 	rateLimitName   = "tulle.ratelimit"
 	globalLimitName = "tulle.ratelimit.global" // where the mesh has a rate limit service
 	faultName       = "tulle.fault"
+	outsideName     = "tulle.outside"
 )
 
 func (f httpFilter) filter() *hcm.HttpFilter {
@@ -84,6 +87,10 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 		return disabled(typedFilter(faultName, &faultfilter.HTTPFault{}))
 	case filterForward:
 		return disabled(typedFilter(forwardName, forward()))
+	case filterForwardOut:
+		return disabled(typedFilter(forwardName, forwardOut()))
+	case filterOutside:
+		return disabled(typedFilter(outsideName, &rbac.RBAC{}))
 	case filterOnDemand:
 		return typedFilter("envoy.filters.http.on_demand", &ondemand.OnDemand{
 			Odcds: &ondemand.OnDemandCds{Source: ads(), Timeout: seconds(onDemandTimeout)},

@@ -239,7 +239,7 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 		refs = refs || slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool { return r.Action == mesh.Custom })
 	}
 	out := report(mesh.KindPolicy, p.Meta, refs, fs...)
-	if note := unmatched(p); note != "" && out[0].OK {
+	if note := unmatched(p, v); note != "" && out[0].OK {
 		out[0].Message += ", but " + note
 	}
 	return out

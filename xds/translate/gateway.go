@@ -62,6 +62,9 @@ func gatewayListener(name string, v *mesh.View) Result {
 		case at.Protocol == mesh.ListenerTLS:
 			encrypted = true
 			l.FilterChains = append(l.FilterChains, o.tlsChains(g, at, served[i], held)...)
+		case at.Protocol == mesh.ListenerEgress:
+			encrypted = true
+			l.FilterChains = append(l.FilterChains, o.outChains(g, at)...)
 		case at.Protocol == mesh.ListenerTCP:
 			clear = append(clear, at.Port)
 			l.FilterChains = append(l.FilterChains, o.tcpChain(g, at))
@@ -154,7 +157,7 @@ func certified(at mesh.Listener, alpn ...string) *core.TransportSocket {
 // gatewayRouteName is the name of a listener's routes: one for all HTTP listeners of a
 // port, which are told apart by host.
 func gatewayRouteName(l mesh.Listener) string {
-	if l.Protocol == mesh.ListenerHTTPS {
+	if l.Protocol == mesh.ListenerHTTPS || l.Protocol == mesh.ListenerEgress {
 		return fmt.Sprintf("%s%d|%s", PrefixGateway, l.Port, l.Name)
 	}
 	return fmt.Sprintf("%s%d", PrefixGateway, l.Port)
@@ -198,6 +201,9 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	c := &route.RouteConfiguration{Name: name, IgnorePortInHostMatching: true}
 	if len(ls) == 0 {
 		return Result{Message: c}
+	}
+	if ls[0].Protocol == mesh.ListenerEgress {
+		return outRoutes(g, ls[0], v)
 	}
 	o := outbound{client: g.Meta.Namespace, view: v, scheme: "http", port: ls[0].Port}
 	if ls[0].Protocol == mesh.ListenerHTTPS {

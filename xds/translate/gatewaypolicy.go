@@ -25,6 +25,8 @@ type guards struct {
 	clusters []string
 	// authorization of each listener, by token too.
 	authorization map[string]map[string]*anypb.Any
+	// verdicts are that authorization before it is made filters.
+	verdicts map[string]verdicts
 	// spoofed are, of each, headers that the proxy alone may set.
 	spoofed map[string][]string
 }
@@ -34,18 +36,23 @@ const listenerKey = "listener"
 
 func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 	c := v.Config()
-	out := guards{authorization: map[string]map[string]*anypb.Any{}, spoofed: map[string][]string{}}
+	out := guards{verdicts: map[string]verdicts{}, authorization: map[string]map[string]*anypb.Any{}, spoofed: map[string][]string{}}
+	inside := ls[0].Protocol == mesh.ListenerEgress // callers are the mesh's, and have an identity
 	var limits []*mesh.Policy
 	at := map[*mesh.Policy][]string{} // the listeners at which each holds
 	for _, l := range ls {
 		tokens := tokensAt(attached(g, l.Name, mesh.SectionJWT, v), v)
 		about := edge(c)
+		if inside {
+			about = sidecar(c, true)
+		}
 		about.tokens = tokens
 		verdicts := about.authorization(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), v)
 		filters := verdicts.filters()
 		if f := tokens.filter(); f != nil {
 			filters[jwtName] = f
 		}
+		out.verdicts[l.Name] = verdicts
 		out.authorization[l.Name], out.spoofed[l.Name] = filters, tokens.spoofed()
 		out.clusters = append(out.clusters, verdicts.clusters()...)
 		for _, p := range mostSpecificLimits(attached(g, l.Name, mesh.SectionRateLimit, v)) {
@@ -55,14 +62,17 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 			at[p] = append(at[p], l.Name)
 		}
 	}
-	limit, global := noLimit(gatewayLimitStat), globalLimits{edge: true}
+	limit, global, caller := noLimit(gatewayLimitStat), globalLimits{edge: !inside}, byAddress()
+	if inside {
+		caller = byCertificate()
+	}
 	for _, p := range limits {
 		condition := ""
 		if len(at[p]) < len(ls) {
 			out.told = true
 			condition = listenerIsOneOf(at[p])
 		}
-		addLimits(limit, p, c.TrustDomains(), condition, byAddress())
+		addLimits(limit, p, c.TrustDomains(), condition, caller)
 		global.add(p, c.TrustDomains(), condition)
 	}
 	filters := map[string]*anypb.Any{}
@@ -142,10 +152,18 @@ func targetFault(t mesh.Target, v *mesh.View) *fault {
 	return nil
 }
 
+// leadsOut reports whether callers of the Gateway, or listener, may be the mesh's own.
+func leadsOut(t mesh.Target, v *mesh.View) bool {
+	g, ok := v.Gateway(t.Name)
+	return ok && slices.ContainsFunc(g.Listeners, func(l mesh.Listener) bool {
+		return l.Protocol == mesh.ListenerEgress && (t.Section == "" || t.Section == l.Name)
+	})
+}
+
 // unmatched names a rule of a policy for Gateways that never matches, since it asks for
 // identities; empty: there is none.
-func unmatched(p *mesh.Policy) string {
-	if !slices.ContainsFunc(p.Targets, func(t mesh.Target) bool { return t.Kind == mesh.KindGateway }) {
+func unmatched(p *mesh.Policy, v *mesh.View) string {
+	if !slices.ContainsFunc(p.Targets, func(t mesh.Target) bool { return t.Kind == mesh.KindGateway && !leadsOut(t, v) }) {
 		return ""
 	}
 	identity := func(s mesh.Source) bool {

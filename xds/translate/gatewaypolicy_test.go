@@ -231,7 +231,7 @@ func TestRulesThatNeverMatchAtAGatewayAreTold(t *testing.T) {
 		{"all but a namespace, refused", mesh.Rule{Action: mesh.Deny, From: []mesh.Source{{NotNamespaces: []string{"a"}}}}, false},
 		{"addresses, too", mesh.Rule{From: []mesh.Source{{Namespaces: []string{"a"}}, {IPBlocks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}}, false},
 	} {
-		if note := unmatched(at("p", "", mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{c.rule}}})); (note != "") != c.never {
+		if note := unmatched(at("p", "", mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{c.rule}}}), view()); (note != "") != c.never {
 			t.Errorf("%s: %q", c.what, note)
 		}
 	}

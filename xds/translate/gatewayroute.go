@@ -130,14 +130,12 @@ func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View
 	}
 	for _, b := range in.Backends {
 		s := share{weight: b.Weight, request: headersOf(b.Request), response: headersOf(b.Response)}
-		if backendFault(called, r, b.Backend, v) == nil {
-			s.to = endpointsOf{service: b.Name, port: b.Port}
-		}
+		s.to, _ = backendOf(called, r, b.Backend, v)
 		out.backends = append(out.backends, s)
 	}
 	for _, m := range in.Filters.Mirrors {
-		if backendFault(called, r, m.Backend, v) == nil {
-			out.mirrors = append(out.mirrors, mirror{endpointsOf{service: m.Name, port: m.Port}, m.Numerator, m.Denominator})
+		if to, f := backendOf(called, r, m.Backend, v); f == nil {
+			out.mirrors = append(out.mirrors, mirror{to, m.Numerator, m.Denominator})
 		}
 	}
 	return out
@@ -157,7 +155,7 @@ func routeRetries(r *mesh.Retries) *mesh.Retries {
 // service that was called needs no grant: its clients call it without the route as well.
 func backendFault(called mesh.Name, r *mesh.Route, b mesh.Backend, v *mesh.View) *fault {
 	if b.Kind != mesh.BackendService {
-		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend", b.Kind, b.Name)}
+		return &fault{conditionResolvedRefs, reasonInvalidKind, fmt.Sprintf("%s %s is no Service: name one as the backend, or at a Gateway an ExternalService", b.Kind, b.Name)}
 	}
 	if b.Name != called {
 		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: kindName(r.Of), Namespace: r.Meta.Namespace}, mesh.BackendService, b.Name, v); f != nil {
@@ -226,10 +224,12 @@ func refFaults(called mesh.Name, r *mesh.Route, v *mesh.View) []*fault {
 	var out []*fault
 	for i := range r.Rules {
 		for _, b := range r.Rules[i].Backends {
-			out = append(out, backendFault(called, r, b.Backend, v))
+			_, f := backendOf(called, r, b.Backend, v)
+			out = append(out, f)
 		}
 		for _, m := range r.Rules[i].Filters.Mirrors {
-			out = append(out, backendFault(called, r, m.Backend, v))
+			_, f := backendOf(called, r, m.Backend, v)
+			out = append(out, f)
 		}
 	}
 	return out

@@ -89,8 +89,11 @@ func (o *outbound) connections(r *mesh.Route, prefix string) *listener.Filter {
 			continue
 		}
 		to := ClusterBlackhole
-		if backendFault(mesh.Name{}, r, b.Backend, o.view) == nil {
-			to = endpointsOf{service: b.Name, port: b.Port}.name(prefix)
+		if of, f := backendOf(mesh.Name{}, r, b.Backend, o.view); f == nil {
+			to = of.name(prefix)
+			if of.external {
+				to = of.name(PrefixOut)
+			}
 			o.clusters = append(o.clusters, to)
 		}
 		w.Clusters = append(w.Clusters, &tcpproxy.TcpProxy_WeightedCluster_ClusterWeight{Name: to, Weight: b.Weight})

@@ -224,6 +224,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	})
 	// cluster is a service's, with the load assignments that its clients ask for.
 	cluster := func(name string, clients []string) {
+		if strings.HasPrefix(name, translate.PrefixOut) {
+			return // a gateway's (outs)
+		}
 		for _, c := range clients {
 			add(translate.Cluster, name, c)
 		}
@@ -296,6 +299,9 @@ func keys(s *mesh.Snapshot) []translate.Key {
 					cluster(c, []string{g.Meta.Namespace})
 				}
 			}
+			for _, name := range outs(s, gateway, l) {
+				add(translate.Cluster, name, gateway)
+			}
 			for _, c := range l.Certificates {
 				add(translate.Secret, "tls|"+c.Name.String(), gateway)
 			}
@@ -308,6 +314,35 @@ func keys(s *mesh.Snapshot) []translate.Key {
 	}
 	seen := map[translate.Key]bool{}
 	return slices.DeleteFunc(out, func(k translate.Key) bool { had := seen[k]; seen[k] = true; return had })
+}
+
+// outs are the clusters by which calls leave that come to a gateway's listener, as its
+// chains and routes name them.
+func outs(s *mesh.Snapshot, gateway string, at mesh.Listener) []string {
+	var out []string
+	l := translate.Build(translate.Key{Type: translate.Listener, Name: "gateway", For: gateway}, mesh.NewView(s))
+	out = append(out, l.Clusters...)
+	if l, ok := l.Message.(*listener.Listener); ok {
+		for _, c := range l.GetFilterChains() {
+			if of, ok := strings.CutPrefix(c.GetName(), fmt.Sprintf("%d|%s|ext|", at.Port, at.Name)); ok && strings.Count(of, "|") == 1 {
+				for _, id := range c.GetFilterChainMatch().GetServerNames() {
+					out = append(out, translate.PrefixOut+of+"|"+id)
+				}
+			}
+		}
+	}
+	for _, name := range []string{fmt.Sprintf("gateway|%d", at.Port), fmt.Sprintf("gateway|%d|%s", at.Port, at.Name)} {
+		r := translate.Build(translate.Key{Type: translate.Route, Name: name, For: gateway}, mesh.NewView(s))
+		out = append(out, r.Clusters...)
+		if r, ok := r.Message.(*route.RouteConfiguration); ok {
+			for _, h := range r.GetVirtualHosts() {
+				for _, one := range h.GetRoutes() {
+					out = append(out, one.GetRoute().GetCluster())
+				}
+			}
+		}
+	}
+	return slices.DeleteFunc(out, func(name string) bool { return !strings.HasPrefix(name, translate.PrefixOut) })
 }
 
 // externalKeys are the targets that there are where the mesh has external services.
@@ -382,6 +417,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		v1alpha1.ConditionResolvedRefs: {
 			v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted,
 			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound, v1alpha1.ReasonKeysNotFound, v1alpha1.ReasonKeysIncomplete,
+			v1alpha1.ReasonGatewayNotFound,
 		},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {
@@ -393,7 +429,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 			},
 			string(gatewayv1.RouteConditionResolvedRefs): {
 				string(gatewayv1.RouteReasonResolvedRefs), string(gatewayv1.RouteReasonBackendNotFound),
-				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind),
+				string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonInvalidKind), string(gatewayv1.RouteReasonUnsupportedProtocol),
 			},
 		}
 	}

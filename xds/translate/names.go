@@ -88,6 +88,10 @@ const PrefixGateway = "gateway|"
 // a Secret. They have keys: a proxy is given those of its own Gateway alone.
 const PrefixCertificate = "tls|"
 
+// PrefixOut begins the names of the clusters by which an egress gateway leaves the cluster:
+// out|namespace/name|port|id, an ExternalService's port, and which of its hosts (outID).
+const PrefixOut = "out|"
+
 // PrefixProbe begins the names of the clusters by which an Envoy checks its own
 // application: probe|path. They are a pod's own: their keys are for the pod.
 const PrefixProbe = "probe|"

@@ -55,9 +55,9 @@ func outboundListener(v *mesh.View) *listener.Listener {
 	}
 	l.FilterChains = []*listener.FilterChain{
 		{Name: chainServiceHTTP, Filters: []*listener.Filter{networkFilter(hcmName, serviceManager(c))}},
-		{Name: chainServiceTCP, Filters: onDemandTCP(chainServiceTCP, prefixTCP+original, c)},
+		{Name: chainServiceTCP, Filters: onDemandTCP(chainServiceTCP, prefixTCP+original, c, outboundLog)},
 		{Name: chainPodHTTP, Filters: []*listener.Filter{networkFilter(hcmName, podManager(c))}},
-		{Name: chainPodTCP, Filters: onDemandTCP(chainPodTCP, prefixTCP+original, c)},
+		{Name: chainPodTCP, Filters: onDemandTCP(chainPodTCP, prefixTCP+original, c, outboundLog)},
 		{Name: chainElsewhere, Filters: []*listener.Filter{tcpProxy(chainElsewhere, elsewhere, c, outboundLog)}},
 	}
 	l.FilterChainMatcher = outboundMatcher(c, s)
@@ -157,8 +157,8 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 }
 
 // onDemandTCP sends a connection to the cluster whose name the format gives.
-func onDemandTCP(stat, format string, c *mesh.Config) []*listener.Filter {
-	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, outboundLog)
+func onDemandTCP(stat, format string, c *mesh.Config, side logSide) []*listener.Filter {
+	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, side)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
 	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
 	return []*listener.Filter{connectionState("envoy.tcp_proxy.cluster", format), networkFilter(tcpProxyName, proxy)}
@@ -167,9 +167,19 @@ func onDemandTCP(stat, format string, c *mesh.Config) []*listener.Filter {
 // connectionState notes a value about a connection where Envoy's own filters look for it
 // (https://www.envoyproxy.io/docs, "well known filter state objects").
 func connectionState(key, format string) *listener.Filter {
+	return stateFor(key, format, setfilterstate.FilterStateValue_NONE)
+}
+
+// upstreamState is connectionState for the connection that is made in consequence.
+func upstreamState(key, format string) *listener.Filter {
+	return stateFor(key, format, setfilterstate.FilterStateValue_ONCE)
+}
+
+func stateFor(key, format string, shared setfilterstate.FilterStateValue_SharedWithUpstream) *listener.Filter {
 	return networkFilter("envoy.filters.network.set_filter_state", &networkstate.Config{
 		OnNewConnection: []*setfilterstate.FilterStateValue{{
-			Key: &setfilterstate.FilterStateValue_ObjectKey{ObjectKey: key},
+			SharedWithUpstream: shared,
+			Key:                &setfilterstate.FilterStateValue_ObjectKey{ObjectKey: key},
 			Value: &setfilterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
 				Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
 					Specifier: &core.DataSource_InlineString{InlineString: format},

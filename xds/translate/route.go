@@ -85,6 +85,8 @@ type endpointsOf struct {
 	service mesh.Name
 	port    uint16
 	labels  string // as in a cluster's name
+	// external says that it is an external service's port, and labels which host (outID).
+	external bool
 }
 
 func (e endpointsOf) missing() bool { return e == endpointsOf{} }
@@ -244,7 +246,7 @@ func (o *outbound) action(r rule, called traffic) *route.RouteAction {
 		// Whose pod is chosen by a hash says by which.
 		t := called
 		if b.to.service != o.service || b.to.port != o.port {
-			t = trafficFor(o.client, b.to.service, b.to.port, o.view)
+			t = o.trafficTo(b.to)
 		}
 		if r.affinity == nil {
 			a.HashPolicy = append(a.HashPolicy, t.hash()...)
@@ -295,7 +297,7 @@ func (o *outbound) called(r rule) traffic {
 func (o *outbound) first(r rule) traffic {
 	for _, b := range r.backends {
 		if !b.to.missing() {
-			return trafficFor(o.client, b.to.service, b.to.port, o.view)
+			return o.trafficTo(b.to)
 		}
 	}
 	return traffic{retries: defaultRetries}
@@ -317,7 +319,9 @@ func mirrored(m mirror) *typev3.FractionalPercent {
 // the application: it is spoken to as its port says, and for GRPCRoutes in HTTP/2.
 func (o *outbound) cluster(to endpointsOf, grpc bool) string {
 	prefix := prefixService
-	if o.atGateway() {
+	if to.external {
+		prefix = PrefixOut
+	} else if o.atGateway() {
 		prefix = prefixEdge
 		if svc, ok := o.view.Service(to.service); ok {
 			if p, _ := svc.Port(to.port); grpc || p.Protocol == mesh.HTTP2 || p.Protocol == mesh.GRPC {

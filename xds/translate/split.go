@@ -28,7 +28,7 @@ func splitRules(s *mesh.Split, port uint16) []rule {
 	one := func(name string, m mesh.RequestMatch, backends []mesh.SplitBackend, mirrors []mesh.Mirror) rule {
 		r := rule{name: name, of: mesh.Ref{Kind: mesh.KindSplit, Name: s.Meta.Name}, match: m, affinity: s.Affinity}
 		for _, b := range backends {
-			r.backends = append(r.backends, share{to: endpointsOf{b.Service, port, labelsText(b.Labels)}, weight: b.Weight})
+			r.backends = append(r.backends, share{to: endpointsOf{service: b.Service, port: port, labels: labelsText(b.Labels)}, weight: b.Weight})
 		}
 		for _, m := range mirrors {
 			to := endpointsOf{service: mesh.Name{Namespace: s.Meta.Namespace, Name: m.Service}, port: port}

@@ -112,7 +112,13 @@ func sds(name string) *tls.SdsSecretConfig { return &tls.SdsSecretConfig{Name: n
 // clientTLS is mesh mTLS as its client speaks it. Only the mesh's own ALPN is
 // offered: with more of them, HTTP/1 inside fails.
 func clientTLS(alpn string, check *tls.CommonTlsContext_CombinedValidationContext) *core.TransportSocket {
+	return namingTLS("", alpn, check)
+}
+
+// namingTLS is clientTLS that asks for a server name.
+func namingTLS(sni, alpn string, check *tls.CommonTlsContext_CombinedValidationContext) *core.TransportSocket {
 	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&tls.UpstreamTlsContext{
+		Sni: sni,
 		CommonTlsContext: &tls.CommonTlsContext{
 			TlsParams:                      &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3},
 			AlpnProtocols:                  []string{alpn},
@@ -125,9 +131,13 @@ func clientTLS(alpn string, check *tls.CommonTlsContext_CombinedValidationContex
 // serverTLS is mesh mTLS as its server speaks it: any workload of the trust
 // domain, under any of its names, may connect. ALPN is left to the client, or HTTP/2 inside fails.
 func serverTLS(domains []string) *core.TransportSocket {
-	peers := each(domains, func(d string) *tls.SubjectAltNameMatcher {
+	return serverOnlyFor(each(domains, func(d string) *tls.SubjectAltNameMatcher {
 		return &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: prefix("spiffe://" + d + "/")}
-	})
+	}))
+}
+
+// serverOnlyFor is serverTLS for those whom a matcher matches.
+func serverOnlyFor(peers []*tls.SubjectAltNameMatcher) *core.TransportSocket {
 	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&tls.DownstreamTlsContext{
 		RequireClientCertificate: wrapperspb.Bool(true),
 		CommonTlsContext: &tls.CommonTlsContext{
