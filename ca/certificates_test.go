@@ -69,18 +69,19 @@ func (i *testIssuer) count() int {
 	return i.asked
 }
 
-func (i *testIssuer) Sign(ctx context.Context, r Request) ([]*x509.Certificate, error) {
+func (i *testIssuer) Sign(ctx context.Context, r Request) (Signed, error) {
 	i.mu.Lock()
 	i.asked++
 	m, err, delay := i.m, i.err, i.delay
 	i.mu.Unlock()
 	if !sleep(ctx, delay) {
-		return nil, ctx.Err()
+		return Signed{}, ctx.Err()
 	}
 	if err != nil {
-		return nil, err
+		return Signed{}, err
 	}
-	return m.sign(i.clock.now().Round(0), rand.Reader, r)
+	chain, err := m.sign(i.clock.now().Round(0), rand.Reader, r)
+	return Signed{chain, m.epoch}, err
 }
 
 func (i *testIssuer) Epoch() Epoch {
