@@ -54,6 +54,8 @@ type State struct {
 	RootKey bool                   `json:"rootKey"`
 	Issuer  AuthorityCertificate   `json:"issuer"`
 	Roots   []AuthorityCertificate `json:"roots"` // all that are trusted
+	// Servers are roots by which the control plane alone is verified.
+	Servers []AuthorityCertificate `json:"servers,omitempty"`
 	Record  Record                 `json:"record"`
 	// Reason and Message are what the leader makes of it.
 	Reason  string `json:"reason,omitempty"`
@@ -66,6 +68,9 @@ func (r *Rotator) State() State {
 	s := State{RootKey: m.rootKey != nil, Issuer: describe(m.issuer()), Record: m.record}
 	for _, root := range m.roots {
 		s.Roots = append(s.Roots, describe(root))
+	}
+	for _, root := range m.servers {
+		s.Servers = append(s.Servers, describe(root))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -263,6 +263,9 @@ func (s *authorityStatus) table(now time.Time) *table {
 		}
 		row(use, r)
 	}
+	for _, r := range s.Servers {
+		row("root of the control plane", r)
+	}
 	if now := s.Record.Rotation; now != nil {
 		forced := ""
 		if now.Forced {
