@@ -21,6 +21,9 @@ const (
 	// compareInterval is between two orders that show whether the signer's root is
 	// another, for the sake of an answer that was not taken.
 	compareInterval = time.Minute
+	// tryLifetime is that of a leaf by which it is seen whether an issuer signs them.
+	// Nobody uses it; many issuers give no less.
+	tryLifetime = time.Hour
 	// minIssuer is how long an intermediate has to live at least when it comes.
 	minIssuer = 30 * time.Minute
 )
@@ -90,7 +93,7 @@ func (r *Rotator) order(ctx context.Context, now time.Time, s Settings) (*materi
 	leaves := s.Signer.Signs == SignsLeaves
 	order := Order{Signer: o.signer, Request: o.request, Key: o.key, Lifetime: s.Issuer.Lifetime}
 	if leaves {
-		order.For, order.Lifetime = r.self(s).String(), DefaultLifetime
+		order.For, order.Lifetime = r.self(s).String(), tryLifetime
 	}
 	var next *material
 	order.Accept = func(answer Answer) error {
@@ -166,7 +169,7 @@ func (r *Rotator) acceptIssuer(now time.Time, s Settings, o *ordered, answer Ans
 // acceptLeaf makes whoever has signed a leaf the one who signs all.
 func (r *Rotator) acceptLeaf(now time.Time, s Settings, o *ordered, answer Answer, roots []*x509.Certificate) (*material, error) {
 	opts := r.opts.Authority.opts
-	root, err := (&material{roots: roots}).takes(now, Request{Kind: Workload, ID: r.self(s), Key: o.key, Lifetime: DefaultLifetime}, answer.Chain)
+	root, err := (&material{roots: roots}).takes(now, Request{Kind: Workload, ID: r.self(s), Key: o.key, Lifetime: tryLifetime}, answer.Chain)
 	if errors.Is(err, errUntrusted) {
 		return nil, errors.New("the certificate leads to none of the roots that the answer, or spec.ca.certManager.roots, names")
 	}

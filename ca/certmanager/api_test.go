@@ -215,6 +215,16 @@ func (h *house) notInstalled(t *testing.T) {
 	refuses(t, err, ca.ReasonUnavailable, "cert-manager is not installed")
 }
 
+func TestAnAPIServerThatIsAwayIsSaid(t *testing.T) {
+	h := &house{scheme: runtime.NewScheme(), config: &rest.Config{Host: "http://127.0.0.1:1"}}
+	must(t, AddToScheme(h.scheme))
+	r := h.remote(t)
+	_, err := r.Sign(soon(t), order(t, by("company", ca.SignsLeaves), "web"))
+	refuses(t, err, ca.ReasonUnavailable, "refused")
+	_, err = r.Look(soon(t))
+	refuses(t, err, ca.ReasonUnavailable, "list CertificateRequests")
+}
+
 func (h *house) noIssuer(t *testing.T) {
 	_, err := h.remote(t).Sign(t.Context(), order(t, by("company", ca.SignsIntermediate), ""))
 	refuses(t, err, ca.ReasonUnavailable, "there is no Issuer company (cert-manager.io) in the namespace tulle-system: create it")

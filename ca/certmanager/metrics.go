@@ -10,6 +10,9 @@ import (
 	"github.com/tulle-mesh/tulle/ca"
 )
 
+// signed is the outcome of a request that has a certificate.
+const signed = "signed"
+
 // metrics counts what is asked for. Without a registerer it counts unseen.
 type metrics struct {
 	outcomes *prometheus.CounterVec
@@ -26,6 +29,9 @@ func newMetrics(r prometheus.Registerer, oldest func() time.Duration) (*metrics,
 			Name: "tulle_certificate_request_seconds", Help: "How long cert-manager took to sign.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 2, 10),
 		}),
+	}
+	for _, outcome := range []string{signed, ca.ReasonDenied, ca.ReasonFailed, ca.ReasonInvalid, ca.ReasonRefused, ca.ReasonUnavailable, ca.ReasonPending} {
+		m.outcomes.WithLabelValues(strings.ToLower(outcome)) // so that all are there from the beginning
 	}
 	if r == nil {
 		return m, nil
@@ -47,6 +53,6 @@ func (m *metrics) outcome(failed *ca.NotSigned, took time.Duration) {
 		m.outcomes.WithLabelValues(strings.ToLower(failed.Reason)).Inc()
 		return
 	}
-	m.outcomes.WithLabelValues("signed").Inc()
+	m.outcomes.WithLabelValues(signed).Inc()
 	m.seconds.Observe(took.Seconds())
 }

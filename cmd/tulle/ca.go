@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -323,6 +324,7 @@ func (h authorityHistory) data() any {
 func (h authorityHistory) table(time.Time) *table {
 	t := &table{header: []string{"ENDED", "SCOPE", "WHY", "TOOK", "ISSUER", "ROOT", "SIGNED BY", "CUT OFF"}}
 	change := func(from, to string) string {
+		from, to = cmp.Or(from, "none"), cmp.Or(to, "none") // where leaves are signed elsewhere
 		if from == to {
 			return short(to)
 		}
