@@ -197,11 +197,13 @@ func (r *Rotator) look(ctx context.Context, m *material) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	outlook, err := a.opts.Remote.Look(ctx)
-	if err != nil {
-		if m.record.Delegation != nil {
-			outlook.Refused = Problem{ReasonUnavailable, err.Error()}
-		}
+	var leaves *Signer
+	if m.record.Delegation != nil {
+		leaves = m.record.Signer
+	}
+	outlook, err := a.opts.Remote.Look(ctx, leaves)
+	if err != nil && leaves != nil {
+		outlook.Refused = Problem{ReasonUnavailable, err.Error()}
 	}
 	r.looked = now
 	r.foreign = false

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"net"
 	"net/url"
@@ -58,7 +59,7 @@ func (e *elsewhere) Sign(_ context.Context, o Order) (Answer, error) {
 	return answer, nil
 }
 
-func (e *elsewhere) Look(context.Context) (Outlook, error) { return e.outlook, nil }
+func (e *elsewhere) Look(context.Context, *Signer) (Outlook, error) { return e.outlook, nil }
 
 // by is a signer of the kind.
 func by(signs Signs) *Signer {
@@ -162,6 +163,46 @@ func TestWhatSignsGoesOnUntilTheOtherIsProven(t *testing.T) {
 				o.is("", ReasonCurrent)
 			})
 		}
+	}
+}
+
+// itself has the one who asks sign his own certificate.
+func itself(t *testing.T, e *elsewhere) func(Answer) Answer {
+	return func(a Answer) Answer {
+		t.Helper()
+		key := e.asked[len(e.asked)-1].Key
+		c, err := create(rand.Reader, a.Chain[0], a.Chain[0], key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Answer{Chain: []*x509.Certificate{c}, Roots: []*x509.Certificate{c}}
+	}
+}
+
+func TestAnIntermediateThatSignsItselfIsTheRootAndAnotherAtEachRenewal(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsIntermediate)
+	e.answers = itself(t, e)
+	o.settings.Issuer.Lifetime = 300 * time.Hour
+	o.step()
+	o.is(PhaseDistribute, ReasonDistributing)
+	o.until("")
+	o.is("", ReasonCurrent)
+	first := o.material()
+	if len(first.roots) != 1 || !first.roots[0].Equal(first.issuer()) {
+		t.Fatalf("%d roots", len(first.roots))
+	}
+	if err := verify(o.opts.Authority.Bundle().Roots, signLeaf(t, first, o.clock, time.Hour), o.clock, x509.ExtKeyUsageClientAuth); err != nil {
+		t.Error(err)
+	}
+	o.pass(210 * time.Hour)
+	o.is(PhaseDistribute, ReasonDistributing)
+	if len(o.material().roots) != 2 {
+		t.Error("the new root is not trusted beside the old one")
+	}
+	o.until("")
+	if m := o.material(); len(m.roots) != 1 || m.roots[0].Equal(first.roots[0]) || m.record.History[0].Why != WhyDue {
+		t.Errorf("it ends with %d roots", len(m.roots))
 	}
 }
 

@@ -60,8 +60,9 @@ type Remote interface {
 	// are of the type [*NotSigned].
 	Sign(ctx context.Context, o Order) (Answer, error)
 	// Look tells how the requests of all replicas fare, and clears away those that
-	// nobody waits for. It is for the leader.
-	Look(ctx context.Context) (Outlook, error)
+	// nobody waits for. It is for the leader. Where a signer of leaves is named, that
+	// he cannot be asked is an error, of the type [*NotSigned].
+	Look(ctx context.Context, leaves *Signer) (Outlook, error)
 }
 
 // Order is what a Remote is to have signed.

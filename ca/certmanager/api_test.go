@@ -20,6 +20,7 @@ import (
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,6 +60,7 @@ func TestARealAPIServer(t *testing.T) {
 	t.Run("the key of a root that signs itself is there for the request alone", h.selfSigned)
 	t.Run("no leaves are asked of an issuer that is SelfSigned", h.noSelfSignedLeaves)
 	t.Run("what is refused is said, and asked for again later", h.refused)
+	t.Run("that nothing can be asked is said before somebody needs it", h.tries)
 	t.Run("what is not answered is waited for, and asked for once", h.pending)
 	t.Run("what is deleted while it is waited for is asked for again", h.deleted)
 	t.Run("what nobody waits for is deleted", h.cleared)
@@ -211,7 +213,7 @@ func (h *house) notInstalled(t *testing.T) {
 		_, err := r.Sign(t.Context(), o)
 		refuses(t, err, ca.ReasonUnavailable, "cert-manager is not installed")
 	}
-	_, err := r.Look(t.Context())
+	_, err := r.Look(t.Context(), nil)
 	refuses(t, err, ca.ReasonUnavailable, "cert-manager is not installed")
 }
 
@@ -221,7 +223,7 @@ func TestAnAPIServerThatIsAwayIsSaid(t *testing.T) {
 	r := h.remote(t)
 	_, err := r.Sign(soon(t), order(t, by("company", ca.SignsLeaves), "web"))
 	refuses(t, err, ca.ReasonUnavailable, "refused")
-	_, err = r.Look(soon(t))
+	_, err = r.Look(soon(t), nil)
 	refuses(t, err, ca.ReasonUnavailable, "list CertificateRequests")
 }
 
@@ -269,7 +271,7 @@ func (h *house) selfSigned(t *testing.T) {
 	}
 	// The process is killed; the next leader has a key of its own.
 	next := h.remote(t, func(o *Options) { o.Replica = "tulled-2" })
-	_, err = next.Look(t.Context())
+	_, err = next.Look(t.Context(), nil)
 	must(t, err)
 	if h.hasKey(t) {
 		t.Error("the key of a leader that was killed stays")
@@ -350,7 +352,7 @@ func (h *house) refused(t *testing.T) {
 			t.Fatalf("there are %d requests", n)
 		}
 		now.ahead = takenTime + minPause
-		outlook, err := r.Look(t.Context())
+		outlook, err := r.Look(t.Context(), nil)
 		must(t, err)
 		if outlook.Refused.Reason != c.reason || !strings.Contains(outlook.Refused.Message, "spiffe://cluster.local/ns/shop/sa/web") {
 			t.Errorf("the outlook is %+v", outlook)
@@ -370,6 +372,51 @@ func (h *house) refused(t *testing.T) {
 	}
 }
 
+// A webhook stands for cert-manager's, which is away.
+func (h *house) tries(t *testing.T) {
+	leaves := by("company", ca.SignsLeaves)
+	_, err := h.remote(t).Look(t.Context(), &leaves)
+	must(t, err)
+	missing := by("missing", ca.SignsLeaves)
+	_, err = h.remote(t).Look(t.Context(), &missing)
+	refuses(t, err, ca.ReasonUnavailable, "there is no Issuer missing")
+	if n := len(h.requests(t)); n > 0 {
+		t.Errorf("%d requests were made", n)
+	}
+	path, fail, none := "/", admissionv1.Fail, admissionv1.SideEffectClassNone
+	hook := &admissionv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "cert-manager-webhook"},
+		Webhooks: []admissionv1.ValidatingWebhook{{
+			Name: "webhook.cert-manager.io", FailurePolicy: &fail, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: "cert-manager", Name: "cert-manager-webhook", Path: &path}},
+			Rules: []admissionv1.RuleWithOperations{{
+				Operations: []admissionv1.OperationType{admissionv1.Create},
+				Rule:       admissionv1.Rule{APIGroups: []string{"cert-manager.io"}, APIVersions: []string{"v1"}, Resources: []string{"certificaterequests"}},
+			}},
+		}},
+	}
+	must(t, h.admin.Create(t.Context(), hook))
+	r := h.remote(t)
+	for deadline := time.Now().Add(30 * time.Second); ; { // the API server takes it up in a moment
+		if _, err = r.Look(t.Context(), &leaves); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody misses the webhook")
+		}
+	}
+	refuses(t, err, ca.ReasonUnavailable, "failed calling webhook")
+	_, err = r.Sign(t.Context(), order(t, leaves, "web"))
+	refuses(t, err, ca.ReasonUnavailable, "failed calling webhook")
+	must(t, h.admin.Delete(t.Context(), hook))
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		if _, err = r.Look(t.Context(), &leaves); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	must(t, err)
+}
+
 func (h *house) pending(t *testing.T) {
 	defer h.controller.Behave(fake.Sign)
 	h.controller.Behave(fake.Hold)
@@ -382,7 +429,7 @@ func (h *house) pending(t *testing.T) {
 	if n := len(h.requests(t)); n != 1 {
 		t.Errorf("there are %d requests", n)
 	}
-	outlook, err := r.Look(t.Context())
+	outlook, err := r.Look(t.Context(), nil)
 	must(t, err)
 	if outlook.Waiting != 1 || outlook.For != o.For || time.Since(outlook.Since) > time.Minute || r.oldest() <= 0 {
 		t.Errorf("the outlook is %+v", outlook)
@@ -436,13 +483,13 @@ func (h *house) cleared(t *testing.T) {
 	if got := fmt.Sprint(of()); strings.Contains(got, "of-a-process-before") || !strings.Contains(got, "of-a-dead-replica") || !strings.Contains(got, "web") {
 		t.Errorf("requests are %s", got)
 	}
-	_, err = r.Look(t.Context())
+	_, err = r.Look(t.Context(), nil)
 	must(t, err)
 	if n := len(of()); n != 2 {
 		t.Errorf("of a replica that has just begun, the request is deleted: %v", of())
 	}
 	now.ahead = orphaned + time.Second
-	_, err = r.Look(t.Context())
+	_, err = r.Look(t.Context(), nil)
 	must(t, err)
 	if got := of(); len(got) != 1 || !strings.HasSuffix(got[0], "web") {
 		t.Errorf("requests are %v", got)
@@ -457,13 +504,13 @@ func (h *house) cleared(t *testing.T) {
 	_, err = r.Sign(t.Context(), order(t, by("company", ca.SignsLeaves), "denied"))
 	refuses(t, err, ca.ReasonDenied, "")
 	now.ahead += kept - time.Minute - abandoned
-	_, err = r.Look(t.Context())
+	_, err = r.Look(t.Context(), nil)
 	must(t, err)
 	if n := len(of()); n != 1 {
 		t.Error("what was refused is deleted at once")
 	}
 	now.ahead += kept
-	_, err = r.Look(t.Context())
+	_, err = r.Look(t.Context(), nil)
 	must(t, err)
 	if n := len(of()); n != 0 {
 		t.Error("what was refused stays for ever")

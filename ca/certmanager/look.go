@@ -2,6 +2,10 @@ package certmanager
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -42,8 +46,13 @@ func (r *Remote) list(ctx context.Context, replica string) ([]cmapi.CertificateR
 
 // Look tells how all requests fare, and deletes those that nobody waits for. See
 // [ca.Remote].
-func (r *Remote) Look(ctx context.Context) (ca.Outlook, error) {
+func (r *Remote) Look(ctx context.Context, leaves *ca.Signer) (ca.Outlook, error) {
 	r.clearKey(ctx)
+	if leaves != nil {
+		if failed := r.try(ctx, *leaves); failed != nil {
+			return ca.Outlook{}, failed
+		}
+	}
 	items, err := r.list(ctx, "")
 	if err != nil {
 		return ca.Outlook{}, r.unavailable(ctx, "list CertificateRequests", err)
@@ -85,6 +94,29 @@ func (r *Remote) Look(ctx context.Context) (ca.Outlook, error) {
 		}
 	}
 	return out, nil
+}
+
+// try makes a request that is not kept: whether cert-manager's webhook takes it.
+func (r *Remote) try(ctx context.Context, s ca.Signer) *ca.NotSigned {
+	if _, failed := r.selfSigned(ctx, s); failed != nil {
+		return failed
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return &ca.NotSigned{Reason: ca.ReasonUnavailable, Message: "make a key: " + err.Error()}
+	}
+	o := ca.Order{Signer: s, For: "spiffe://nobody", Lifetime: time.Hour}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err == nil {
+		o.Request, err = x509.ParseCertificateRequest(der)
+	}
+	if err == nil {
+		err = r.opts.Client.Create(ctx, r.wanted(o, false), client.DryRunAll)
+	}
+	if err != nil {
+		return r.unavailable(ctx, "make CertificateRequests to "+s.String(), err)
+	}
+	return nil
 }
 
 // endOf is when a request came to its end; of one that has none, when it was made.

@@ -11,8 +11,11 @@ import (
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -24,7 +27,7 @@ import (
 	"github.com/tulle-mesh/tulle/config/apitest"
 )
 
-const signing = "apiVersion: mesh.tulle.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default, annotations: {mesh.tulle.dev/rotate-ca: %q}}\nspec: {certificates: {lifetime: 1m}, ca: {certManager: {issuerRef: {name: company}, signs: %s}}}\n"
+const signing = "apiVersion: mesh.tulle.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default, annotations: {mesh.tulle.dev/rotate-ca: %q}}\nspec: {certificates: {lifetime: 1m}, ca: {certManager: {issuerRef: {name: %s}, signs: %s}}}\n"
 
 // The mesh goes from its own authority to cert-manager's intermediate, to
 // cert-manager's leaves, and back. Two stock Envoys open a connection to each other
@@ -50,7 +53,7 @@ func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
 	stop := m.keepOpening(t)
 	first := m.authority(t)
 
-	m.apply(t, fmt.Sprintf(signing, "", ca.SignsIntermediate))
+	m.apply(t, fmt.Sprintf(signing, "", "company", ca.SignsIntermediate))
 	m.says(t, ca.ReasonUnavailable, "cert-manager is not installed")
 	signers := m.installCertManager(t)
 	m.reach(t, ca.PhaseDistribute)
@@ -65,7 +68,7 @@ func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
 		t.Errorf("from %+v to %+v", first, second)
 	}
 
-	m.apply(t, fmt.Sprintf(signing, "", ca.SignsLeaves))
+	m.apply(t, fmt.Sprintf(signing, "", "company", ca.SignsLeaves))
 	m.reach(t, ca.PhaseDistribute)
 	m.kubelets(t)
 	m.control.end(t, syscall.SIGKILL)
@@ -83,7 +86,7 @@ func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
 
 	// All leaves are signed anew, by an issuer that takes its time.
 	signers.Behave(fake.Hold)
-	m.apply(t, fmt.Sprintf(signing, ca.Ask{Scope: ca.ScopeIssuer, At: time.Now()}, ca.SignsLeaves))
+	m.apply(t, fmt.Sprintf(signing, ca.Ask{Scope: ca.ScopeIssuer, At: time.Now()}, "company", ca.SignsLeaves))
 	m.says(t, ca.ReasonPending, "waits for Issuer company (cert-manager.io)")
 	signers.Behave(fake.Sign)
 	m.rotated(t, 3)
@@ -104,11 +107,27 @@ func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
 		t.Errorf("it is signed by %+v", now)
 	}
 
-	m.apply(t, fmt.Sprintf(rotating, ""))
+	// An intermediate that is its own root.
+	m.apply(t, fmt.Sprintf(signing, "", "itself", ca.SignsIntermediate))
 	m.reach(t, ca.PhaseDistribute)
 	m.rootsOf(t, 2)
 	m.kubelets(t)
 	m.rotated(t, 5)
+	m.kubelets(t)
+	m.reconnect(t)
+	if now := m.authority(t); now.Roots[0].KeyID != now.Issuer.KeyID || len(now.Roots) != 1 || len(now.Servers) != 0 {
+		t.Errorf("it is signed by %+v", now)
+	}
+	var key corev1.Secret
+	if err := signers.Client.Get(t.Context(), types.NamespacedName{Namespace: meshNamespace, Name: certmanager.KeySecret}, &key); !apierrors.IsNotFound(err) {
+		t.Errorf("the key of a root stays: %v", err)
+	}
+
+	m.apply(t, fmt.Sprintf(rotating, ""))
+	m.reach(t, ca.PhaseDistribute)
+	m.rootsOf(t, 2)
+	m.kubelets(t)
+	m.rotated(t, 6)
 	m.kubelets(t)
 	m.reconnect(t)
 	m.current(t)
@@ -161,9 +180,8 @@ func (m *lab) installCertManager(t *testing.T) *fake.Controllers {
 	var wg sync.WaitGroup
 	wg.Go(func() { signers.Run(t.Context()) })
 	t.Cleanup(wg.Wait)
-	must(c.Create(t.Context(), &cmapi.Issuer{
-		ObjectMeta: metav1.ObjectMeta{Namespace: meshNamespace, Name: "company"},
-		Spec:       cmapi.IssuerSpec{IssuerConfig: cmapi.IssuerConfig{CA: &cmapi.CAIssuer{SecretName: "company"}}},
-	}))
+	for name, config := range map[string]cmapi.IssuerConfig{"company": {CA: &cmapi.CAIssuer{SecretName: "company"}}, "itself": {SelfSigned: &cmapi.SelfSignedIssuer{}}} {
+		must(c.Create(t.Context(), &cmapi.Issuer{ObjectMeta: metav1.ObjectMeta{Namespace: meshNamespace, Name: name}, Spec: cmapi.IssuerSpec{IssuerConfig: config}}))
+	}
 	return signers
 }
