@@ -3,6 +3,7 @@ module github.com/tulle-mesh/tulle
 go 1.26.0
 
 require (
+	github.com/cert-manager/cert-manager v1.21.2
 	github.com/cncf/xds/go v0.0.0-20260202195803-dba9d589def2
 	github.com/containernetworking/cni v1.3.1
 	github.com/containernetworking/plugins v1.9.1
@@ -39,8 +40,6 @@ require (
 	sigs.k8s.io/kustomize/kyaml v0.21.1
 	sigs.k8s.io/yaml v1.6.0
 )
-
-require github.com/cert-manager/cert-manager v1.21.2
 
 require (
 	cel.dev/expr v0.25.3 // indirect

@@ -213,6 +213,7 @@ func (c *Controllers) sign(ctx context.Context, cr *cmapi.CertificateRequest, ca
 		template.DNSNames = append(template.DNSNames, "added.example")
 	case Short:
 		template.NotAfter = time.Now().Add(10 * time.Second)
+	case Sign, Hold, Deny, Fail, Garbage: // it is as it was asked for
 	}
 	var issuer cmapi.Issuer
 	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: cr.Namespace, Name: cr.Spec.IssuerRef.Name}, &issuer); err == nil && issuer.Spec.SelfSigned != nil {
