@@ -42,10 +42,12 @@ type AuthorityOptions struct {
 	// RootLifetime and IssuerLifetime are of what is newly made; 0: the
 	// defaults.
 	RootLifetime, IssuerLifetime time.Duration
+	// Remote asks whoever signs leaves in the authority's place; nil: nobody can.
+	Remote Remote
 }
 
-// Authority is the built-in issuer: a self-signed root and an issuing
-// intermediate, shared by all replicas through a Store and kept in memory, so
+// Authority is the mesh's issuer: a root and an issuing intermediate, or the name of
+// whoever signs leaves, shared by all replicas through a Store and kept in memory, so
 // that issuing goes on while the store is away.
 type Authority struct {
 	opts     AuthorityOptions
@@ -54,6 +56,8 @@ type Authority struct {
 
 	mu        sync.Mutex
 	listeners []func()
+	// other is closed when something else signs.
+	other chan struct{}
 }
 
 var _ Issuer = (*Authority)(nil)
@@ -75,7 +79,7 @@ func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
 	if opts.IssuerLifetime == 0 {
 		opts.IssuerLifetime = DefaultIssuerLifetime
 	}
-	a := &Authority{opts: opts}
+	a := &Authority{opts: opts, other: make(chan struct{})}
 	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
 		err := a.refresh(ctx)
 		if err == nil {
@@ -92,19 +96,26 @@ func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
 	return a, nil
 }
 
-// Sign signs a certificate with the issuing intermediate; none that its name
-// constraints would have others refuse: the mesh's trust domain may be another since
-// the issuer was brought.
-func (a *Authority) Sign(_ context.Context, r Request) ([]*x509.Certificate, error) {
+// Sign signs a certificate with the issuing intermediate, or has it signed by
+// whoever signs leaves; none that its name constraints would have others refuse:
+// the mesh's trust domain may be another since the issuer was brought.
+func (a *Authority) Sign(ctx context.Context, r Request) (Signed, error) {
 	m, now := a.material.Load(), a.now()
+	switch {
+	case m.server != nil && r.Kind == Workload:
+		return a.delegate(ctx, m, r)
+	case m.server != nil:
+		chain, err := m.server.sign(now, a.opts.Rand, r)
+		return Signed{chain, Epoch{m.epoch.Issuer, m.server.epoch.Root}}, err
+	}
 	chain, err := m.sign(now, a.opts.Rand, r)
 	if err != nil || !m.constrained() {
-		return chain, err
+		return Signed{chain, m.epoch}, err
 	}
 	if err := m.verify(now, chain[0], x509.ExtKeyUsageAny); err != nil {
-		return nil, fmt.Errorf("others would not take the certificate: %w", err)
+		return Signed{}, fmt.Errorf("others would not take the certificate: %w", err)
 	}
-	return chain, nil
+	return Signed{chain, m.epoch}, nil
 }
 
 // Epoch identifies the issuing intermediate and its root.
@@ -132,9 +143,10 @@ func (a *Authority) Bundle() Bundle {
 	return Bundle{Roots: m.bundle, Issuer: m.epoch.Issuer, Sequence: m.record.Sequence}
 }
 
-// Roots are the root certificates that everybody is to trust, in PEM. They must
-// not be modified.
-func (a *Authority) Roots() []byte { return a.material.Load().bundle }
+// Roots are the root certificates that the control plane's servers are verified by,
+// in PEM: those of the [Bundle], and where leaves are signed by somebody else those
+// of the servers. They must not be modified.
+func (a *Authority) Roots() []byte { return a.material.Load().volumes }
 
 // Notify has f called after each change of the issuer, of the roots, or of the
 // record's sequence.
@@ -227,17 +239,21 @@ func (a *Authority) install(stored Stored) error {
 		return fmt.Errorf("the stored authority (revision %s) cannot be used, and is not overwritten; repair or delete it: %w", stored.Revision, err)
 	}
 	old := a.material.Swap(m)
-	if old == nil || old.epoch == m.epoch && old.record.Sequence == m.record.Sequence && bytes.Equal(old.bundle, m.bundle) {
+	if old == nil || old.epoch == m.epoch && old.record.Sequence == m.record.Sequence && bytes.Equal(old.volumes, m.volumes) {
 		return nil
 	}
-	if !bytes.Equal(old.bundle, m.bundle) {
+	if !bytes.Equal(old.volumes, m.volumes) {
 		a.opts.Log.Info("the roots of trust have changed", "roots", len(m.roots))
 	}
 	if old.epoch != m.epoch {
-		a.opts.Log.Info("signing with another issuer", "issuer", KeyID(m.issuer()), "expires", m.issuer().NotAfter)
+		a.opts.Log.Info("signing with another issuer", "of", m.record.Signer.named(), "issuer", m.keys().Issuer, "expires", m.issuer().NotAfter)
 	}
 	a.mu.Lock()
 	listeners := a.listeners
+	if old.epoch != m.epoch {
+		close(a.other)
+		a.other = make(chan struct{})
+	}
 	a.mu.Unlock()
 	for _, f := range listeners {
 		f()

@@ -172,11 +172,11 @@ func signWith(t *testing.T, i Issuer) []*x509.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, err := i.Sign(t.Context(), Request{Kind: Workload, ID: frontend, Key: key, Lifetime: time.Hour})
+	signed, err := i.Sign(t.Context(), Request{Kind: Workload, ID: frontend, Key: key, Lifetime: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return chain
+	return signed.Chain
 }
 
 // shortIssuer makes one that lives for 100 hours.

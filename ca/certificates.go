@@ -2,9 +2,9 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -125,6 +125,8 @@ type entry struct {
 	basis   basis        // of cert
 	renewAt time.Time    // RenewAt of cert, or sooner when its basis has gone
 	flight  *flight      // nil: none is being issued
+	// key is that of a request that may be answered yet; nil: there is none.
+	key crypto.Signer
 }
 
 // basis is what a certificate was made on; when it changes, so does the
@@ -215,7 +217,7 @@ func (c *Certificates) Forget(identity string) {
 
 // get returns the subject's certificate, from the issuer if need be.
 func (c *Certificates) get(ctx context.Context, s subject) (*Certificate, error) {
-	now, epoch := c.now(), c.opts.Issuer.Epoch()
+	now := c.now()
 	c.mu.Lock()
 	e := c.entries[s]
 	if e == nil {
@@ -231,7 +233,7 @@ func (c *Certificates) get(ctx context.Context, s subject) (*Certificate, error)
 		f = &flight{done: make(chan struct{})}
 		e.flight = f
 		// Not the caller's context: others may wait for the same.
-		go c.fly(context.WithoutCancel(ctx), s, e, f, basis{epoch, c.lifetime})
+		go c.fly(context.WithoutCancel(ctx), s, e, f, c.lifetime, e.key)
 	}
 	old := e.cert
 	c.mu.Unlock()
@@ -258,13 +260,14 @@ func (c *Certificates) due(e *entry, now time.Time) bool {
 }
 
 // fly asks the issuer, and keeps the answer if the subject is still in use.
-func (c *Certificates) fly(ctx context.Context, s subject, e *entry, f *flight, b basis) {
+func (c *Certificates) fly(ctx context.Context, s subject, e *entry, f *flight, lifetime time.Duration, key crypto.Signer) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
+	var epoch Epoch
 	if f.err = c.limits.allow(s, c.now()); f.err != nil {
 		c.metrics.limited.Inc()
-	} else {
-		f.cert, f.err = c.make(ctx, s, b)
+	} else if key, f.err = c.keyOf(key); f.err == nil {
+		f.cert, epoch, f.err = c.make(ctx, s, lifetime, key)
 	}
 	if f.err != nil {
 		c.metrics.failed(s.kind)
@@ -273,11 +276,28 @@ func (c *Certificates) fly(ctx context.Context, s subject, e *entry, f *flight, 
 		c.issued(s, f.cert)
 	}
 	c.mu.Lock()
-	if e.flight = nil; f.err == nil {
-		e.cert, e.basis, e.renewAt = f.cert, b, f.cert.RenewAt
+	e.flight, e.key = nil, nil
+	if f.err == nil {
+		e.cert, e.basis, e.renewAt = f.cert, basis{epoch, lifetime}, f.cert.RenewAt
+	} else if pending(f.err) {
+		e.key = key
 	}
 	c.mu.Unlock()
 	close(f.done)
+}
+
+// pending reports whether what was asked for may come yet.
+func pending(err error) bool {
+	var n *NotSigned
+	return errors.As(err, &n) && (n.Reason == ReasonPending || n.Reason == ReasonUnavailable)
+}
+
+// keyOf is the key, or a new one where there is none.
+func (c *Certificates) keyOf(key crypto.Signer) (crypto.Signer, error) {
+	if key != nil {
+		return key, nil
+	}
+	return newKey(c.opts.Rand)
 }
 
 // issued leaves a trace of the certificate: who may say to be whom, by whose
@@ -294,23 +314,27 @@ func (c *Certificates) issued(s subject, cert *Certificate) {
 	c.opts.Log.Info("issued a certificate", about...)
 }
 
-// make makes a key and has the issuer sign for it.
-func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certificate, error) {
-	key, err := newKey(c.opts.Rand)
-	if err != nil {
-		return nil, err
-	}
-	request := Request{Kind: s.kind, Key: key, Lifetime: b.lifetime}
+// make has the issuer sign for the key.
+func (c *Certificates) make(ctx context.Context, s subject, lifetime time.Duration, key crypto.Signer) (*Certificate, Epoch, error) {
+	request := Request{Kind: s.kind, Key: key, Lifetime: lifetime}
+	var err error
 	if s.kind == Serving {
 		request.DNSNames = c.opts.ServingNames
 	} else if request.ID, err = ParseID(s.identity); err != nil {
-		return nil, err
+		return nil, Epoch{}, err
 	}
-	now := c.now()
-	chain, err := c.opts.Issuer.Sign(ctx, request)
+	signed, err := c.opts.Issuer.Sign(ctx, request)
 	if err != nil {
-		return nil, err
+		return nil, Epoch{}, err
 	}
+	cert, err := c.certificate(s, signed, lifetime, key)
+	return cert, signed.Epoch, err
+}
+
+// certificate is what is presented of what was signed. It is renewed after half of
+// the lifetime at the latest, whatever the issuer gave it.
+func (c *Certificates) certificate(s subject, signed Signed, lifetime time.Duration, key crypto.Signer) (*Certificate, error) {
+	chain, now := signed.Chain, c.now()
 	leaf := chain[0]
 	if !now.Before(leaf.NotAfter) {
 		return nil, fmt.Errorf("the issuer's answer ended at %s", leaf.NotAfter.Format(time.RFC3339))
@@ -319,10 +343,10 @@ func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certifica
 	if err != nil {
 		return nil, err
 	}
-	half := leaf.NotAfter.Sub(now) / 2
+	half := min(leaf.NotAfter.Sub(now), lifetime) / 2
 	cert := &Certificate{
 		Identity: s.identity, Chain: encodeCertificates(chain),
-		Version:   version(chain, s),
+		Version:   version(signed, s),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, life: leaf.NotAfter.Sub(now),
 		serial: leaf.SerialNumber.Text(16), issuer: hex.EncodeToString(leaf.AuthorityKeyId),
 		RenewAt: now.Add(time.Duration(float64(half) * (1 - jitter + 2*jitter*random))),
@@ -340,9 +364,9 @@ func (c *Certificates) make(ctx context.Context, s subject, b basis) (*Certifica
 }
 
 // version names a certificate by its issuer, its end and its subject.
-func version(chain []*x509.Certificate, s subject) string {
-	text := strconv.AppendInt(nil, chain[0].NotAfter.Unix(), 10)
-	return chainID(chain[1:]) + versionSeparator + fingerprint(append(text, " "+s.String()...))
+func version(signed Signed, s subject) string {
+	text := strconv.AppendInt(nil, signed.Chain[0].NotAfter.Unix(), 10)
+	return signed.Epoch.Issuer + versionSeparator + fingerprint(append(text, " "+s.String()...))
 }
 
 const versionSeparator = "."

@@ -3,10 +3,12 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -20,13 +22,16 @@ var errRefused = errors.New("the issuer refuses")
 
 // testIssuer signs with what it is given, or fails.
 type testIssuer struct {
-	clock  *wallClock
-	mu     sync.Mutex
-	m      *material
-	err    error
-	delay  time.Duration
-	asked  int
-	notify []func()
+	clock *wallClock
+	mu    sync.Mutex
+	m     *material
+	err   error
+	delay time.Duration
+	asked int
+	keys  []crypto.Signer
+	// generous is how many times longer than asked for its certificates live.
+	generous time.Duration
+	notify   []func()
 }
 
 func newTestIssuer(t *testing.T) *testIssuer {
@@ -69,18 +74,29 @@ func (i *testIssuer) count() int {
 	return i.asked
 }
 
-func (i *testIssuer) Sign(ctx context.Context, r Request) ([]*x509.Certificate, error) {
+func (i *testIssuer) keysAsked() []crypto.Signer {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.keys)
+}
+
+func (i *testIssuer) Sign(ctx context.Context, r Request) (Signed, error) {
 	i.mu.Lock()
 	i.asked++
+	i.keys = append(i.keys, r.Key)
+	if i.generous > 0 {
+		r.Lifetime *= i.generous
+	}
 	m, err, delay := i.m, i.err, i.delay
 	i.mu.Unlock()
 	if !sleep(ctx, delay) {
-		return nil, ctx.Err()
+		return Signed{}, ctx.Err()
 	}
 	if err != nil {
-		return nil, err
+		return Signed{}, err
 	}
-	return m.sign(i.clock.now().Round(0), rand.Reader, r)
+	chain, err := m.sign(i.clock.now().Round(0), rand.Reader, r)
+	return Signed{chain, m.epoch}, err
 }
 
 func (i *testIssuer) Epoch() Epoch {
@@ -312,6 +328,46 @@ func TestFailingIssuerKeepsTheOldCertificateButNeverAnExpiredOne(t *testing.T) {
 		synctest.Wait()
 		if cert := h.certificate(); !cert.validAt(time.Now()) {
 			t.Errorf("after the issuer came back: %v", cert)
+		}
+	})
+}
+
+func TestAnAnswerThatMayComeYetIsAskedForWithTheSameKeyWhileTheOldOneIsUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newTestIssuer(t)
+		h := runCertificates(t, issuer)
+		first := mustIssue(t, h.Certificates, frontend)
+		issuer.fail(&NotSigned{ReasonPending, "not yet"})
+		time.Sleep(40 * time.Minute)
+		asked := issuer.keysAsked()
+		if cert := h.certificate(); cert != first || len(asked) < 5 {
+			t.Fatalf("after %d requests it holds %v", len(asked), cert)
+		}
+		for _, key := range asked[2:] {
+			if key != asked[1] {
+				t.Fatal("a request that may be answered yet is made anew")
+			}
+		}
+		issuer.fail(errRefused) // for good: the next one is another
+		time.Sleep(2 * time.Minute)
+		issuer.fail(nil)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		asked = issuer.keysAsked()
+		if cert := h.certificate(); cert == first || asked[len(asked)-1] == asked[1] {
+			t.Error("it is not renewed, or by the key of what was refused")
+		}
+	})
+}
+
+func TestACertificateThatLivesLongerThanWasAskedForIsRenewedInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newTestIssuer(t)
+		issuer.generous = 100
+		h := runCertificates(t, issuer)
+		first := mustIssue(t, h.Certificates, frontend)
+		if left := time.Until(first.RenewAt); left > 40*time.Minute {
+			t.Errorf("it is renewed in %s, and an hour was asked for", left)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -249,38 +248,6 @@ func TestABroughtSecretThatCannotBeReadChangesNothing(t *testing.T) {
 	if o.material() != before {
 		t.Error("something changed")
 	}
-}
-
-// elsewhere is an Upstream: a company that signs requests.
-type elsewhere struct{ *company }
-
-func (e elsewhere) Intermediate(_ context.Context, request *x509.CertificateRequest, lifetime time.Duration) (Intermediate, error) {
-	if err := request.CheckSignature(); err != nil {
-		return Intermediate{}, err
-	}
-	template := e.template("signed elsewhere")
-	template.NotAfter = start.Add(lifetime)
-	return Intermediate{Chain: []*x509.Certificate{e.sign(template, e.root, request.PublicKey)}, Roots: []*x509.Certificate{e.root}}, nil
-}
-
-func TestAnUpstreamSignsIntermediatesWhoseKeysItNeverSees(t *testing.T) {
-	o := newOffice(t)
-	company := newCompany(t, ecKey(t, elliptic.P256()))
-	o.opts.Upstream = elsewhere{company}
-	o.settings.Issuer.Lifetime = 300 * time.Hour
-	o.step()
-	o.is(PhaseDistribute, ReasonDistributing)
-	o.until("")
-	o.is("", ReasonCurrent)
-	if m := o.material(); !m.anchor.Equal(company.root) || m.rootKey != nil {
-		t.Error("the upstream's root is not the one")
-	}
-	o.pass(210 * time.Hour) // two thirds
-	o.is(PhaseSign, ReasonSigning)
-	o.settings.Request = ask(ScopeRoot, false)
-	o.step()
-	o.step()
-	o.is("", ReasonRefused)
 }
 
 func TestAnIdentityThatAsksAgainAndAgainIsSlowedAndOthersAreNot(t *testing.T) {

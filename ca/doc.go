@@ -8,10 +8,11 @@
 // Next: xds/build asks [Certificates] for what a proxy subscribes to;
 // controllers/trust spreads the roots.
 //
-// An [Issuer] signs leaves; [Authority] is the built-in one. [Certificates] is
-// the same for every issuer: it caches, renews at half of a certificate's life,
-// and never hands out an expired one. An [Upstream] signs the intermediates that
-// an Authority signs with: its own root does where there is no other. A
+// An [Issuer] signs leaves; [Authority] is the one that the mesh has. [Certificates]
+// is the same for every issuer: it caches, renews at half of a certificate's life,
+// and never hands out an expired one. An Authority signs with an intermediate, under
+// a root of its own or one that a [Signer] has signed, or has the Signer sign each
+// leaf; a [Remote] asks Signers (ca/certmanager does). A
 // [Rotator] replaces issuer and roots, on one replica, in steps that nobody is
 // refused in; the others follow the store. Time and randomness are injected, and the
 // only input and output are an issuer's and its store's.

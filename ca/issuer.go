@@ -31,22 +31,32 @@ type Request struct {
 	Lifetime time.Duration
 }
 
-// Epoch says what certificates are signed by. Certificates of another epoch are
+// Epoch says what certificates are signed by. Certificates of another issuer are
 // to be replaced.
 type Epoch struct {
-	// Issuer identifies the chain above the leaf.
+	// Issuer identifies the chain above the leaf, or who signs it where that is
+	// somebody else.
 	Issuer string
 	// Root identifies the root that the chain leads to. When it is trusted no
 	// longer, certificates are replaced at once.
 	Root string
 }
 
+// Signed is a certificate that was signed.
+type Signed struct {
+	// Chain is what to present: the leaf, then intermediates; the root is not part
+	// of it.
+	Chain []*x509.Certificate
+	// Epoch is what it was signed by.
+	Epoch Epoch
+}
+
 // Issuer signs the certificates of workloads and of the control plane's servers.
-// What signs the mesh's intermediates is an [Upstream].
 type Issuer interface {
-	// Sign returns the chain to present: the leaf, then intermediates; the root
-	// is not part of it.
-	Sign(ctx context.Context, r Request) ([]*x509.Certificate, error)
+	// Sign may wait as long as the context. Where an answer may come yet, the error
+	// is a [*NotSigned] that says so, and whoever asks again with the same key is
+	// not a second one.
+	Sign(ctx context.Context, r Request) (Signed, error)
 	// Epoch is cheap.
 	Epoch() Epoch
 	// Trusts reports whether everybody is to trust the root, an [Epoch]'s. It is

@@ -25,10 +25,14 @@ type Stored struct {
 	// intermediate is made by the first rotation.
 	Issuer    []byte
 	IssuerKey []byte
-	// NextRoot, NextRootKey, NextIssuer and NextIssuerKey are the same of what a
-	// rotation leads to, as far as it has not been put into their place; empty
-	// when there is none.
-	NextRoot, NextRootKey, NextIssuer, NextIssuerKey []byte
+	// Servers holds roots by which the control plane's servers are verified, beside
+	// Root, and workloads are not. The one that ServersKey belongs to signs for the
+	// servers where leaves are signed by somebody else. Empty where they are not.
+	Servers, ServersKey []byte
+	// NextRoot, NextRootKey, NextIssuer, NextIssuerKey, NextServers and
+	// NextServersKey are the same of what a rotation leads to, as far as it has not
+	// been put into their place; empty when there is none.
+	NextRoot, NextRootKey, NextIssuer, NextIssuerKey, NextServers, NextServersKey []byte
 	// Record is a [Record] in JSON; empty where nothing was ever rotated.
 	Record []byte
 	// Revision is the store's, for an Update to notice that somebody else was
@@ -54,13 +58,17 @@ type material struct {
 	chain   []*x509.Certificate
 	key     crypto.Signer
 	bundle  []byte              // roots, in PEM without anything between
-	trusted map[string]struct{} // fingerprints of the roots
+	volumes []byte              // the same, and those of servers
+	servers []*x509.Certificate // roots of servers alone
+	server  *material           // signs for servers; nil: issuer does
+	trusted map[string]struct{} // fingerprints of the roots, those of servers too
 	epoch   Epoch
 	record  Record
 	stored  Stored
 }
 
-// issuer is the certificate that leaves are signed by.
+// issuer is the certificate that leaves are signed by; the root where somebody else
+// signs them.
 func (m *material) issuer() *x509.Certificate {
 	if len(m.chain) == 0 {
 		return m.anchor
@@ -104,9 +112,17 @@ func parseMaterial(s Stored) (*material, error) {
 	if m.record, err = parseRecord(s.Record); err != nil {
 		return nil, err
 	}
-	if len(bytes.TrimSpace(s.Issuer)) > 0 {
+	if len(bytes.TrimSpace(s.Servers)) > 0 {
+		if m.servers, err = parseCertificates(s.Servers); err != nil {
+			return nil, fmt.Errorf("root certificates of servers: %w", err)
+		}
+	}
+	switch {
+	case m.record.Delegation != nil:
+		err = m.delegate(s)
+	case len(bytes.TrimSpace(s.Issuer)) > 0:
 		err = m.takeIssuer(s)
-	} else {
+	default:
 		err = m.signWithRoot(s.RootKey)
 	}
 	if err != nil {
@@ -118,13 +134,37 @@ func parseMaterial(s Stored) (*material, error) {
 			return nil, err
 		}
 	}
-	m.bundle = encodeCertificates(m.roots)
+	m.bundle, m.volumes = encodeCertificates(m.roots), encodeCertificates(union(m.roots, m.servers))
 	m.trusted = map[string]struct{}{}
-	for _, root := range m.roots {
+	for _, root := range union(m.roots, m.servers) {
 		m.trusted[fingerprint(root.Raw)] = struct{}{}
 	}
 	m.epoch = Epoch{Issuer: chainID(m.chain), Root: fingerprint(m.anchor.Raw)}
+	if d := m.record.Delegation; d != nil {
+		m.epoch.Issuer = fingerprint(fmt.Appendf(nil, "%+v %d", *m.record.Signer, d.Since))
+	}
 	return m, nil
+}
+
+// delegate has somebody else sign leaves, and a key of the mesh's for its own
+// servers: the control plane must not have to wait for anybody in order to start.
+func (m *material) delegate(s Stored) error {
+	if m.record.Signer == nil {
+		return errors.New("leaves are signed by somebody else, and nobody is named")
+	}
+	for _, root := range m.roots {
+		if fingerprint(root.Raw) == m.record.Delegation.Root {
+			m.anchor = root
+		}
+	}
+	if m.anchor == nil {
+		return fmt.Errorf("the root of %s is none of those that are trusted", m.record.Signer)
+	}
+	var err error
+	if m.server, err = parseMaterial(Stored{Root: s.Servers, RootKey: s.ServersKey}); err != nil {
+		return fmt.Errorf("what signs for servers: %w", err)
+	}
+	return nil
 }
 
 // chainID identifies the certificates above a leaf.
@@ -182,23 +222,29 @@ func (m *material) verifyIssuer() (*x509.Certificate, error) {
 	if !maySign(issuer) {
 		return nil, errors.New("may not sign certificates")
 	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	at := issuer.NotAfter
-	for _, c := range m.roots {
-		roots.AddCert(c)
-	}
+	between := x509.NewCertPool()
+	end := issuer.NotAfter
 	for _, c := range m.chain[1:] {
 		between.AddCert(c)
-		at = earlier(at, c.NotAfter)
+		end = earlier(end, c.NotAfter)
 	}
-	chains, err := issuer.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: at,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("does not lead to a root: %w", err)
+	var err error
+	for _, root := range m.roots {
+		roots := x509.NewCertPool()
+		roots.AddCert(root)
+		// Some sign what outlives them.
+		_, failed := issuer.Verify(x509.VerifyOptions{
+			Roots: roots, Intermediates: between, CurrentTime: earlier(end, root.NotAfter),
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+		if failed == nil {
+			return root, nil
+		}
+		if err == nil {
+			err = failed
+		}
 	}
-	return chains[0][len(chains[0])-1], nil
+	return nil, fmt.Errorf("does not lead to a root: %w", err)
 }
 
 func belongs(key crypto.Signer, cert *x509.Certificate) bool {

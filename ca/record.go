@@ -13,12 +13,24 @@ type Record struct {
 	// Sequence is another, and higher, after each change of the material. It is
 	// by this that acknowledgements are told apart.
 	Sequence int64 `json:"sequence"`
+	// Signer is who signs, if that is somebody else.
+	Signer *Signer `json:"signer,omitempty"`
+	// Delegation is there while it signs leaves.
+	Delegation *Delegation `json:"delegation,omitempty"`
 	// Request is the last one that was taken up, as it was written.
 	Request string `json:"request,omitempty"`
 	// Rotation is the one under way; nil: none.
 	Rotation *Rotation `json:"rotation,omitempty"`
 	// History are the last rotations, the newest first; at most [maxHistory].
 	History []Past `json:"history,omitempty"`
+}
+
+// Delegation is that of leaves to a [Signer].
+type Delegation struct {
+	// Since is the sequence at which it began.
+	Since int64 `json:"since"`
+	// Root is the fingerprint of the root that leaves lead to.
+	Root string `json:"root"`
 }
 
 // maxHistory bounds the history: a Secret holds 1 MiB.
@@ -57,12 +69,17 @@ const (
 	WhyRequested Why = "Requested" // somebody asked for it
 	WhyDue       Why = "Due"       // the end of a certificate's life is near
 	WhyBrought   Why = "Brought"   // an operator has brought another intermediate
+	WhySwitched  Why = "Switched"  // the MeshConfig names another signer
+	WhyReplaced  Why = "Replaced"  // the signer has another root
 )
 
-// Keys are the ids of an issuer's key and of its root's, see [KeyID].
+// Keys are the ids of an issuer's key and of its root's, see [KeyID], and whose
+// they are.
 type Keys struct {
-	Issuer string `json:"issuer"`
+	Issuer string `json:"issuer"` // empty: the signer signs leaves
 	Root   string `json:"root"`
+	// Signer is nil for the authority itself.
+	Signer *Signer `json:"signer,omitempty"`
 }
 
 // Rotation is a rotation under way.
@@ -79,6 +96,13 @@ type Rotation struct {
 	Since   time.Time `json:"since"`
 	From    Keys      `json:"from"`
 	To      Keys      `json:"to"`
+	// Delegated is the root of the [Delegation] that it leads to; empty: to none.
+	Delegated string `json:"delegated,omitempty"`
+	// AddedRoots and AddedServers are how many were not trusted before.
+	AddedRoots   int `json:"addedRoots,omitempty"`
+	AddedServers int `json:"addedServers,omitempty"`
+	// GivenUp says that it ended before all was as it leads to.
+	GivenUp bool `json:"givenUp,omitempty"`
 }
 
 // Past is a rotation that has ended.
@@ -91,6 +115,8 @@ type Past struct {
 	Ended   time.Time `json:"ended"`
 	From    Keys      `json:"from"`
 	To      Keys      `json:"to"`
+	// GivenUp says that something else was wanted before it was done.
+	GivenUp bool `json:"givenUp,omitempty"`
 }
 
 func parseRecord(text []byte) (r Record, err error) {
@@ -124,7 +150,7 @@ func (r *Record) finish(now time.Time) {
 	done := r.Rotation
 	past := Past{
 		Scope: done.Scope, Why: done.Why, Forced: done.Forced, CutOff: done.CutOff,
-		Started: done.Started, Ended: now, From: done.From, To: done.To,
+		Started: done.Started, Ended: now, From: done.From, To: done.To, GivenUp: done.GivenUp,
 	}
 	r.Rotation = nil
 	r.History = append([]Past{past}, r.History[:min(len(r.History), maxHistory-1)]...)

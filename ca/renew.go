@@ -62,7 +62,6 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 	epoch := c.opts.Issuer.Epoch()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	current := basis{epoch, c.lifetime}
 	if len(c.opts.ServingNames) > 0 && c.entries[subject{kind: Serving}] == nil {
 		c.entries[subject{kind: Serving}] = &entry{}
 	}
@@ -76,9 +75,9 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 				overdue++
 			}
 			continue
-		case e.basis != current:
-			e.renewAt = earlier(e.renewAt, now.Add(c.spread(e.basis, current)))
-			e.basis.epoch.Issuer, e.basis.lifetime = current.epoch.Issuer, current.lifetime // it has its turn
+		case e.basis.epoch.Issuer != epoch.Issuer || e.basis.lifetime != c.lifetime:
+			e.renewAt = earlier(e.renewAt, now.Add(c.spread(e.basis, c.lifetime)))
+			e.basis.epoch.Issuer, e.basis.lifetime = epoch.Issuer, c.lifetime // it has its turn
 		}
 		if c.due(e, now) {
 			due = append(due, s)
@@ -94,7 +93,7 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 // spread is how long a certificate whose basis has gone may wait: not at all
 // when it is no longer trusted, else for a random time, so that a change of
 // issuer does not have all proxies change their certificate in one moment.
-func (c *Certificates) spread(old, current basis) time.Duration {
+func (c *Certificates) spread(old basis, lifetime time.Duration) time.Duration {
 	if !c.opts.Issuer.Trusts(old.epoch.Root) {
 		return 0
 	}
@@ -102,5 +101,5 @@ func (c *Certificates) spread(old, current basis) time.Duration {
 	if err != nil {
 		return 0
 	}
-	return time.Duration(random * float64(min(old.lifetime/10, current.lifetime/10, maxSpread)))
+	return time.Duration(random * float64(min(old.lifetime/10, lifetime/10, maxSpread)))
 }

@@ -21,6 +21,9 @@ func (m *material) begin(now time.Time, next *material, r Rotation, request stri
 		r.Scope = ScopeRoot
 	}
 	r.Phase = PhaseDistribute
+	if d := next.record.Delegation; d != nil {
+		r.Delegated = d.Root
+	}
 	record := m.record
 	record.Sequence++
 	record.Rotation = &r
@@ -29,19 +32,32 @@ func (m *material) begin(now time.Time, next *material, r Rotation, request stri
 	}
 	s := m.stored
 	s.NextRoot, s.NextRootKey, s.NextIssuer, s.NextIssuerKey = next.bundle, next.stored.RootKey, next.stored.Issuer, next.stored.IssuerKey
-	if all := union(m.roots, next.roots); len(all) > len(m.roots) {
-		s.Root = encodeCertificates(all)
+	s.NextServers, s.NextServersKey = encodeCertificates(next.servers), next.stored.ServersKey
+	roots, servers := union(m.roots, next.roots), union(m.servers, next.servers)
+	r.AddedRoots, r.AddedServers = len(roots)-len(m.roots), len(servers)-len(m.servers)
+	if r.AddedRoots+r.AddedServers > 0 {
+		s.Root, s.Servers = encodeCertificates(roots), encodeCertificates(servers)
 		return s.with(record)
 	}
 	r.Phase = PhaseSign
-	return s.promote().with(record)
+	return s.promote(&record).with(record)
 }
 
 // promote puts what the rotation leads to into its place; its roots alone are
 // still to be told from the others. The old keys are dropped: nobody needs them.
-func (s Stored) promote() Stored {
-	s.RootKey, s.Issuer, s.IssuerKey = s.NextRootKey, s.NextIssuer, s.NextIssuerKey
-	s.NextRootKey, s.NextIssuer, s.NextIssuerKey = nil, nil, nil
+func (s Stored) promote(r *Record) Stored {
+	s.RootKey, s.Issuer, s.IssuerKey, s.ServersKey = s.NextRootKey, s.NextIssuer, s.NextIssuerKey, s.NextServersKey
+	s.NextRootKey, s.NextIssuer, s.NextIssuerKey, s.NextServersKey = nil, nil, nil, nil
+	r.Signer, r.Delegation = r.Rotation.To.Signer, nil
+	if r.Rotation.Delegated != "" {
+		r.Delegation = &Delegation{Since: r.Sequence, Root: r.Rotation.Delegated}
+	}
+	return s
+}
+
+// drop is what is stored without anything that a rotation leads to.
+func (s Stored) drop() Stored {
+	s.NextRoot, s.NextRootKey, s.NextIssuer, s.NextIssuerKey, s.NextServers, s.NextServersKey = nil, nil, nil, nil, nil, nil
 	return s
 }
 
@@ -60,16 +76,16 @@ func (m *material) advance(now time.Time, without []string) (Stored, error) {
 	switch {
 	case rotation.Phase == PhaseDistribute:
 		rotation.Phase = PhaseSign
-		s = s.promote()
+		record.Sequence++
+		s = s.promote(&record)
 	case rotation.Phase == PhaseSign && m.leaving():
 		rotation.Phase = PhaseRetire
-		s.Root = s.NextRoot
+		record.Sequence++
+		s.Root, s.Servers = s.NextRoot, s.NextServers
 	default:
 		record.finish(now)
-		s.NextRoot, s.NextRootKey, s.NextIssuer, s.NextIssuerKey = nil, nil, nil, nil
-		return s.with(record) // nothing that anybody acknowledges is another
+		s = s.drop() // nothing that anybody acknowledges is another
 	}
-	record.Sequence++
 	return s.with(record)
 }
 
@@ -92,15 +108,43 @@ func (m *material) late(now time.Time) bool {
 func (m *material) abandon() (Stored, error) {
 	record := m.record
 	record.Rotation = nil
-	s := m.stored
-	s.NextRoot, s.NextRootKey, s.NextIssuer, s.NextIssuerKey = nil, nil, nil, nil
-	return s.with(record) // nothing that anybody acknowledges is another
+	return m.stored.drop().with(record) // nothing that anybody acknowledges is another
+}
+
+// giveUp is for a rotation to what is wanted no longer. Before it signs, what was
+// trusted before is trusted again alone: nobody has anything that leads to the
+// rest. Afterwards all of it stays, for the next rotation to take away.
+func (m *material) giveUp(now time.Time) (Stored, error) {
+	record, s := m.record, m.stored
+	rotation := *record.Rotation
+	rotation.GivenUp = true
+	record.Rotation = &rotation
+	if rotation.Phase != PhaseDistribute {
+		record.finish(now)
+		return s.drop().with(record)
+	}
+	record.Sequence++
+	rotation.Phase, rotation.Since = PhaseRetire, now
+	s = s.drop()
+	s.Root = encodeCertificates(m.roots[:len(m.roots)-rotation.AddedRoots])
+	s.Servers = encodeCertificates(m.servers[:len(m.servers)-rotation.AddedServers])
+	s.NextRoot, s.NextServers = s.Root, s.Servers
+	return s.with(record)
 }
 
 // leaving reports whether there are roots that the rotation does not lead to.
 func (m *material) leaving() bool {
 	next, err := parseCertificates(m.stored.NextRoot)
-	return err == nil && !sameSet(m.roots, next)
+	if err != nil {
+		return false
+	}
+	var servers []*x509.Certificate
+	if len(m.stored.NextServers) > 0 {
+		if servers, err = parseCertificates(m.stored.NextServers); err != nil {
+			return false
+		}
+	}
+	return !sameSet(m.roots, next) || !sameSet(m.servers, servers)
 }
 
 // amend is what is stored with another rotation, in the same phase.
@@ -140,7 +184,13 @@ func merged(have, more []string) []string {
 	return out[:min(len(out), most)]
 }
 
-func (m *material) keys() Keys { return Keys{Issuer: KeyID(m.issuer()), Root: KeyID(m.anchor)} }
+func (m *material) keys() Keys {
+	k := Keys{Issuer: KeyID(m.issuer()), Root: KeyID(m.anchor), Signer: m.record.Signer}
+	if m.record.Delegation != nil {
+		k.Issuer = ""
+	}
+	return k
+}
 
 // KeyID identifies the key of an authority's certificate, as the certificates
 // that it signs do (RFC 5280, 4.2.1.2): in hexadecimal.

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -74,10 +75,17 @@ type simulation struct {
 	crashes  int
 	serving  map[string][]*x509.Certificate // by issuer
 	known    map[[2]string]error
+	seen     map[pair]error // the same for what was looked at before
+	remote   Remote         // nil: nobody but the authority signs
 }
 
 func newSimulation(t *testing.T, seed uint64) *simulation {
-	s := &simulation{t: t, random: mathrand.New(mathrand.NewPCG(seed, 0)), clock: start, store: &crashing{memoryStore: &memoryStore{}}, settings: defaults(), serving: map[string][]*x509.Certificate{}, known: map[[2]string]error{}}
+	return newSimulationOf(t, seed, func(*simulation) Remote { return nil })
+}
+
+func newSimulationOf(t *testing.T, seed uint64, remote func(*simulation) Remote) *simulation {
+	s := &simulation{t: t, random: mathrand.New(mathrand.NewPCG(seed, 0)), clock: start, store: &crashing{memoryStore: &memoryStore{}}, settings: defaults(), serving: map[string][]*x509.Certificate{}, known: map[[2]string]error{}, seen: map[pair]error{}}
+	s.remote = remote(s)
 	for range 2 {
 		s.replicas = append(s.replicas, s.open())
 	}
@@ -87,13 +95,13 @@ func newSimulation(t *testing.T, seed uint64) *simulation {
 		s.proxies = append(s.proxies, p)
 		s.subscribe(p)
 		s.renew(p)
-		p.volume = p.trust
+		p.volume = s.replicas[0].Roots()
 	}
 	return s
 }
 
 func (s *simulation) open() *Authority {
-	a, err := Open(s.t.Context(), AuthorityOptions{Store: s.store, Log: logr.Discard(), Now: func() time.Time { return s.clock }})
+	a, err := Open(s.t.Context(), AuthorityOptions{Store: s.store, Log: logr.Discard(), Now: func() time.Time { return s.clock }, Remote: s.remote})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -101,12 +109,12 @@ func (s *simulation) open() *Authority {
 }
 
 func (s *simulation) lead() {
-	s.leader = NewRotator(RotatorOptions{Authority: s.replicas[0], Settings: func() Settings { return s.settings }, Live: s, Log: logr.Discard()})
+	s.leader = NewRotator(RotatorOptions{Authority: s.replicas[0], Settings: func() Settings { return s.settings }, Live: s, Namespace: "tulle-system", ServiceAccount: "tulled", Log: logr.Discard()})
 }
 
 func (s *simulation) subscribe(p *simulated) {
 	s.begun(p)
-	p.trust = s.replicas[p.replica].Roots()
+	p.trust = s.replicas[p.replica].Bundle().Roots
 }
 
 // begun keeps what the proxy has, which is to be replaced.
@@ -117,10 +125,22 @@ func (s *simulation) begun(p *simulated) {
 	}
 }
 
+// renew has the proxy present another certificate; where nobody signs one now, it
+// goes on with what it has.
 func (s *simulation) renew(p *simulated) {
+	key, err := newKey(rand.Reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	signed, err := s.replicas[p.replica].Sign(s.t.Context(), Request{Kind: Workload, ID: frontend, Key: key, Lifetime: time.Hour})
+	if err != nil {
+		if s.remote == nil {
+			s.t.Fatal(err)
+		}
+		return
+	}
 	s.begun(p)
-	a := s.replicas[p.replica]
-	p.chain, p.issuer = signLeaf(s.t, a.material.Load(), s.clock, time.Hour), a.Epoch().Issuer
+	p.chain, p.issuer = signed.Chain, signed.Epoch.Issuer
 }
 
 // progress is what the replicas' reports would say together.
@@ -196,7 +216,11 @@ func (s *simulation) kubelets() {
 		if p.pending != nil && !s.clock.Before(p.by) {
 			p.volume, p.pending = p.pending, nil
 		}
-		if p.pending == nil && string(p.volume) != string(roots) {
+		last := p.volume
+		if p.pending != nil { // a kubelet brings what there is when it looks
+			last = p.pending
+		}
+		if string(last) != string(roots) {
 			p.pending, p.by = roots, s.clock.Add(time.Duration(s.random.Int64N(int64(DefaultSpreadTime)-int64(30*time.Second))))
 		}
 	}
@@ -259,21 +283,32 @@ func (s *simulation) serves(a *Authority) []*x509.Certificate {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	chain, err := a.Sign(s.t.Context(), Request{Kind: Serving, DNSNames: []string{"tulled"}, Key: key, Lifetime: time.Hour})
+	signed, err := a.Sign(s.t.Context(), Request{Kind: Serving, DNSNames: []string{"tulled"}, Key: key, Lifetime: time.Hour})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.serving[issuer] = chain
-	return chain
+	s.serving[issuer] = signed.Chain
+	return signed.Chain
+}
+
+// pair is who verifies whom.
+type pair struct {
+	roots *byte
+	leaf  *x509.Certificate
 }
 
 // verified verifies, what was verified before excepted: certificates of one
 // issuer are all alike.
 func (s *simulation) verified(roots []byte, chain []*x509.Certificate) error {
-	k := [2]string{string(roots), chainID(chain[1:])}
-	if _, ok := s.known[k]; !ok {
-		s.known[k] = verify(roots, chain, chain[0].NotBefore, x509.ExtKeyUsageServerAuth)
+	looked := pair{&roots[0], chain[0]}
+	if err, ok := s.seen[looked]; ok {
+		return err
 	}
+	k := [2]string{string(roots), chainID(chain[1:]) + string(chain[0].AuthorityKeyId)}
+	if _, ok := s.known[k]; !ok {
+		s.known[k] = verify(roots, chain, chain[0].NotAfter.Add(-time.Hour), x509.ExtKeyUsageServerAuth) // when it was signed
+	}
+	s.seen[looked] = s.known[k]
 	return s.known[k]
 }
 
@@ -301,5 +336,57 @@ func TestNobodyIsEverRefusedWhereverARotationIsBrokenOff(t *testing.T) {
 	}
 	if crashes < 16 {
 		t.Errorf("only %d crashes", crashes)
+	}
+}
+
+func TestNobodyIsEverRefusedWhileTheMeshIsSwitchedBetweenAuthorities(t *testing.T) {
+	crashes, given := 0, 0
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			s := newSimulationOf(t, seed, func(s *simulation) Remote {
+				companies := map[string]*company{}
+				return &elsewhere{t: t, clock: func() time.Time { return s.clock }, signer: func(signer Signer) (*company, bool) {
+					if companies[signer.Name] == nil {
+						companies[signer.Name] = newCompany(t, ecKey(t, elliptic.P256()))
+					}
+					return companies[signer.Name], s.random.IntN(3) > 0
+				}}
+			})
+			another := *by(SignsLeaves)
+			another.Name = "another"
+			targets := []*Signer{by(SignsIntermediate), by(SignsLeaves), &another, nil, by(SignsLeaves), by(SignsIntermediate), nil}
+			moves := 0
+			for i, to := range targets {
+				s.settings.Signer = to
+				minds := 2 // that are changed on the way, and back
+				for m := s.replicas[0].material.Load(); m.record.Rotation != nil || !sameSigner(m.record.Signer, to); m = s.replicas[0].material.Load() {
+					if moves++; moves > 30_000 {
+						t.Fatalf("not switched to %d: %+v: it waits %s, at %s", i, m.record.Rotation, s.leader.waits, s.clock)
+					}
+					if minds > 0 && s.random.IntN(500) == 0 {
+						s.settings.Signer = targets[s.random.IntN(len(targets))]
+						minds--
+					} else if s.random.IntN(500) == 0 {
+						s.settings.Signer = to
+					}
+					s.move()
+					s.check()
+				}
+			}
+			m := s.replicas[0].material.Load()
+			if len(m.roots) != 1 || len(m.servers) != 0 || m.rootKey == nil || len(m.stored.NextRoot) > 0 {
+				t.Errorf("it ends with %d roots and %+v", len(m.roots), m.record)
+			}
+			crashes += s.crashes
+			for _, past := range m.record.History {
+				if past.GivenUp {
+					given++
+				}
+			}
+		})
+	}
+	t.Logf("%d crashes, %d rotations given up", crashes, given)
+	if crashes < 8 || given == 0 {
+		t.Errorf("only %d crashes, and %d rotations were given up", crashes, given)
 	}
 }

@@ -78,6 +78,11 @@ const DefaultBefore = 1.0 / 3
 type Settings struct {
 	TrustDomain  string
 	Issuer, Root Terms
+	// Signer is who is to sign; nil: the authority itself.
+	Signer *Signer
+	// Roots are the roots that the signer's certificates lead to, in PEM; empty: its
+	// answers have them.
+	Roots []byte
 	// Request is an [Ask], or empty.
 	Request string
 }
@@ -89,9 +94,7 @@ type RotatorOptions struct {
 	Settings func() Settings
 	// Brought is where an operator brings an intermediate; nil: nowhere.
 	Brought Source
-	// Upstream signs intermediates; nil: the authority's own root.
-	Upstream Upstream
-	Live     Live
+	Live    Live
 	// Spread names where the roots that the authority has now have not arrived,
 	// of that for which there is no acknowledgement.
 	Spread func(context.Context) ([]string, error)
@@ -100,6 +103,9 @@ type RotatorOptions struct {
 	SpreadTime time.Duration
 	// ServingNames are the DNS names of the control plane.
 	ServingNames []string
+	// Namespace and ServiceAccount are the control plane's, in whose name it is tried
+	// whether somebody signs leaves.
+	Namespace, ServiceAccount string
 	// Changed is called when there is something else to say, see
 	// [Rotator.State]. It must not block; nil: nobody is told.
 	Changed func()
@@ -122,6 +128,13 @@ type Rotator struct {
 	held    bool // it does not go on
 	problem Problem
 	said    string
+	outlook Outlook
+
+	// What follows is that of the goroutine that rotates.
+	ordered  *ordered  // nil: nothing is
+	looked   time.Time // at how requests fare
+	foreign  bool      // the signer may have another root than those that are trusted
+	compared time.Time // when that was found not to be so, or was followed
 }
 
 // settled is since when all proxies have what a sequence is about. It is not
@@ -158,7 +171,8 @@ func (r *Rotator) Wake() {
 // Run rotates until the context ends.
 func (r *Rotator) Run(ctx context.Context) error {
 	r.began = r.opts.Authority.now()
-	defer r.tell(func() { r.leading, r.waits, r.held, r.problem = false, "", false, Problem{} })
+	r.ordered, r.looked, r.foreign = nil, time.Time{}, false
+	defer r.tell(func() { r.leading, r.waits, r.held, r.problem, r.outlook = false, "", false, Problem{}, Outlook{} })
 	r.tell(func() { r.leading = true })
 	for {
 		if err := r.Step(ctx); err != nil && ctx.Err() == nil {
@@ -166,7 +180,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 			r.opts.Log.Error(err, "the certificate authority cannot be rotated now; trying again")
 		}
 		pause := idleTick
-		if r.opts.Authority.material.Load().record.Rotation != nil {
+		if r.opts.Authority.material.Load().record.Rotation != nil || r.ordered != nil {
 			pause = rotatingTick
 		}
 		timer := time.NewTimer(pause)
@@ -184,6 +198,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 // Step does what is to be done now: one write at most.
 func (r *Rotator) Step(ctx context.Context) error {
 	m := r.opts.Authority.material.Load()
+	r.look(ctx, m)
 	if m.record.Rotation == nil {
 		return r.consider(ctx, m)
 	}
@@ -205,8 +220,17 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 		}
 		return a.write(ctx, stored)
 	}
+	settings := r.opts.Settings()
+	if to := rotation.To.Signer; to != nil && rotation.Phase != PhaseRetire && !sameSigner(to, settings.Signer) {
+		r.opts.Log.Info("a rotation is given up: it leads to a signer that the MeshConfig does not name any more", "signer", to.String(), "phase", rotation.Phase)
+		stored, err := m.giveUp(now)
+		if err != nil {
+			return err
+		}
+		return a.write(ctx, stored)
+	}
 	queued := ""
-	request := r.opts.Settings().Request
+	request := settings.Request
 	if ask, _ := m.asked(request, now); ask != nil {
 		switch {
 		case ask.Scope == rotation.Scope && ask.Forced && !rotation.Forced:
@@ -330,6 +354,10 @@ func (r *Rotator) consider(ctx context.Context, m *material) error {
 	plan, problem, err := r.plan(ctx, m, now, settings)
 	if err != nil {
 		problem = Problem{Reason: ReasonUnavailable, Message: err.Error()}
+		var n *NotSigned
+		if errors.As(err, &n) { // it is said, and nothing that went wrong here
+			problem, err = Problem{n.Reason, n.Message}, nil
+		}
 	}
 	r.tell(func() { r.waits, r.held, r.problem = "", false, problem })
 	if plan == nil {
@@ -381,6 +409,18 @@ func (r *Rotator) plan(ctx context.Context, m *material, now time.Time, s Settin
 }
 
 func (r *Rotator) choose(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
+	if s.Signer != nil {
+		p, problem, err := r.remote(ctx, m, now, s, asked)
+		if err == nil || m.rootKey == nil {
+			return p, problem, err
+		}
+		// Until the other signs, what does is rotated in time.
+		if p, _, _ = r.own(ctx, m, now, s, nil); p != nil {
+			return p, Problem{}, nil
+		}
+		return nil, problem, err
+	}
+	r.ordered = nil
 	if r.opts.Brought != nil {
 		brought, err := r.opts.Brought.Brought(ctx)
 		if err != nil {
@@ -436,20 +476,22 @@ func (t Terms) due(from, to, now time.Time) bool {
 	return t.Before > 0 && (left(from, to, now) <= t.Before || now.Before(from))
 }
 
-// own renews by the own root or the upstream.
-func (r *Rotator) own(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
+// own renews by the own root.
+func (r *Rotator) own(_ context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
 	issuer, root := m.issuer(), m.anchor
-	mine := r.opts.Upstream == nil
 	p := &plan{why: WhyDue}
 	scope := Scope("")
 	switch {
+	case m.record.Signer != nil: // the mesh comes back to a root of its own
+		scope, p.why = ScopeRoot, WhySwitched
+		if asked != nil {
+			p.request, p.forced = s.Request, asked.Forced
+		}
 	case asked != nil:
 		scope, p.why, p.request, p.forced = asked.Scope, WhyRequested, s.Request, asked.Forced
-	case !mine && m.rootKey != nil: // the mesh leaves its own root
-		scope, p.why = ScopeIssuer, WhyBrought
-	case mine && m.rootKey != nil && s.Root.due(root.NotBefore, root.NotAfter, now):
+	case m.rootKey != nil && s.Root.due(root.NotBefore, root.NotAfter, now):
 		scope = ScopeRoot
-	case s.Issuer.due(issuer.NotBefore, issuer.NotAfter, now) && (!mine || m.rootKey != nil && r.gains(m, now, s)):
+	case s.Issuer.due(issuer.NotBefore, issuer.NotAfter, now) && m.rootKey != nil && r.gains(m, now, s):
 		scope = ScopeIssuer
 	}
 	last := min(left(issuer.NotBefore, m.notAfter(), now), left(root.NotBefore, root.NotAfter, now))
@@ -458,13 +500,11 @@ func (r *Rotator) own(ctx context.Context, m *material, now time.Time, s Setting
 		return nil, Problem{ReasonEndsSoon, fmt.Sprintf("the issuer or its root ends at %s and is not rotated by itself: tulle ca rotate --root", m.notAfter().UTC().Format(time.RFC3339))}, nil
 	case scope == "":
 		return nil, Problem{}, nil
-	case scope == ScopeRoot && !mine:
-		return nil, Problem{ReasonRefused, "the root is that of another authority, and is rotated there"}, nil
-	case scope == ScopeIssuer && mine && m.rootKey == nil:
+	case scope == ScopeIssuer && m.rootKey == nil:
 		return nil, Problem{ReasonRefused, "the root's key is not here, so that there can be no new issuer under it: bring one, or begin anew with a root of the mesh's own: tulle ca rotate --root"}, nil
 	}
 	var err error
-	if p.next, err = r.make(ctx, m, scope, now, s); err != nil {
+	if p.next, err = r.make(m, scope, now, s); err != nil {
 		return nil, Problem{}, err
 	}
 	return p, Problem{}, nil
@@ -478,34 +518,20 @@ func (r *Rotator) gains(m *material, now time.Time, s Settings) bool {
 }
 
 // make makes the next issuer, and for the scope of the root a root before.
-func (r *Rotator) make(ctx context.Context, m *material, scope Scope, now time.Time, s Settings) (*material, error) {
+func (r *Rotator) make(m *material, scope Scope, now time.Time, s Settings) (*material, error) {
 	opts := r.opts.Authority.opts
 	// A root that may have no intermediate signs leaves itself until its end.
-	if scope == ScopeRoot || r.opts.Upstream == nil && m.signer.MaxPathLenZero {
+	if scope == ScopeRoot || m.signer.MaxPathLenZero {
 		return newMaterial(now, opts.Rand, s.Root.Lifetime, s.Issuer.Lifetime)
 	}
-	upstream := r.opts.Upstream
-	if upstream == nil {
-		upstream = ownRoot{m, now, opts.Rand}
-	}
-	key, request, err := newIntermediate(opts.Rand)
+	next, err := m.renewed(now, opts.Rand, s.Issuer.Lifetime)
 	if err != nil {
 		return nil, err
 	}
-	signed, err := upstream.Intermediate(ctx, request, s.Issuer.Lifetime)
-	if err != nil {
-		return nil, fmt.Errorf("have an intermediate signed: %w", err)
-	}
-	var rootKey []byte
-	if r.opts.Upstream == nil {
-		signed.Roots, rootKey = m.roots, m.stored.RootKey
-	}
-	next, err := signed.material(rootKey, key)
-	if err != nil {
-		return nil, fmt.Errorf("have an intermediate signed: %w", err)
-	}
-	if err := next.probe(now, opts.Rand, usage{s.TrustDomain, r.opts.ServingNames}); err != nil {
+	if err := next.probe(now, opts.Rand, r.usage(s)); err != nil {
 		return nil, errors.Join(errors.New("the intermediate that was signed is not taken"), err)
 	}
 	return next, nil
 }
+
+func (r *Rotator) usage(s Settings) usage { return usage{s.TrustDomain, r.opts.ServingNames} }

@@ -58,30 +58,36 @@ func fraction(rand io.Reader) (float64, error) {
 
 // newMaterial makes a self-signed root and an issuing intermediate.
 func newMaterial(now time.Time, rand io.Reader, rootLifetime, issuerLifetime time.Duration) (*material, error) {
-	key, err := newKey(rand)
+	root, key, err := newRoot(now, rand, rootLifetime, "root", 1) // one intermediate, no more
 	if err != nil {
 		return nil, err
 	}
-	serial, err := newSerial(rand)
-	if err != nil {
-		return nil, err
-	}
-	template := authorityTemplate("root", serial)
-	template.NotBefore, template.NotAfter = now.Add(-maxBackdate), now.Add(rootLifetime)
-	template.MaxPathLen = 1 // one intermediate, no more
-	root, err := create(rand, template, template, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("sign the root certificate: %w", err)
-	}
-	rootKey, err := encodeKey(key)
-	if err != nil {
-		return nil, err
-	}
-	m, err := parseMaterial(Stored{Root: encodeCertificates([]*x509.Certificate{root}), RootKey: rootKey})
+	m, err := parseMaterial(Stored{Root: root, RootKey: key})
 	if err != nil {
 		return nil, err
 	}
 	return m.renewed(now, rand, issuerLifetime)
+}
+
+// newRoot makes a self-signed root, and returns it and its key in PEM.
+func newRoot(now time.Time, rand io.Reader, lifetime time.Duration, role string, between int) (root, key []byte, err error) {
+	signer, err := newKey(rand)
+	if err != nil {
+		return nil, nil, err
+	}
+	serial, err := newSerial(rand)
+	if err != nil {
+		return nil, nil, err
+	}
+	template := authorityTemplate(role, serial)
+	template.NotBefore, template.NotAfter = now.Add(-maxBackdate), now.Add(lifetime)
+	template.MaxPathLen, template.MaxPathLenZero = between, between == 0
+	cert, err := create(rand, template, template, signer.Public(), signer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign the root certificate: %w", err)
+	}
+	key, err = encodeKey(signer)
+	return encodeCertificates([]*x509.Certificate{cert}), key, err
 }
 
 // renewed is the material with a new issuing intermediate, signed by its own

@@ -21,6 +21,11 @@ const (
 	ReasonRefused     = "Refused"     // what was asked for cannot be done
 	ReasonEndsSoon    = "EndsSoon"    // a certificate ends, and nobody rotates it
 	ReasonUnavailable = "Unavailable" // what is needed for a decision does not answer
+
+	// A signer was asked, and has not answered, refuses, or could not.
+	ReasonPending = "Pending"
+	ReasonDenied  = "Denied"
+	ReasonFailed  = "Failed"
 )
 
 // Problem is why the authority is not as it ought to be, while nothing is
@@ -49,6 +54,8 @@ type State struct {
 	RootKey bool                   `json:"rootKey"`
 	Issuer  AuthorityCertificate   `json:"issuer"`
 	Roots   []AuthorityCertificate `json:"roots"` // all that are trusted
+	// Servers are roots by which the control plane alone is verified.
+	Servers []AuthorityCertificate `json:"servers,omitempty"`
 	Record  Record                 `json:"record"`
 	// Reason and Message are what the leader makes of it.
 	Reason  string `json:"reason,omitempty"`
@@ -61,6 +68,9 @@ func (r *Rotator) State() State {
 	s := State{RootKey: m.rootKey != nil, Issuer: describe(m.issuer()), Record: m.record}
 	for _, root := range m.roots {
 		s.Roots = append(s.Roots, describe(root))
+	}
+	for _, root := range m.servers {
+		s.Servers = append(s.Servers, describe(root))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -88,20 +98,43 @@ func (r *Rotator) verdict(m *material) (reason, message string) {
 	switch {
 	case rotation == nil && r.problem != Problem{}:
 		return r.problem.Reason, r.problem.Message
+	case rotation == nil && m.record.Delegation != nil:
+		if p := r.troubled(r.opts.Authority.now()); p != (Problem{}) {
+			return p.Reason, p.Message
+		}
+		return ReasonCurrent, fmt.Sprintf("%s signs the certificates of workloads; its root %s ends at %s", m.record.Signer,
+			short(m.keys().Root), m.anchor.NotAfter.UTC().Format(time.DateOnly))
+	case rotation == nil && m.record.Signer != nil:
+		return ReasonCurrent, fmt.Sprintf("the issuer %s, signed by %s, ends at %s, its root %s at %s", short(m.keys().Issuer), m.record.Signer,
+			m.issuer().NotAfter.UTC().Format(time.DateOnly), short(m.keys().Root), m.anchor.NotAfter.UTC().Format(time.DateOnly))
 	case rotation == nil:
 		return ReasonCurrent, fmt.Sprintf("the issuer %s ends at %s, its root %s at %s", short(m.keys().Issuer),
 			m.issuer().NotAfter.UTC().Format(time.DateOnly), short(m.keys().Root), m.anchor.NotAfter.UTC().Format(time.DateOnly))
 	}
 	reason = map[Phase]string{PhaseDistribute: ReasonDistributing, PhaseSign: ReasonSigning, PhaseRetire: ReasonRetiring}[rotation.Phase]
-	message = fmt.Sprintf("rotating the %s to issuer %s of root %s", rotation.Scope, short(rotation.To.Issuer), short(rotation.To.Root))
+	message = fmt.Sprintf("rotating the %s to %s", rotation.Scope, rotation.To)
 	if r.waits != "" {
 		message += ": " + r.waits
+	}
+	if p := r.troubled(r.opts.Authority.now()); p != (Problem{}) && m.record.Delegation != nil {
+		message += "; " + p.Message
 	}
 	if r.held {
 		return ReasonWaiting, fmt.Sprintf("%s (since %s in the phase %s): see to it (restart or delete pods that do not acknowledge), or cut off who is behind: tulle ca rotate%s --force=%s",
 			message, rotation.Since.UTC().Format(time.RFC3339), rotation.Phase, flag(rotation.Scope), ForceWord)
 	}
 	return reason, message
+}
+
+// String names the issuer and its root in messages.
+func (k Keys) String() string {
+	switch {
+	case k.Issuer == "":
+		return fmt.Sprintf("leaves that %s signs, of root %s", k.Signer, short(k.Root))
+	case k.Signer != nil:
+		return fmt.Sprintf("issuer %s of %s, of root %s", short(k.Issuer), k.Signer, short(k.Root))
+	}
+	return fmt.Sprintf("issuer %s of root %s", short(k.Issuer), short(k.Root))
 }
 
 func flag(s Scope) string {

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"crypto/x509"
 	"maps"
 	"net/netip"
 	"regexp"
@@ -43,6 +44,9 @@ func (c *checks) config(m *v1alpha1.MeshConfig) {
 	}
 	for i, r := range m.Spec.JWKS.AllowedRanges {
 		c.prefix(spec.Child("jwks", "allowedRanges").Index(i), r, "10.96.0.0/12")
+	}
+	if cm := m.Spec.CA.CertManager; cm != nil && cm.Roots != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cm.Roots)) {
+		c.refuse(spec.Child("ca", "certManager", "roots"), "…", "there is no certificate in it: write those of the issuer's roots, in PEM (-----BEGIN CERTIFICATE-----)")
 	}
 	for i, a := range m.Spec.ExternalAuthorizers {
 		at := spec.Child("externalAuthorizers").Index(i).Child("service")

@@ -21,19 +21,23 @@ import (
 
 // The keys of the Secret, all in PEM.
 const (
-	RootKey           = "root.crt"
-	RootPrivateKey    = "root.key"
-	IssuerKey         = "issuer.crt"
-	IssuerPrivateKey  = "issuer.key"
-	NextRootKey       = "next-root.crt"
-	NextRootPrivate   = "next-root.key"
-	NextIssuerKey     = "next-issuer.crt"
-	NextIssuerPrivate = "next-issuer.key"
-	RecordKey         = "rotation.json" // not in PEM, and not secret
-	managedBy         = "app.kubernetes.io/managed-by"
-	managedByTulle    = "tulle"
-	componentLabel    = "app.kubernetes.io/component"
-	componentIdentity = "certificate-authority"
+	RootKey            = "root.crt"
+	RootPrivateKey     = "root.key"
+	IssuerKey          = "issuer.crt"
+	IssuerPrivateKey   = "issuer.key"
+	NextRootKey        = "next-root.crt"
+	NextRootPrivate    = "next-root.key"
+	NextIssuerKey      = "next-issuer.crt"
+	NextIssuerPrivate  = "next-issuer.key"
+	ServersKey         = "servers.crt"
+	ServersPrivate     = "servers.key"
+	NextServersKey     = "next-servers.crt"
+	NextServersPrivate = "next-servers.key"
+	RecordKey          = "rotation.json" // not in PEM, and not secret
+	managedBy          = "app.kubernetes.io/managed-by"
+	managedByTulle     = "tulle"
+	componentLabel     = "app.kubernetes.io/component"
+	componentIdentity  = "certificate-authority"
 )
 
 // A watch of the one object by its name is allowed by its name; creating cannot
@@ -153,6 +157,8 @@ func stored(secret *corev1.Secret) ca.Stored {
 		Issuer: secret.Data[IssuerKey], IssuerKey: secret.Data[IssuerPrivateKey],
 		NextRoot: secret.Data[NextRootKey], NextRootKey: secret.Data[NextRootPrivate],
 		NextIssuer: secret.Data[NextIssuerKey], NextIssuerKey: secret.Data[NextIssuerPrivate],
+		Servers: secret.Data[ServersKey], ServersKey: secret.Data[ServersPrivate],
+		NextServers: secret.Data[NextServersKey], NextServersKey: secret.Data[NextServersPrivate],
 		Record: secret.Data[RecordKey], Revision: secret.ResourceVersion,
 	}
 }
@@ -164,7 +170,9 @@ func fill(secret *corev1.Secret, content ca.Stored) {
 	for key, value := range map[string][]byte{
 		RootKey: content.Root, RootPrivateKey: content.RootKey, IssuerKey: content.Issuer, IssuerPrivateKey: content.IssuerKey,
 		NextRootKey: content.NextRoot, NextRootPrivate: content.NextRootKey,
-		NextIssuerKey: content.NextIssuer, NextIssuerPrivate: content.NextIssuerKey, RecordKey: content.Record,
+		NextIssuerKey: content.NextIssuer, NextIssuerPrivate: content.NextIssuerKey,
+		ServersKey: content.Servers, ServersPrivate: content.ServersKey,
+		NextServersKey: content.NextServers, NextServersPrivate: content.NextServersKey, RecordKey: content.Record,
 	} {
 		if len(value) > 0 {
 			secret.Data[key] = value

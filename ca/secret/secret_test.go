@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,29 @@ func read(t *testing.T, c client.Client) *corev1.Secret {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func TestEveryPartOfTheMaterialIsStored(t *testing.T) {
+	var all ca.Stored
+	for i, v := 0, reflect.ValueOf(&all).Elem(); i < v.NumField(); i++ {
+		if v.Field(i).Kind() == reflect.Slice {
+			v.Field(i).SetBytes([]byte(v.Type().Field(i).Name))
+		}
+	}
+	store := New(fake.NewClientBuilder().Build(), name)
+	stored, err := store.Create(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all.Revision = stored.Revision; !reflect.DeepEqual(stored, all) {
+		t.Error("not all of it is created")
+	}
+	if stored, err = store.Update(t.Context(), ca.Stored{Root: all.Root, Revision: all.Revision}); err != nil {
+		t.Fatal(err)
+	}
+	if want := (ca.Stored{Root: all.Root, Revision: stored.Revision}); !reflect.DeepEqual(stored, want) {
+		t.Error("what is gone stays")
+	}
 }
 
 func TestReplicasThatRaceCreateOneAuthority(t *testing.T) {

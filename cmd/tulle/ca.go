@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -236,7 +237,8 @@ func (s *authorityStatus) data() any { return s }
 // lacks reports whether somebody has to do something.
 func (s *authorityStatus) lacks(now time.Time) bool {
 	switch s.Reason {
-	case ca.ReasonWaiting, ca.ReasonInvalid, ca.ReasonRefused, ca.ReasonEndsSoon, ca.ReasonUnavailable:
+	case ca.ReasonWaiting, ca.ReasonInvalid, ca.ReasonRefused, ca.ReasonEndsSoon, ca.ReasonUnavailable,
+		ca.ReasonPending, ca.ReasonDenied, ca.ReasonFailed:
 		return true
 	}
 	return now.After(s.Issuer.NotAfter)
@@ -251,7 +253,9 @@ func (s *authorityStatus) table(now time.Time) *table {
 		}
 		t.row(use, c.KeyID, c.Key, c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339), left)
 	}
-	row("issuer", s.Issuer)
+	if s.Record.Delegation == nil {
+		row("issuer", s.Issuer)
+	}
 	for _, r := range s.Roots {
 		use := "root"
 		if now := s.Record.Rotation; now != nil && now.From.Root != now.To.Root {
@@ -263,6 +267,9 @@ func (s *authorityStatus) table(now time.Time) *table {
 			}
 		}
 		row(use, r)
+	}
+	for _, r := range s.Servers {
+		row("root of the control plane", r)
 	}
 	if now := s.Record.Rotation; now != nil {
 		forced := ""
@@ -278,6 +285,12 @@ func (s *authorityStatus) table(now time.Time) *table {
 	case !s.Leading:
 		t.note("The leader does not answer; %s knows what is signed with, and not what a rotation waits for.", s.Replica)
 	}
+	switch signer := s.Record.Signer; {
+	case signer != nil && s.Record.Delegation != nil:
+		t.note("%s signs the certificates of workloads.", signer)
+	case signer != nil:
+		t.note("%s has signed the issuer.", signer)
+	}
 	if !s.RootKey {
 		t.note("The root's key is not in the cluster.")
 	}
@@ -285,6 +298,24 @@ func (s *authorityStatus) table(now time.Time) *table {
 		t.note("Not there yet: %s", list(s.Behind, 3))
 	}
 	return t
+}
+
+// signers names who signed before and after a rotation.
+func signers(p ca.Past) string {
+	name := func(s *ca.Signer) string {
+		if s == nil {
+			return "mesh"
+		}
+		return fmt.Sprintf("%s/%s (%s)", s.Kind, s.Name, s.Signs)
+	}
+	text := name(p.To.Signer)
+	if from := name(p.From.Signer); from != text {
+		text = from + " > " + text
+	}
+	if p.GivenUp {
+		text += ", given up"
+	}
+	return text
 }
 
 // authorityHistory are rotations that have ended.
@@ -295,8 +326,9 @@ func (h authorityHistory) data() any {
 }
 
 func (h authorityHistory) table(time.Time) *table {
-	t := &table{header: []string{"ENDED", "SCOPE", "WHY", "TOOK", "ISSUER", "ROOT", "CUT OFF"}}
+	t := &table{header: []string{"ENDED", "SCOPE", "WHY", "TOOK", "ISSUER", "ROOT", "SIGNED BY", "CUT OFF"}}
 	change := func(from, to string) string {
+		from, to = cmp.Or(from, "none"), cmp.Or(to, "none") // where leaves are signed elsewhere
 		if from == to {
 			return short(to)
 		}
@@ -304,7 +336,7 @@ func (h authorityHistory) table(time.Time) *table {
 	}
 	for _, p := range h {
 		t.row(p.Ended.UTC().Format(time.RFC3339), string(p.Scope), string(p.Why), p.Ended.Sub(p.Started).Round(time.Second).String(),
-			change(p.From.Issuer, p.To.Issuer), change(p.From.Root, p.To.Root), list(p.CutOff, 3))
+			change(p.From.Issuer, p.To.Issuer), change(p.From.Root, p.To.Root), signers(p), list(p.CutOff, 3))
 	}
 	if len(h) == 0 {
 		t.note("Nothing was rotated yet.")

@@ -66,6 +66,40 @@ func TestTheLeaderSaysForWhomARotationWaits(t *testing.T) {
 	}
 }
 
+func TestItIsSaidWhoSigns(t *testing.T) {
+	signer := ca.Signer{Name: "company", Kind: "Issuer", Group: "cert-manager.io", Signs: ca.SignsLeaves}
+	root := ca.AuthorityCertificate{KeyID: "33cc", NotAfter: testNow.AddDate(1, 0, 0)}
+	servers := ca.AuthorityCertificate{KeyID: "44dd", NotAfter: testNow.AddDate(1, 0, 0)}
+	state := ca.State{
+		Leading: true, Reason: ca.ReasonPending, Message: "2 certificates are not signed yet", Issuer: root,
+		Roots: []ca.AuthorityCertificate{root}, Servers: []ca.AuthorityCertificate{servers},
+		Record: ca.Record{
+			Signer: &signer, Delegation: &ca.Delegation{},
+			History: []ca.Past{{Scope: ca.ScopeRoot, Why: ca.WhySwitched, From: ca.Keys{Issuer: "11aa", Root: "22bb"}, To: ca.Keys{Root: "33cc", Signer: &signer}, GivenUp: true}},
+		},
+	}
+	text, err := json.Marshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := harness{objects: []runtime.Object{tulled("tulled-0")}, replies: map[string]string{"tulled-0": string(text)}}
+	code, out, _ := h.run(t, "ca status")
+	for _, want := range []string{"Issuer company (cert-manager.io) signs the certificates of workloads", "Pending: 2 certificates", "root of the control plane", "44dd"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the status does not say %q:\n%s", want, out)
+		}
+	}
+	if code != exitLacking || strings.Contains(out, "\nissuer ") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	_, out, _ = h.run(t, "ca history")
+	for _, want := range []string{"mesh > Issuer/company (Leaves), given up", "11aa > none"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the history does not say %q:\n%s", want, out)
+		}
+	}
+}
+
 func TestOnlyTheExplicitWordForces(t *testing.T) {
 	code, _, words := harness{}.run(t, "ca rotate --force=yes")
 	if code != exitError || !strings.Contains(words, "--force="+ca.ForceWord) {

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/tulle-mesh/tulle/ca"
+	"github.com/tulle-mesh/tulle/ca/certmanager"
 	"github.com/tulle-mesh/tulle/ca/secret"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/status"
@@ -28,6 +29,8 @@ const (
 	caSecret = "tulle-ca"
 	// broughtSecret is where an operator brings an intermediate.
 	broughtSecret = "tulle-ca-issuer"
+	// serviceAccount is that of the control plane, in the manifests.
+	serviceAccount = "tulled"
 )
 
 func (p *controlPlane) openAuthority(ctx context.Context) error {
@@ -36,9 +39,16 @@ func (p *controlPlane) openAuthority(ctx context.Context) error {
 		return fmt.Errorf("making a client for the authority's Secret: %w", err)
 	}
 	log := p.log.WithName("ca")
+	remote, err := certmanager.New(certmanager.Options{
+		Client: direct, Namespace: p.options.namespace, Replica: p.options.pod, Alive: p.alive,
+		Log: log.WithName("certmanager"), Registerer: metrics.Registry, Now: p.clock.Now,
+	})
+	if err != nil {
+		return fmt.Errorf("making the requester of certificates: %w", err)
+	}
 	p.authority, err = ca.Open(ctx, ca.AuthorityOptions{
 		Store: secret.New(direct, types.NamespacedName{Namespace: p.options.namespace, Name: caSecret}),
-		Log:   log, Registerer: metrics.Registry, Now: p.clock.Now,
+		Log:   log, Registerer: metrics.Registry, Now: p.clock.Now, Remote: remote,
 	})
 	if err != nil {
 		return err
@@ -60,15 +70,22 @@ func (p *controlPlane) openAuthority(ctx context.Context) error {
 		Live:       live{p},
 		Spread:     func(ctx context.Context) ([]string, error) { return p.spread.Behind(ctx) },
 		SpreadTime: p.options.rootSpreadTime,
-		Changed:    func() { p.status.AuthorityChanged() },
-		Log:        log,
+		Namespace:  p.options.namespace, ServiceAccount: serviceAccount,
+		Changed: func() { p.status.AuthorityChanged() },
+		Log:     log,
 	})
-	for _, r := range []runnable{p.authority.Run, p.certificates.Run} {
+	for _, r := range []runnable{p.authority.Run, p.certificates.Run, remote.Run} {
 		if err := p.manager.Add(r); err != nil {
 			return fmt.Errorf("adding the authority: %w", err)
 		}
 	}
 	return nil
+}
+
+// alive reports whether a replica's pod is there.
+func (p *controlPlane) alive(pod string) bool {
+	_, ok := p.builder.Snapshot().Workload(mesh.Name{Namespace: p.options.namespace, Name: pod})
+	return ok || pod == p.options.pod
 }
 
 func (p *controlPlane) servingNames() []string {
@@ -161,11 +178,19 @@ func terms(c *v1alpha1.MeshConfig) *ca.Settings {
 		}
 		return t
 	}
-	return &ca.Settings{
-		Issuer:  of(c.Spec.CertificateAuthority.Issuer, ca.DefaultIssuerLifetime),
-		Root:    of(c.Spec.CertificateAuthority.Root, ca.DefaultRootLifetime),
+	s := &ca.Settings{
+		Issuer:  of(c.Spec.CA.Issuer, ca.DefaultIssuerLifetime),
+		Root:    of(c.Spec.CA.Root, ca.DefaultRootLifetime),
 		Request: c.Annotations[v1alpha1.AnnotationRotate],
 	}
+	if cm := c.Spec.CA.CertManager; cm != nil {
+		s.Roots = []byte(cm.Roots)
+		s.Signer = &ca.Signer{
+			Name: cm.IssuerRef.Name, Kind: cm.IssuerRef.Kind, Group: cm.IssuerRef.Group,
+			Signs: ca.Signs(cm.Signs), Roots: ca.RootsID(s.Roots),
+		}
+	}
+	return s
 }
 
 // aboutAuthority is what the MeshConfig's status says of it.
@@ -173,7 +198,8 @@ func (p *controlPlane) aboutAuthority() (status.Authority, bool) {
 	reason, message, ok := p.rotator.Verdict()
 	a := status.Authority{Current: reason == ca.ReasonCurrent, Reason: reason, Message: message}
 	switch reason {
-	case ca.ReasonWaiting, ca.ReasonInvalid, ca.ReasonRefused, ca.ReasonEndsSoon, ca.ReasonUnavailable:
+	case ca.ReasonWaiting, ca.ReasonInvalid, ca.ReasonRefused, ca.ReasonEndsSoon, ca.ReasonUnavailable,
+		ca.ReasonPending, ca.ReasonDenied, ca.ReasonFailed:
 		a.NeedsHelp = true
 	}
 	return a, ok

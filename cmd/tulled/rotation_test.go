@@ -290,7 +290,8 @@ func (m *lab) kubelets(t *testing.T) {
 			return err
 		}
 		present = c.Data[trust.RootsPEM]
-		if n, want := strings.Count(present, "BEGIN CERTIFICATE"), len(m.authority(t).Roots); n != want {
+		s := m.authority(t)
+		if n, want := strings.Count(present, "BEGIN CERTIFICATE"), len(s.Roots)+len(s.Servers); n != want {
 			return fmt.Errorf("it has %d roots, not %d", n, want)
 		}
 		return nil
@@ -361,15 +362,23 @@ func (m *lab) bring(t *testing.T) string {
 // current waits until the MeshConfig says that nothing is to be rotated.
 func (m *lab) current(t *testing.T) {
 	t.Helper()
+	m.says(t, ca.ReasonCurrent, "")
+}
+
+// says waits until the MeshConfig says so of the authority.
+func (m *lab) says(t *testing.T, reason, words string) {
+	t.Helper()
 	config := &unstructured.Unstructured{}
 	config.SetGroupVersionKind(v1alpha1.GroupVersion().WithKind("MeshConfig"))
-	eventually(t, "the MeshConfig to say that the authority is current", func() error {
+	eventually(t, "the MeshConfig to say that the authority is "+reason, func() error {
 		if err := m.client.Get(t.Context(), types.NamespacedName{Name: v1alpha1.MeshConfigName}, config); err != nil {
 			return err
 		}
 		conditions, _, _ := unstructured.NestedSlice(config.Object, "status", "conditions")
 		for _, c := range conditions {
-			if is := c.(map[string]any); is["type"] == v1alpha1.ConditionAuthorityCurrent && is["status"] == "True" {
+			is := c.(map[string]any)
+			if is["type"] == v1alpha1.ConditionAuthorityCurrent && is["reason"] == reason && (is["status"] == "True") == (reason == ca.ReasonCurrent) &&
+				strings.Contains(is["message"].(string), words) {
 				return nil
 			}
 		}

@@ -26,6 +26,7 @@ import (
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/ca"
+	"github.com/tulle-mesh/tulle/ca/certmanager"
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/controllers/gateway"
 	"github.com/tulle-mesh/tulle/controllers/jwks"
@@ -88,7 +89,7 @@ const forever = 100 * 365 * 24 * time.Hour
 func (p *controlPlane) startManager(context.Context) error {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install,
+		clientgoscheme.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install, certmanager.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return fmt.Errorf("building the scheme: %w", err)

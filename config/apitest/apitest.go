@@ -107,9 +107,19 @@ func binariesFolder() (string, error) {
 // GatewayCRDs returns the folder of the CRDs of the Gateway API, which are in its Go
 // module: what users install of it, they take from there.
 func GatewayCRDs() (string, error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	return inModule("sigs.k8s.io/gateway-api", "config", "crd", "standard")
+}
+
+// CertManagerCRDs returns the folder of cert-manager's, which are in its Go module,
+// too.
+func CertManagerCRDs() (string, error) {
+	return inModule("github.com/cert-manager/cert-manager", "deploy", "crds")
+}
+
+func inModule(module string, folder ...string) (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
 	if err != nil {
-		return "", fmt.Errorf("looking for the Gateway API's module: %w", err)
+		return "", fmt.Errorf("looking for the module %s: %w", module, err)
 	}
-	return filepath.Join(strings.TrimSpace(string(out)), "config", "crd", "standard"), nil
+	return filepath.Join(append([]string{strings.TrimSpace(string(out))}, folder...)...), nil
 }

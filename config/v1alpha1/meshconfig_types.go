@@ -77,9 +77,9 @@ type MeshConfigSpec struct {
 	// +kubebuilder:default={}
 	Certificates Certificates `json:"certificates,omitzero"`
 
-	// certificateAuthority is the built-in authority that signs them.
+	// ca is the authority that signs them: the mesh's own unless it says otherwise.
 	// +optional
-	CertificateAuthority CertificateAuthority `json:"certificateAuthority,omitzero"`
+	CA CertificateAuthority `json:"ca,omitzero"`
 
 	// egress is traffic to addresses outside of the cluster.
 	// +optional
@@ -360,6 +360,78 @@ type CertificateAuthority struct {
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="!has(self.lifetime) || duration(self.lifetime) >= duration('24h') && duration(self.lifetime) <= duration('175200h')",message="a root lives for 24h at least and 175200h (20 years) at most: write 87600h"
 	Root AuthorityCertificate `json:"root,omitzero"`
+
+	// certManager has an issuer of cert-manager sign in place of a root of the mesh's
+	// own. The mesh goes over step by step, and so it does back where it is removed.
+	// +optional
+	CertManager *CertManager `json:"certManager,omitempty"`
+}
+
+// CertManagerSigns is what an issuer of cert-manager signs.
+//
+// +kubebuilder:validation:Enum=Intermediate;Leaves
+type CertManagerSigns string
+
+const (
+	// CertManagerIntermediate has it sign an intermediate, with which the control
+	// plane signs the certificates of workloads.
+	CertManagerIntermediate CertManagerSigns = "Intermediate"
+	// CertManagerLeaves has it sign the certificate of each workload.
+	CertManagerLeaves CertManagerSigns = "Leaves"
+)
+
+// CertManager is an issuer of cert-manager that signs for the mesh. Requests
+// (CertificateRequests) and an Issuer are in the control plane's own namespace.
+type CertManager struct {
+	// issuerRef is the issuer.
+	// +required
+	IssuerRef IssuerReference `json:"issuerRef"`
+
+	// signs: an Intermediate, whose key stays in the cluster and which makes
+	// certificates at once, or all Leaves, each by a CertificateRequest, for which a
+	// new workload waits. A SelfSigned issuer signs no Leaves.
+	// +optional
+	// +kubebuilder:default=Intermediate
+	Signs CertManagerSigns `json:"signs,omitempty"`
+
+	// roots are the root certificates that the issuer's certificates lead to, in PEM.
+	// Without it they are those that cert-manager names in the answer, which issuers
+	// that do not know their root leave out.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=65536
+	// +kubebuilder:validation:XValidation:rule="self.contains('-----BEGIN CERTIFICATE-----') && !self.contains('PRIVATE KEY')",message="roots are certificates in PEM, and no keys: write those of the issuer's roots, each from -----BEGIN CERTIFICATE----- on, or leave it out"
+	Roots string `json:"roots,omitempty"`
+}
+
+// IssuerReference refers to an issuer of cert-manager, or to one of another group
+// that answers CertificateRequests.
+//
+// +kubebuilder:validation:XValidation:rule="self.group != 'cert-manager.io' || self.kind in ['Issuer', 'ClusterIssuer']",message="cert-manager.io has the kinds Issuer and ClusterIssuer: write one of these, or the group of an external issuer"
+type IssuerReference struct {
+	// name of the issuer.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="name is that of an Issuer or ClusterIssuer: write it without a namespace, in lower-case letters, digits, '-' and '.'"
+	Name string `json:"name"`
+
+	// kind of the issuer: Issuer (in the control plane's namespace), ClusterIssuer, or
+	// an external issuer's kind.
+	// +optional
+	// +kubebuilder:default=Issuer
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Z][A-Za-z0-9]*$')",message="kind begins with a capital letter: write Issuer or ClusterIssuer, or an external issuer's kind"
+	Kind string `json:"kind,omitempty"`
+
+	// group of the issuer's kind.
+	// +optional
+	// +kubebuilder:default="cert-manager.io"
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="group has no version: write cert-manager.io, or an external issuer's group"
+	Group string `json:"group,omitempty"`
 }
 
 // RotationMode says who begins a rotation.

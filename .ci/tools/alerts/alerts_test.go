@@ -65,6 +65,15 @@ kube_deployment_spec_replicas{namespace="tulle-system",deployment="tulled"} 2x60
 			silent: []string{healthy, one + `
 kube_deployment_spec_replicas{namespace="tulle-system",deployment="tulled"} 1x60`},
 		},
+		"TulleCertManagerDoesNotSign": {
+			fires: []string{
+				`tulle_certificate_requests_total{outcome="denied",pod="a"} 0x40 1+1x20`,
+				`tulle_certificate_requests_oldest_seconds{pod="a"} 0x30 60+60x30`,
+			},
+			silent: []string{
+				`tulle_certificate_requests_total{outcome="signed",pod="a"} 0+3x60`, `tulle_certificate_requests_oldest_seconds{pod="a"} 5x60`,
+			},
+		},
 		"TulleProxyRefusesConfiguration": {
 			fires:  []string{`tulle_xds_nacks_total{type="lds",pod="a"} 0x54 1x10`},
 			silent: []string{`tulle_xds_nacks_total{type="lds",pod="a"} 0x60`, `tulle_xds_nacks_total{type="lds",pod="a"} 0x10 7x50`},

@@ -4,24 +4,12 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"time"
 )
 
-// Upstream signs the intermediates that the mesh's certificates are signed by:
-// the built-in root, or somebody else's authority.
-type Upstream interface {
-	// Intermediate has a certificate of an authority made for the request's key,
-	// for as long as the lifetime says or less. The request (PKCS#10) is signed
-	// by that key. It may wait as long as the context; whatever fails is tried
-	// again, with another key.
-	Intermediate(ctx context.Context, request *x509.CertificateRequest, lifetime time.Duration) (Intermediate, error)
-}
-
-// Intermediate is what an Upstream answers.
+// Intermediate is one that was signed.
 type Intermediate struct {
 	// Chain is the intermediate, followed by those between it and the root.
 	Chain []*x509.Certificate
@@ -53,25 +41,18 @@ func (b Brought) MarshalLog() any { return b.String() }
 
 func (b Brought) empty() bool { return len(b.Chain)+len(b.Key)+len(b.Roots) == 0 }
 
-// ownRoot is the Upstream whose root's key the authority keeps itself.
-type ownRoot struct {
-	m    *material
-	now  time.Time
-	rand io.Reader
-}
-
-// Intermediate signs at once.
-func (o ownRoot) Intermediate(_ context.Context, request *x509.CertificateRequest, lifetime time.Duration) (Intermediate, error) {
-	return o.m.signIntermediate(o.now, o.rand, request, lifetime)
-}
-
 // newIntermediate makes a key for an intermediate, and the request to sign it.
 func newIntermediate(rand io.Reader) (crypto.Signer, *x509.CertificateRequest, error) {
 	key, err := newKey(rand)
 	if err != nil {
 		return nil, nil, err
 	}
-	template := &x509.CertificateRequest{Subject: pkix.Name{Organization: []string{"Tulle"}, CommonName: "Tulle issuer"}}
+	serial, err := newSerial(rand)
+	if err != nil {
+		return nil, nil, err
+	}
+	// A signer that takes the subject as it is has each be another.
+	template := &x509.CertificateRequest{Subject: authorityTemplate("issuer", serial).Subject}
 	der, err := x509.CreateCertificateRequest(rand, template, key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("request an intermediate: %w", err)
