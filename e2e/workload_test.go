@@ -61,6 +61,13 @@ func ports() []corev1.ServicePort {
 // deploy creates workloads and waits until they are ready.
 func (s *space) deploy(apps ...app) {
 	s.t.Helper()
+	s.create(apps...)
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, 2*time.Minute))
+}
+
+// create creates workloads.
+func (s *space) create(apps ...app) {
+	s.t.Helper()
 	ctx := s.t.Context()
 	for _, a := range apps {
 		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: a.name}}
@@ -72,7 +79,6 @@ func (s *space) deploy(apps ...app) {
 			s.service(a.name, a.selector())
 		}
 	}
-	must(s.t, s.c.Deployed(ctx, s.name, 2*time.Minute))
 }
 
 // service creates a Service with all ports; edits have the last word.

@@ -1,7 +1,8 @@
 #!/bin/bash
 # build.sh [IMAGE...] builds images without docker, the product's and the tests' or the named ones
-# (only so: fortio, the load tool of a benchmark; echo-basic, echo-advanced and coredns, the cluster's
-# own, which the Gateway API's conformance suite runs), and brings those that changed into the embedded cluster if it is up.
+# (only so: fortio, the load tool of a benchmark; cert-manager, for its test; echo-basic, echo-advanced
+# and coredns, the cluster's own, which the Gateway API's conformance suite runs), and brings those that
+# changed into the embedded cluster if it is up.
 # The archives stay in bin/images/ and are what any other cluster can load, too.
 # `Dockerfile` describes the same images for docker.
 set -euo pipefail
@@ -68,6 +69,12 @@ echo_advanced() {
   as_the_suite echo-advanced
 }
 
+cert_manager() {
+  local program
+  program=$(../certmanager/build.sh)
+  archive localhost/cert-manager:dev /cert-manager 65532:65532 "$program=/cert-manager"
+}
+
 envoy() {
   local envoy libraries
   envoy=$(./envoy.sh)
@@ -103,7 +110,8 @@ for image; do
       ;;
     echo-advanced) echo_advanced ;;
     coredns) as_the_suite coredns localhost/coredns:cluster ;;
+    cert-manager) cert_manager ;;
     envoy) envoy ;;
-    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy, fortio, echo-basic, echo-advanced, coredns" ;;
+    *) die "no image $image; there are tulled, tulle-init, tulle-cni, tulle-echo, envoy, fortio, echo-basic, echo-advanced, coredns, cert-manager" ;;
   esac
 done

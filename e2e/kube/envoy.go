@@ -2,7 +2,10 @@ package kube
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -116,6 +119,71 @@ func (c *Cluster) WorkloadCertificate(ctx context.Context, namespace, pod string
 		}
 	}
 	return Certificate{}, fmt.Errorf("%s/%s has no certificate with a URI yet", namespace, pod)
+}
+
+// Chain is what a workload presents, its own certificate first, and the roots that it
+// verifies others by.
+type Chain struct{ Chain, Roots []*x509.Certificate }
+
+// WorkloadChain is what a pod's proxy presents and trusts, as it was given by the
+// control plane.
+func (c *Cluster) WorkloadChain(ctx context.Context, namespace, pod string) (Chain, error) {
+	body, err := c.Admin(ctx, namespace, pod, "/config_dump?resource=dynamic_active_secrets")
+	if err != nil {
+		return Chain{}, err
+	}
+	type inline struct {
+		Bytes []byte `json:"inline_bytes"`
+	}
+	var dump struct {
+		Configs []struct {
+			Name    string `json:"name"`
+			Version string `json:"version_info"` // of the control plane alone; files have none
+			Secret  struct {
+				Certificate struct {
+					Chain inline `json:"certificate_chain"`
+				} `json:"tls_certificate"`
+				Validation struct {
+					Trusted inline `json:"trusted_ca"`
+				} `json:"validation_context"`
+			} `json:"secret"`
+		} `json:"configs"`
+	}
+	if err := json.Unmarshal(body, &dump); err != nil {
+		return Chain{}, fmt.Errorf("reading the secrets of %s/%s: %w", namespace, pod, err)
+	}
+	var out Chain
+	for _, s := range dump.Configs {
+		switch {
+		case s.Version == "":
+		case s.Name == "workload":
+			out.Chain, err = Certificates(s.Secret.Certificate.Chain.Bytes)
+		case s.Name == "roots":
+			out.Roots, err = Certificates(s.Secret.Validation.Trusted.Bytes)
+		}
+		if err != nil {
+			return Chain{}, fmt.Errorf("reading the secret %s of %s/%s: %w", s.Name, namespace, pod, err)
+		}
+	}
+	if len(out.Chain) == 0 || len(out.Roots) == 0 {
+		return Chain{}, fmt.Errorf("%s/%s has no certificate or no roots yet", namespace, pod)
+	}
+	return out, nil
+}
+
+// Certificates are those of a PEM text, one at least.
+func Certificates(text []byte) (out []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("there is no certificate in PEM")
+	}
+	return out, nil
 }
 
 // Proxy is the proxy's container of a pod.

@@ -45,17 +45,20 @@ func (c *Cluster) Installed(ctx context.Context) error {
 // creating it: the Service may reach its pods a moment later than they are
 // ready.
 func (c *Cluster) webhookAnswers(ctx context.Context) error {
-	gvk := MeshKind("MeshPolicy")
-	r, err := c.resource(ctx, gvk, TulleNamespace)
+	return c.dryRun(ctx, &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": MeshKind("").GroupVersion().String(),
+		"kind":       "MeshPolicy",
+		"metadata":   map[string]any{"generateName": "dry-run-", "namespace": TulleNamespace},
+		"spec":       map[string]any{"mtls": map[string]any{"mode": "Permissive"}},
+	}})
+}
+
+// dryRun has the API server do all but create an object.
+func (c *Cluster) dryRun(ctx context.Context, o *unstructured.Unstructured) error {
+	r, err := c.resource(ctx, o.GroupVersionKind(), o.GetNamespace())
 	if err != nil {
 		return err
 	}
-	o := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": gvk.GroupVersion().String(),
-		"kind":       gvk.Kind,
-		"metadata":   map[string]any{"generateName": "dry-run-"},
-		"spec":       map[string]any{"mtls": map[string]any{"mode": "Permissive"}},
-	}}
 	_, err = r.Create(ctx, o, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	return err
 }
