@@ -180,8 +180,11 @@ func (r *Rotator) Run(ctx context.Context) error {
 			r.opts.Log.Error(err, "the certificate authority cannot be rotated now; trying again")
 		}
 		pause := idleTick
-		if r.opts.Authority.material.Load().record.Rotation != nil || r.ordered != nil {
+		switch record := r.opts.Authority.material.Load().record; {
+		case record.Rotation != nil || r.ordered != nil:
 			pause = rotatingTick
+		case record.Delegation != nil:
+			pause = lookInterval
 		}
 		timer := time.NewTimer(pause)
 		select {

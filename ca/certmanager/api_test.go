@@ -163,13 +163,23 @@ func order(t *testing.T, signer ca.Signer, account string) ca.Order {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: "mesh"}}
 	o := ca.Order{Signer: signer, Key: key, Lifetime: time.Hour, Accept: func(ca.Answer) error { return nil }}
 	if account != "" {
-		id := ca.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: account}
-		o.For, template = id.String(), &x509.CertificateRequest{URIs: []*url.URL{id.URL()}}
+		o.For = ca.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: account}.String()
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	return again(t, o)
+}
+
+// again is the order as it is given once more: its request has another signature.
+func again(t *testing.T, o ca.Order) ca.Order {
+	t.Helper()
+	template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: "mesh"}}
+	if o.For != "" {
+		id, err := url.Parse(o.For)
+		must(t, err)
+		template = &x509.CertificateRequest{URIs: []*url.URL{id}}
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, o.Key)
 	must(t, err)
 	o.Request, err = x509.ParseCertificateRequest(der)
 	must(t, err)
@@ -423,7 +433,7 @@ func (h *house) pending(t *testing.T) {
 	r := h.remote(t)
 	o := order(t, by("company", ca.SignsLeaves), "web")
 	for range 2 {
-		_, err := r.Sign(soon(t), o)
+		_, err := r.Sign(soon(t), again(t, o))
 		refuses(t, err, ca.ReasonPending, "waits for Issuer company (cert-manager.io) since")
 	}
 	if n := len(h.requests(t)); n != 1 {
@@ -435,7 +445,7 @@ func (h *house) pending(t *testing.T) {
 		t.Errorf("the outlook is %+v", outlook)
 	}
 	h.controller.Behave(fake.Sign)
-	_, err = r.Sign(t.Context(), o)
+	_, err = r.Sign(t.Context(), again(t, o))
 	must(t, err)
 	if n := len(h.requests(t)); n != 0 || r.oldest() != 0 {
 		t.Errorf("%d requests are left", n)

@@ -1,7 +1,6 @@
 package certmanager
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -171,7 +170,9 @@ func (r *Remote) answered(ctx context.Context, o ca.Order, selfSigned bool) (*cm
 	}
 }
 
-// ensure reads the request, or makes it.
+// ensure reads the request, or makes it. One that is there from an earlier turn is for
+// the same key, and not the same to the byte: its signature is random. What is answered
+// is checked, whatever was asked.
 func (r *Remote) ensure(ctx context.Context, wanted *cmapi.CertificateRequest) (*cmapi.CertificateRequest, *ca.NotSigned) {
 	name := client.ObjectKeyFromObject(wanted)
 	cr := &cmapi.CertificateRequest{}
@@ -188,11 +189,8 @@ func (r *Remote) ensure(ctx context.Context, wanted *cmapi.CertificateRequest) (
 			err = r.opts.Client.Get(ctx, name, cr)
 		}
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, r.unavailable(ctx, "make CertificateRequest "+name.String(), err)
-	case !bytes.Equal(cr.Spec.Request, wanted.Spec.Request):
-		return nil, &ca.NotSigned{Reason: ca.ReasonFailed, Message: fmt.Sprintf("CertificateRequest %s is not what was asked for", name)}
 	}
 	return cr, nil
 }
