@@ -20,6 +20,7 @@ type expectation struct {
 // TestAuthorizationDecidesBy applies one policy after the other to the same
 // server and makes the calls that it lets in and refuses.
 func TestAuthorizationDecidesBy(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "authz", true)
 	other := newSpace(t, "foreign", true)
 	s.deploy(app{name: "server"}, app{name: "friend"}, app{name: "stranger"})
@@ -156,6 +157,7 @@ func TestAnExternalAuthorizerIsAskedOverTheMesh(t *testing.T) {
 
 // What a rule cannot be asked about is refused, and the policy's status says so.
 func TestAuthorizationThatCannotBeAskedFailsClosed(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "closed", true)
 	s.deploy(app{name: "server"}, app{name: "friend"})
 	friend := s.in("friend")

@@ -145,6 +145,7 @@ func TestARestartOfTheControlPlaneCostsNoCall(t *testing.T) {
 // A proxy that hears from no control plane goes on when every pod that it knows of is
 // replaced by another.
 func TestCallsFindPodsThatTheProxyWasNotToldOf(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "untold", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 2})
 	s.strict()

@@ -10,6 +10,7 @@ import (
 // are dropped. What is under way to it then is lost; what comes after goes elsewhere,
 // also where it shares a connection of HTTP/2 with that.
 func TestAPodThatIsCutOffIsLeftOut(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "cutoff", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})
 	s.strict()

@@ -45,6 +45,7 @@ func (s *space) addresses(selector string) []string {
 // What is outside is called from the gateway's address alone, by those whose certificate the
 // gateway takes; its pods are replaced under load; and without it nothing leaves.
 func TestCallsLeaveByAnEgressGateway(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "egress", true)
 	outside := newSpace(t, "internet", false)
 	s.deploy(app{name: "client"}, app{name: "other"})
@@ -68,7 +69,9 @@ func TestCallsLeaveByAnEgressGateway(t *testing.T) {
 	service("theirs", tcp, "addresses: [192.0.2.3]\nfrom: [{serviceAccounts: [client]}]")
 
 	from, other := s.in("client"), s.in("other")
-	host := func(name string) []string { return []string{"http", "http://192.0.2.1", "--host", name + ".outside.test"} }
+	host := func(name string) []string {
+		return []string{"http", "http://192.0.2.1", "--host", name + ".outside.test"}
+	}
 	gateways := func() []string { return s.addresses("gateway.networking.k8s.io/gateway-name=exit") }
 	for _, c := range []struct {
 		what  string

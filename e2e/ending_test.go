@@ -93,6 +93,7 @@ func (s *space) everyForm() map[string][]string {
 }
 
 func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=5s"))
 	from := s.in("client")
@@ -107,6 +108,7 @@ func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
 // Without a sleep the application is told to stop some 30 ms after the deletion
 // and closes its ports, while callers may still be hearing of it.
 func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, noSleep, "--grace=5s"))
 	loads := s.everyForm()
@@ -118,6 +120,7 @@ func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
 }
 
 func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=0s"))
 	from := s.in("client")
@@ -184,6 +187,7 @@ func TestEndingTellsWhoIsConnectedToGoElsewhere(t *testing.T) {
 // One of two pods has no port open, as one has that starts, crashed, or closed
 // its port to end.
 func TestACallThatASidecarCannotHandOnGoesToAnotherPod(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "unreached", true)
 	closed := app{name: "closed", label: "server", noService: true, pod: func(p *corev1.PodTemplateSpec) {
 		p.Spec.Containers[0].Args = []string{"serve", "--http=", "--grpc="}

@@ -15,6 +15,7 @@ import (
 // Services and pods have addresses of both families; the mesh is the same on
 // each, and neither is a way round it.
 func TestBothAddressFamiliesAreMeshed(t *testing.T) {
+	t.Parallel()
 	s, outside := newSpace(t, "families", true), newSpace(t, "families-outside", false)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	outside.deploy(app{name: "client"})

@@ -25,6 +25,7 @@ func peer(name string) func(*report.Call) error {
 // own it stays, TLS that ends at the gateway, and bytes of any kind. Within the mesh they
 // are in mesh mTLS: the server takes nothing else, and from nobody else.
 func TestAGatewayLetsConnectionsIn(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "connections", true)
 	outside := newSpace(t, "internet", false)
 	s.deploy(app{name: "server"}, app{name: "other"})

@@ -67,6 +67,7 @@ func (s *space) certificate(secret, commonName string) {
 // Clients outside of the mesh come in by a gateway, which is a workload with an identity
 // of its own; its certificate is renewed, and its pods are replaced, under load.
 func TestAGatewayLetsTrafficIn(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "gateway", true)
 	outside := newSpace(t, "internet", false)
 	s.deploy(app{name: "server"})

@@ -17,6 +17,7 @@ import (
 // A Gateway's policies are those that name it: the mesh's own do not hold there, since its
 // callers are nobody in the mesh.
 func TestAGatewaysPoliciesAreThoseThatNameIt(t *testing.T) {
+	t.Parallel()
 	s, outside := newSpace(t, "guarded", true), newSpace(t, "guest", false)
 	s.deploy(app{name: "server"})
 	outside.deploy(app{name: "client"}, app{name: "other"})

@@ -82,6 +82,7 @@ func TestADrainAndEvictionsCostNoCall(t *testing.T) {
 
 // A Job's pod that serves ends of its own accord: nobody is told before.
 func TestTheCompletionOfAJobThatServesCostsNoCall(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "job", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 2})
 	template := ending(1, nil, "--for=8s", "--grace=3s").deployment().Spec.Template

@@ -159,6 +159,7 @@ func differs(pod *corev1.Pod) error {
 // The kubelet says of each probe in the mesh, under Strict, what it says of the
 // same outside.
 func TestProbesAreAsTruthfulAsWithoutTheMesh(t *testing.T) {
+	t.Parallel()
 	in, out := newSpace(t, "probed", true), newSpace(t, "probed-outside", false)
 	in.strict()
 	for _, s := range []*space{in, out} {

@@ -394,6 +394,7 @@ func saw(r *report.Call, name string) string {
 // as HTTP, passed on as bytes, or, where it says nothing, as the port's name says, or
 // as the first bytes do.
 func TestAPortIsTreatedAsItsAppProtocolSays(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "appprotocol", true)
 	s.strict()
 	s.deploy(app{name: "client", noService: true}, app{name: "server", noService: true})

@@ -33,6 +33,7 @@ func (s *space) wantStatuses(what string, got, want map[string]int) {
 }
 
 func TestOneCallerIsLimitedAndAnotherIsNot(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "limit", true)
 	s.deploy(app{name: "server"}, app{name: "busy"}, app{name: "calm"})
 	for _, a := range []string{"busy", "calm"} {
@@ -57,6 +58,7 @@ func TestOneCallerIsLimitedAndAnotherIsNot(t *testing.T) {
 }
 
 func TestEachCallerHasALimitOfItsOwn(t *testing.T) {
+	t.Parallel()
 	s, other := newSpace(t, "each", true), newSpace(t, "caller", true)
 	s.deploy(app{name: "server"}, app{name: "one"}, app{name: "two"}, app{name: "stranger"})
 	other.deploy(app{name: "one"})
@@ -81,6 +83,7 @@ func TestEachCallerHasALimitOfItsOwn(t *testing.T) {
 }
 
 func TestFaultsAreForTheRequestsThatTheyName(t *testing.T) {
+	t.Parallel()
 	s, other := newSpace(t, "fault", true), newSpace(t, "spared", true)
 	s.deploy(app{name: "server"}, app{name: "client"})
 	other.deploy(app{name: "client"})

@@ -16,6 +16,7 @@ import (
 func toServer(traffic string) string { return "targetRefs: [{name: server}]\ntraffic: " + traffic }
 
 func TestACircuitBreakerBoundsWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "breaker", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	from := s.in("client")
@@ -38,6 +39,7 @@ func TestACircuitBreakerBoundsWhatIsUnderWay(t *testing.T) {
 }
 
 func TestAPodThatFailsIsLeftOutForAWhile(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "outlier", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})
 	from := s.in("client")
@@ -61,6 +63,7 @@ func TestAPodThatFailsIsLeftOutForAWhile(t *testing.T) {
 }
 
 func TestAHashKeepsACallerWithItsPod(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "hash", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})
 	from := s.in("client")
@@ -102,6 +105,7 @@ func TestAHashKeepsACallerWithItsPod(t *testing.T) {
 }
 
 func TestARequestThatIsIdleEnds(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "idle", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	from := s.in("client")
@@ -116,6 +120,7 @@ func TestARequestThatIsIdleEnds(t *testing.T) {
 
 // When everything fails, what is sent does not multiply.
 func TestABudgetKeepsRetriesFromBecomingAStorm(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "budget", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	from, server := s.in("client"), s.running("server")
@@ -154,6 +159,7 @@ func (s *space) inbound(pod string) int {
 
 // A producer's policy holds for all clients, and a consumer's for its own.
 func TestEachNamespaceCallsAsItsOwnPolicySays(t *testing.T) {
+	t.Parallel()
 	s, other := newSpace(t, "producer", true), newSpace(t, "consumer", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	other.deploy(app{name: "client"})

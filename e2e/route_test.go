@@ -30,6 +30,7 @@ func parent(service string) string {
 }
 
 func TestRoutesOfTheGatewayAPIHoldForServices(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	s.strict()
 	must(t, s.c.GatewayAPI(t.Context()))
@@ -95,6 +96,7 @@ rules:
 // A route of the clients' own namespace is theirs alone, and holds for them instead
 // of the service's.
 func TestARouteOfTheClientsNamespaceIsTheirsAlone(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	must(t, s.c.GatewayAPI(t.Context()))
 	other := newSpace(t, "consumer", true)
@@ -124,6 +126,7 @@ rules:
 }
 
 func TestAGRPCRouteMatchesMethods(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	must(t, s.c.GatewayAPI(t.Context()))
 	from := s.in("client")

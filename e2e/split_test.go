@@ -53,6 +53,7 @@ func (s *space) onlyVersion(from kube.Pod, version string, args ...string) {
 }
 
 func TestASplitSharesOutCallsByWeight(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	from := s.in("client")
 	s.apply("TrafficSplit", "server", weights(0, 1))
@@ -105,6 +106,7 @@ func TestASplitSharesOutCallsByWeight(t *testing.T) {
 }
 
 func TestASplitMatchesHeadersAndPaths(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	from := s.in("client")
 	s.apply("TrafficSplit", "server", `
@@ -136,6 +138,7 @@ backends: [{service: server-v1, weight: 1}]`)
 
 // A mirror gets copies, and the caller hears nothing of it.
 func TestAMirrorGetsAShareOfWhatIsCalled(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	from := s.in("client")
 	s.apply("TrafficSplit", "server", "service: server\nbackends: [{service: server-v1}]\nmirrors: [{service: server-v2, percent: 30}]")
@@ -165,6 +168,7 @@ func TestAMirrorGetsAShareOfWhatIsCalled(t *testing.T) {
 // Subsets by label, an affinity, and connections that are not HTTP. All pods are the
 // root's own.
 func TestASplitOfPodsByTheirLabels(t *testing.T) {
+	t.Parallel()
 	s := newSplit(t)
 	s.strict()
 	from := s.in("client")

@@ -152,6 +152,7 @@ func (s *space) watcher(t *testing.T) kube.Pod {
 }
 
 func TestProbesTellTheTruthUnderStrict(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "probes", true)
 	s.strict()
 	get := func(port string, scheme corev1.URIScheme) corev1.ProbeHandler {

@@ -47,6 +47,7 @@ func reached(want map[string]string) func(*report.Call) error {
 // Where tokens may be looked at: by the application alone, by the gateway, behind a gateway
 // that passes TLS through, and by the sidecar beside mutual TLS.
 func TestTheFormsOfAuthenticationByTokens(t *testing.T) {
+	t.Parallel()
 	tulle := cli(t)
 	s, outside := newSpace(t, "tokens", true), newSpace(t, "visitors", false)
 	s.deploy(app{name: "server"}, app{name: "guarded"}, app{name: "client"}, app{name: "stranger"})

@@ -12,6 +12,7 @@ import (
 // way at the moment of the move are among them: 420 a second, and a move takes as long as
 // proxies need to take it up.
 func TestAMoveToStrictCostsNoCallOfTheMesh(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "tostrict", true)
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})

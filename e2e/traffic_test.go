@@ -62,6 +62,7 @@ func (s *space) checkTraffic(t *testing.T, from kube.Pod, host string, greeting 
 }
 
 func TestTrafficOfEveryKindPassesUnderStrict(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "strict", true)
 	s.deploy(app{name: "client"}, app{name: "server"})
 	s.strict()
@@ -69,6 +70,7 @@ func TestTrafficOfEveryKindPassesUnderStrict(t *testing.T) {
 }
 
 func TestTrafficOfEveryKindFromOutsidePassesUnderPermissive(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "permissive", true)
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "server"})
@@ -77,6 +79,7 @@ func TestTrafficOfEveryKindFromOutsidePassesUnderPermissive(t *testing.T) {
 }
 
 func TestTrafficOfEveryKindPassesToWorkloadsOutsideTheMesh(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "meshed", true)
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "client"})
@@ -85,6 +88,7 @@ func TestTrafficOfEveryKindPassesToWorkloadsOutsideTheMesh(t *testing.T) {
 }
 
 func TestHeadlessServicesAndPodAddressesWork(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "headless", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 2})
 	s.service("bare", map[string]string{"app": "server"}, headless)
@@ -115,6 +119,7 @@ func TestHeadlessServicesAndPodAddressesWork(t *testing.T) {
 // Two headless services with one port number must not be mixed up: each name's
 // pods answer for themselves.
 func TestHeadlessServicesThatShareAPortAreKeptApart(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "collide", true)
 	s.deploy(app{name: "client"}, app{name: "red", version: "red"}, app{name: "blue", version: "blue"})
 	s.service("bare-red", map[string]string{"app": "red"}, headless)
@@ -128,6 +133,7 @@ func TestHeadlessServicesThatShareAPortAreKeptApart(t *testing.T) {
 }
 
 func TestAServiceWithoutASelectorUsesItsSlices(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t, "noselector", true)
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "client"})

@@ -156,7 +156,7 @@ func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
 
 // installCertManager installs cert-manager's CRDs and an issuer, and has requests
 // answered.
-func (m *lab) installCertManager(t *testing.T) *fake.Controllers {
+func (c *cluster) installCertManager(t *testing.T) *fake.Controllers {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -166,22 +166,22 @@ func (m *lab) installCertManager(t *testing.T) *fake.Controllers {
 	}
 	crds, err := apitest.CertManagerCRDs()
 	must(err)
-	config := rest.CopyConfig(m.config)
+	config := rest.CopyConfig(c.config)
 	config.QPS = -1
 	_, err = envtest.InstallCRDs(config, envtest.CRDInstallOptions{Paths: []string{crds}, ErrorIfPathMissing: true})
 	must(err)
 	scheme := runtime.NewScheme()
 	must(errors.Join(clientgoscheme.AddToScheme(scheme), certmanager.AddToScheme(scheme)))
-	c, err := client.New(config, client.Options{Scheme: scheme})
+	all, err := client.New(config, client.Options{Scheme: scheme})
 	must(err)
 	authority, err := fake.NewCA("company")
 	must(err)
-	signers := fake.New(c, authority)
+	signers := fake.New(all, authority)
 	var wg sync.WaitGroup
 	wg.Go(func() { signers.Run(t.Context()) })
 	t.Cleanup(wg.Wait)
 	for name, config := range map[string]cmapi.IssuerConfig{"company": {CA: &cmapi.CAIssuer{SecretName: "company"}}, "itself": {SelfSigned: &cmapi.SelfSignedIssuer{}}} {
-		must(c.Create(t.Context(), &cmapi.Issuer{ObjectMeta: metav1.ObjectMeta{Namespace: meshNamespace, Name: name}, Spec: cmapi.IssuerSpec{IssuerConfig: config}}))
+		must(all.Create(t.Context(), &cmapi.Issuer{ObjectMeta: metav1.ObjectMeta{Namespace: meshNamespace, Name: name}, Spec: cmapi.IssuerSpec{IssuerConfig: config}}))
 	}
 	return signers
 }

@@ -102,8 +102,9 @@ spec: {controllerName: example.org/another}
 apiVersion: mesh.tulle.dev/v1alpha1
 kind: MeshConfig
 metadata: {name: default, annotations: {mesh.tulle.dev/rotate-ca: %q}}
-spec: {jwks: {allowHTTP: true, allowedRanges: [127.0.0.0/8]}}
+spec: {jwks: {allowHTTP: true, allowedRanges: [127.0.0.0/8]}, ca: {%s}}
 `
+	signedBy       = "certManager: {issuerRef: {name: company, kind: %s}}"
 	gatewayAccount = "edge-tulle" // the ServiceAccount that the Gateway is given
 )
 
@@ -141,7 +142,8 @@ func TestTheControlPlaneIsPermittedWhatItDoesAndNothingElse(t *testing.T) {
 	}
 	r := startControlPlane(t, t, writeKubeconfig(t, config, api.Host, c.token(t, meshNamespace, "tulled", nil)), "tulled")
 
-	c.apply(t, fmt.Sprintf(fetching, ca.Ask{Scope: ca.ScopeIssuer, At: time.Now()}))
+	ask := ca.Ask{Scope: ca.ScopeIssuer, At: time.Now()}
+	c.apply(t, fmt.Sprintf(fetching, ask, ""))
 	c.apply(t, fmt.Sprintf(meshObjects, keys.URL))
 	c.apply(t, gatewayObjects)
 	c.apply(t, anotherClass)
@@ -152,7 +154,17 @@ func TestTheControlPlaneIsPermittedWhatItDoesAndNothingElse(t *testing.T) {
 	eventually(t, "the Gateway's account", func() error {
 		return c.client.Get(t.Context(), types.NamespacedName{Namespace: shop, Name: gatewayAccount}, &corev1.ServiceAccount{})
 	})
-	eventually(t, "the Gateway to have all", func() error {
+	c.installCertManager(t)
+	c.apply(t, fmt.Sprintf(fetching, ask, fmt.Sprintf(signedBy, "ClusterIssuer")))
+	patiently(t, "the ClusterIssuer to be looked for", func() error {
+		left, err := audit.Complaints(t.Context(), config, meshNamespace, "tulled")
+		if strings.Contains(strings.Join(left, "\n"), "get clusterissuers") {
+			err = errors.Join(err, fmt.Errorf("%q", left))
+		}
+		return err
+	})
+	c.apply(t, fmt.Sprintf(fetching, ask, fmt.Sprintf(signedBy, "Issuer")))
+	patiently(t, "the Gateway to have all", func() error {
 		left, err := audit.Complaints(t.Context(), config, meshNamespace, "tulled")
 		if i := strings.Index(strings.Join(left, "\n"), "create "); i >= 0 {
 			err = errors.Join(err, fmt.Errorf("%q", left))
