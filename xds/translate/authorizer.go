@@ -186,8 +186,12 @@ func authorizationFaults(p *mesh.Policy, v *mesh.View) []*fault {
 				"rules[%d] asks for the client's address, which nobody is believed about: %s; write in the MeshConfig forwardedFor.trustedHops, 1 where clients connect to the mesh's gateways", i, unanswered(r))})
 		}
 		if asksTokens(r) && !tokensKnown(p, v) {
+			whose, where := "for the workloads", "for this selector or the namespace"
+			if len(p.Targets) > 0 {
+				whose, where = "for the Gateway or listener", "with these targetRefs"
+			}
 			out = append(out, &fault{conditionAccepted, reasonTokensUnknown, fmt.Sprintf(
-				"rules[%d] asks for tokens, and no MeshPolicy has a jwt section for the workloads: %s; write one, for this selector or the namespace", i, unanswered(r))})
+				"rules[%d] asks for tokens, and no MeshPolicy has a jwt section %s: %s; write one, %s", i, whose, unanswered(r), where)})
 		}
 		for _, op := range r.To {
 			if name, port, ok := opaquePort(p, op, v); ok && op.HasHTTP() {
@@ -235,11 +239,18 @@ func asksTokens(r mesh.Rule) bool {
 }
 
 // tokensKnown reports whether a jwt section holds for all workloads that the policy
-// selects, as far as can be told from selectors.
+// selects, as far as can be told from selectors, or at all Gateways that it names.
 func tokensKnown(p *mesh.Policy, v *mesh.View) bool {
+	some := func(level []*mesh.Policy) bool { return len(level) > 0 }
+	if len(p.Targets) > 0 {
+		return !slices.ContainsFunc(p.Targets, func(t mesh.Target) bool {
+			g, ok := v.Gateway(t.Name)
+			return t.Kind == mesh.KindGateway && ok && !slices.ContainsFunc(attached(g, t.Section, mesh.SectionJWT, v), some)
+		})
+	}
 	var labels map[string]string
 	if p.Selector != nil {
 		labels = p.Selector.MatchLabels
 	}
-	return slices.ContainsFunc(selected(p.Meta.Namespace, labels, mesh.SectionJWT, v), func(level []*mesh.Policy) bool { return len(level) > 0 })
+	return slices.ContainsFunc(selected(p.Meta.Namespace, labels, mesh.SectionJWT, v), some)
 }
