@@ -169,7 +169,9 @@ func copied(r *HTTP) *HTTP {
 // authorizations are the policies with rules about the workload, those for the whole
 // mesh first.
 func authorizations(w *mesh.Workload, v *mesh.View) []*mesh.Policy {
-	selects := func(p *mesh.Policy) bool { return p.Selector.Matches(mesh.ProfileOf(w).Labels) }
+	selects := func(p *mesh.Policy) bool {
+		return len(p.Targets) == 0 && p.Selector.Matches(mesh.ProfileOf(w).Labels) // targets are no workloads
+	}
 	root := v.Config().RootNamespace
 	out := v.Policies(root, mesh.SectionAuthorization, selects)
 	if w.Namespace != root {

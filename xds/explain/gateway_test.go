@@ -51,7 +51,13 @@ func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 	ofCart := policy(&mesh.Authorization{Rules: []mesh.Rule{
 		{Name: "edge", From: []mesh.Source{{ServiceAccounts: []mesh.Name{{Namespace: "front", Name: "edge"}}}}, To: []mesh.Operation{{Paths: []string{"/open"}}}},
 	}})
-	v := gatewayed(atEdge, ofCart)
+	// Of the backends' namespace, and about no workload of it.
+	elsewhere := &mesh.Policy{
+		Meta:          mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "elsewhere"}},
+		Targets:       []mesh.Target{{Kind: mesh.KindGateway, Name: mesh.Name{Namespace: "shop", Name: "another"}}},
+		Authorization: &mesh.Authorization{Rules: []mesh.Rule{{Name: "all", Action: mesh.Deny}}},
+	}
+	v := gatewayed(atEdge, ofCart, elsewhere)
 	for what, c := range map[string]struct {
 		q        Question
 		want     Verdict
