@@ -47,14 +47,20 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 	switch {
 	case !sameSigner(m.record.Signer, s.Signer):
 		p.why = WhySwitched
-	case asked != nil && asked.Scope == ScopeRoot:
-		return nil, Problem{ReasonRefused, fmt.Sprintf("the root is that of %s, and is replaced there: the mesh follows by itself", s.Signer)}, nil
+	case asked != nil && asked.Scope == ScopeRoot: // it stays in the MeshConfig, and must not hold up what is due
+		p, problem, err := r.remote(ctx, m, now, s, nil)
+		if err == nil && problem == (Problem{}) {
+			problem = Problem{ReasonRefused, fmt.Sprintf("the root is that of %s, and is replaced there: the mesh follows by itself", s.Signer)}
+		}
+		return p, problem, err
 	case asked != nil:
 		p.why = WhyRequested
+	case m.leftOver():
+		p.why = WhySwitched
 	case r.foreign:
 		p.why = WhyReplaced
 	case leaves && Terms{Before: DefaultBefore}.due(m.server.anchor.NotBefore, m.server.anchor.NotAfter, now),
-		!leaves && s.Issuer.due(m.issuer().NotBefore, m.issuer().NotAfter, now):
+		!leaves && s.Issuer.due(m.issuer().NotBefore, m.notAfter(), now): // a signer may end before what it signs
 		p.why = WhyDue
 	case min(left(m.issuer().NotBefore, m.notAfter(), now), left(m.anchor.NotBefore, m.anchor.NotAfter, now)) < DefaultBefore/2:
 		r.ordered = nil

@@ -378,3 +378,71 @@ func TestRequestsThatWaitOrAreRefusedAreSaid(t *testing.T) {
 	o.pass(lookInterval)
 	o.is("", ReasonCurrent)
 }
+
+func TestARequestThatIsRefusedKeepsNothingFromBeingRotatedInTime(t *testing.T) {
+	o := newOffice(t)
+	refer(t, o, SignsIntermediate)
+	o.settings.Issuer.Lifetime = 300 * time.Hour
+	o.step()
+	o.until("")
+	o.settings.Request = ask(ScopeRoot, false)
+	o.step()
+	o.is("", ReasonRefused)
+	o.pass(210 * time.Hour)
+	o.is(PhaseSign, ReasonSigning)
+	o.until("")
+	o.step()
+	o.is("", ReasonRefused)
+}
+
+func TestAnIntermediateIsReplacedBeforeWhatIsAboveItEnds(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsIntermediate)
+	e.company = newCompany(t, ecKey(t, elliptic.P256()), func(c *x509.Certificate) { c.NotAfter = start.Add(100 * time.Hour) })
+	o.settings.Issuer.Lifetime = 300 * time.Hour // the signer gives it, though it ends before
+	o.step()
+	o.until("")
+	first := e.root
+	e.company = newCompany(t, ecKey(t, elliptic.P256()))
+	o.pass(70 * time.Hour)
+	o.is(PhaseDistribute, ReasonDistributing)
+	o.until("")
+	if m := o.material(); len(m.roots) != 1 || m.roots[0].Equal(first) {
+		t.Error("the root that ends is trusted, or no other is")
+	}
+}
+
+func TestNothingIsLeftOfASignerThatWasGivenUpWhenTheOneBeforeItIsNamedAgain(t *testing.T) {
+	for _, signs := range []Signs{SignsIntermediate, SignsLeaves} {
+		t.Run(string(signs), func(t *testing.T) {
+			o := newOffice(t)
+			o.step()
+			e := refer(t, o, signs)
+			o.step()
+			o.until(PhaseSign)
+			another := *by(signs)
+			another.Name = "another"
+			o.settings.Signer = &another
+			e.err = &NotSigned{ReasonPending, "no answer yet"}
+			o.step()
+			o.step()
+			o.is("", ReasonPending)
+			e.err = nil
+			o.settings.Signer = by(signs)
+			for range 3 {
+				o.step()
+			}
+			o.until("")
+			o.step()
+			o.is("", ReasonCurrent)
+			if m := o.material(); len(m.roots) != 1 || !m.roots[0].Equal(e.root) || len(m.servers) > 1 {
+				t.Errorf("%d roots are trusted, and %d of servers", len(m.roots), len(m.servers))
+			}
+			before := o.material()
+			o.pass(time.Hour)
+			if o.material() != before {
+				t.Error("it is rotated again")
+			}
+		})
+	}
+}

@@ -132,6 +132,19 @@ func (m *material) giveUp(now time.Time) (Stored, error) {
 	return s.with(record)
 }
 
+// leftOver reports whether roots are left from before a rotation to the present
+// signer, which was given up while it signed.
+func (m *material) leftOver() bool {
+	if len(m.record.History) == 0 {
+		return false
+	}
+	past, servers := m.record.History[0], 0
+	if m.record.Delegation != nil {
+		servers = 1
+	}
+	return past.GivenUp && sameSigner(past.To.Signer, m.record.Signer) && (len(m.roots) > 1 || len(m.servers) > servers)
+}
+
 // leaving reports whether there are roots that the rotation does not lead to.
 func (m *material) leaving() bool {
 	next, err := parseCertificates(m.stored.NextRoot)
