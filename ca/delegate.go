@@ -44,8 +44,7 @@ func (a *Authority) delegate(ctx context.Context, m *material, r Request) (Signe
 	_, err = a.opts.Remote.Sign(ctx, Order{
 		Signer: signer, For: r.ID.String(), Request: request, Key: r.Key, Lifetime: r.Lifetime,
 		Accept: func(answer Answer) error {
-			now := a.material.Load() // there may be more roots since
-			root, err := now.takes(a.now(), r, answer.Chain)
+			root, err := a.material.Load().takesNow(a.now(), r, answer.Chain) // there may be more roots since
 			if err != nil {
 				return err
 			}
@@ -83,6 +82,22 @@ func presented(chain []*x509.Certificate) []*x509.Certificate {
 }
 
 func selfSigned(c *x509.Certificate) bool { return c.CheckSignatureFrom(c) == nil }
+
+// takesNow is takes, but for leaves of roots that are being distributed: not all trust
+// those yet. They are waited for as long as the leaf before lives for long enough, and
+// not to its end, for the sake of proxies that acknowledge nothing.
+func (m *material) takesNow(now time.Time, r Request, chain []*x509.Certificate) (*x509.Certificate, error) {
+	rotation := m.record.Rotation
+	if rotation == nil || rotation.Phase != PhaseDistribute || now.Sub(rotation.Since) >= r.Lifetime/4 {
+		return m.takes(now, r, chain)
+	}
+	before := &material{roots: m.roots[:len(m.roots)-rotation.AddedRoots]}
+	root, err := before.takes(now, r, chain)
+	if errors.Is(err, errUntrusted) && m.leads(now, chain) {
+		err = &NotSigned{ReasonPending, "the certificate leads to a root that not all proxies trust yet"}
+	}
+	return root, err
+}
 
 // takes checks a leaf that somebody else has signed, as strictly as this
 // authority's own are made, and returns the root that it leads to.

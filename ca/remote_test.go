@@ -53,7 +53,9 @@ func (e *elsewhere) Sign(_ context.Context, o Order) (Answer, error) {
 	if e.answers != nil {
 		answer = e.answers(answer)
 	}
-	if err := o.Accept(answer); err != nil {
+	if err := o.Accept(answer); pending(err) {
+		return Answer{}, err
+	} else if err != nil {
 		return Answer{}, &NotSigned{ReasonInvalid, err.Error()}
 	}
 	return answer, nil
@@ -312,6 +314,10 @@ func TestASignerWhoseRootWasReplacedIsFollowedInSteps(t *testing.T) {
 	o.pass(compareInterval)
 	o.is(PhaseDistribute, ReasonDistributing)
 	e.outlook = Outlook{}
+	if _, err := o.leaf(); !pending(err) {
+		t.Errorf("a leaf of a root that not all trust yet: %v", err)
+	}
+	o.until(PhaseSign)
 	if _, err := o.leaf(); err != nil {
 		t.Errorf("the new root is trusted, and a leaf of it is not taken: %v", err)
 	}
@@ -444,5 +450,26 @@ func TestNothingIsLeftOfASignerThatWasGivenUpWhenTheOneBeforeItIsNamedAgain(t *t
 				t.Error("it is rotated again")
 			}
 		})
+	}
+}
+
+func TestLeavesDoNotEndForTheSakeOfThoseThatDoNotTakeTheirRoot(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsLeaves)
+	o.step()
+	o.until("")
+	e.company = newCompany(t, ecKey(t, elliptic.P256()))
+	e.outlook = Outlook{NotTaken: []Answer{{Chain: []*x509.Certificate{e.sign(e.template("leaf"), e.root, ecKey(t, elliptic.P256()).Public())}}}}
+	o.live.frozen = []string{"shop/a"}
+	o.pass(compareInterval)
+	for waited := time.Duration(0); waited < time.Hour/4; waited += time.Minute { // the leaf lives for an hour
+		o.is(PhaseDistribute, ReasonDistributing)
+		if _, err := o.leaf(); !pending(err) {
+			t.Fatalf("after %s: %v", waited, err)
+		}
+		o.clock = o.clock.Add(time.Minute)
+	}
+	if _, err := o.leaf(); err != nil {
+		t.Error(err)
 	}
 }

@@ -75,7 +75,8 @@ type Order struct {
 	Request  *x509.CertificateRequest
 	Key      crypto.Signer
 	Lifetime time.Duration
-	// Accept reports, as an error, what is wrong with an answer.
+	// Accept reports, as an error, what is wrong with an answer. A [*NotSigned] says that
+	// the same answer may be taken later.
 	Accept func(Answer) error
 }
 

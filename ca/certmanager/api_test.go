@@ -63,6 +63,7 @@ func TestARealAPIServer(t *testing.T) {
 	t.Run("that nothing can be asked is said before somebody needs it", h.tries)
 	t.Run("what is not answered is waited for, and asked for once", h.pending)
 	t.Run("what is deleted while it is waited for is asked for again", h.deleted)
+	t.Run("what may be taken later is not asked for again", h.later)
 	t.Run("what nobody waits for is deleted", h.cleared)
 	t.Run("many are signed in their turn", h.many)
 }
@@ -467,6 +468,23 @@ func (h *house) deleted(t *testing.T) {
 	h.clear(t)
 	h.controller.Behave(fake.Sign)
 	must(t, <-done)
+}
+
+func (h *house) later(t *testing.T) {
+	r, o := h.remote(t), order(t, by("company", ca.SignsLeaves), "web")
+	o.Accept = func(ca.Answer) error { return &ca.NotSigned{Reason: ca.ReasonPending, Message: "not yet"} }
+	_, err := r.Sign(t.Context(), o)
+	refuses(t, err, ca.ReasonPending, "not yet")
+	before := h.requests(t)
+	var first *x509.Certificate
+	o.Accept = func(a ca.Answer) error { first = a.Chain[0]; return nil }
+	_, err = r.Sign(t.Context(), o)
+	must(t, err)
+	signed, err := read(&before[0])
+	must(t, err)
+	if len(before) != 1 || !first.Equal(signed.Chain[0]) || len(h.requests(t)) > 0 {
+		t.Errorf("%d requests before, %d afterwards, or another certificate", len(before), len(h.requests(t)))
+	}
 }
 
 func (h *house) cleared(t *testing.T) {

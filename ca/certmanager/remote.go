@@ -3,6 +3,7 @@ package certmanager
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -186,6 +187,9 @@ func (r *Remote) sign(ctx context.Context, o ca.Order) (ca.Answer, string, *ca.N
 	answer, err := read(cr)
 	if err == nil {
 		err = o.Accept(answer)
+	}
+	if errors.As(err, &failed) {
+		return ca.Answer{}, cr.Name, failed
 	}
 	if err != nil {
 		return ca.Answer{}, cr.Name, &ca.NotSigned{Reason: ca.ReasonInvalid, Message: fmt.Sprintf(
