@@ -331,23 +331,28 @@ func (c *Certificates) make(ctx context.Context, s subject, lifetime time.Durati
 	return cert, signed.Epoch, err
 }
 
-// certificate is what is presented of what was signed. It is renewed after half of
-// the lifetime at the latest, whatever the issuer gave it.
+// certificate is what is presented of what was signed. It ends with the first of its
+// chain, and is renewed after half of the lifetime at the latest, whatever the issuer
+// gave it.
 func (c *Certificates) certificate(s subject, signed Signed, lifetime time.Duration, key crypto.Signer) (*Certificate, error) {
 	chain, now := signed.Chain, c.now()
 	leaf := chain[0]
-	if !now.Before(leaf.NotAfter) {
-		return nil, fmt.Errorf("the issuer's answer ended at %s", leaf.NotAfter.Format(time.RFC3339))
+	end := leaf.NotAfter
+	for _, x := range chain {
+		end = earlier(end, x.NotAfter)
+	}
+	if !now.Before(end) {
+		return nil, fmt.Errorf("the issuer's answer ended at %s", end.Format(time.RFC3339))
 	}
 	random, err := fraction(c.opts.Rand)
 	if err != nil {
 		return nil, err
 	}
-	half := min(leaf.NotAfter.Sub(now), lifetime) / 2
+	half := min(end.Sub(now), lifetime) / 2
 	cert := &Certificate{
 		Identity: s.identity, Chain: encodeCertificates(chain),
 		Version:   version(signed, s),
-		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, life: leaf.NotAfter.Sub(now),
+		NotBefore: leaf.NotBefore, NotAfter: end, life: end.Sub(now),
 		serial: leaf.SerialNumber.Text(16), issuer: hex.EncodeToString(leaf.AuthorityKeyId),
 		RenewAt: now.Add(time.Duration(float64(half) * (1 - jitter + 2*jitter*random))),
 	}

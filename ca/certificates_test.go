@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,6 +32,7 @@ type testIssuer struct {
 	keys  []crypto.Signer
 	// generous is how many times longer than asked for its certificates live.
 	generous time.Duration
+	above    []*x509.Certificate // that it adds to the chain
 	notify   []func()
 }
 
@@ -96,7 +98,7 @@ func (i *testIssuer) Sign(ctx context.Context, r Request) (Signed, error) {
 		return Signed{}, err
 	}
 	chain, err := m.sign(i.clock.now().Round(0), rand.Reader, r)
-	return Signed{chain, m.epoch}, err
+	return Signed{append(chain, i.above...), m.epoch}, err
 }
 
 func (i *testIssuer) Epoch() Epoch {
@@ -368,6 +370,24 @@ func TestACertificateThatLivesLongerThanWasAskedForIsRenewedInTime(t *testing.T)
 		first := mustIssue(t, h.Certificates, frontend)
 		if left := time.Until(first.RenewAt); left > 40*time.Minute {
 			t.Errorf("it is renewed in %s, and an hour was asked for", left)
+		}
+	})
+}
+
+func TestACertificateIsRenewedBeforeThoseAboveItEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newTestIssuer(t)
+		c := newCompany(t, ecKey(t, elliptic.P256()), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Minute) })
+		issuer.above = []*x509.Certificate{c.root}
+		h := runCertificates(t, issuer)
+		first := mustIssue(t, h.Certificates, frontend)
+		if !first.NotAfter.Equal(c.root.NotAfter) || time.Until(first.RenewAt) > 15*time.Minute {
+			t.Errorf("it is renewed in %s, and its chain ends in 20 minutes", time.Until(first.RenewAt))
+		}
+		issuer.fail(errRefused)
+		time.Sleep(25 * time.Minute)
+		if cert, err := h.Issue(t.Context(), frontend.String()); err == nil {
+			t.Errorf("it is handed out though its chain has ended: %v", cert)
 		}
 	})
 }

@@ -140,6 +140,11 @@ func (m *material) takes(now time.Time, r Request, chain []*x509.Certificate) (*
 		case err != nil:
 			return nil, fmt.Errorf("the certificate would not be taken by others (see name constraints and the usages \"server auth\" and \"client auth\"): %w", err)
 		}
+		for _, c := range found[0][1:] {
+			if end := c.NotAfter.Sub(now); end < leafMargin {
+				return nil, fmt.Errorf("%q, above the certificate, ends in %s: replace what the issuer signs with", c.Subject, end.Round(time.Second))
+			}
+		}
 		root = found[0][len(found[0])-1]
 	}
 	return root, nil

@@ -300,6 +300,18 @@ func TestALeafThatIsNotExactlyWhatWasAskedForIsNotHandedOut(t *testing.T) {
 	}
 }
 
+func TestALeafOfAnAuthorityThatIsAboutToEndIsNotHandedOut(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsLeaves)
+	e.company = newCompany(t, ecKey(t, elliptic.P256()), func(c *x509.Certificate) { c.NotAfter = start.Add(time.Hour) })
+	o.step()
+	o.until("")
+	o.clock = e.root.NotAfter.Add(-leafMargin / 2)
+	if _, err := o.leaf(); err == nil || !strings.Contains(err.Error(), "\"CN=a company's root 1\", above the certificate, ends in") {
+		t.Error(err)
+	}
+}
+
 func TestASignerWhoseRootWasReplacedIsFollowedInSteps(t *testing.T) {
 	o := newOffice(t)
 	e := refer(t, o, SignsLeaves)
