@@ -57,7 +57,7 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 		p.why = WhyRequested
 	case m.leftOver():
 		p.why = WhySwitched
-	case r.foreign:
+	case r.foreign, leaves && r.mayBeAnother(m, now):
 		p.why = WhyReplaced
 	case leaves && Terms{Before: DefaultBefore}.due(m.server.anchor.NotBefore, m.server.anchor.NotAfter, now),
 		!leaves && s.Issuer.due(m.issuer().NotBefore, m.notAfter(), now): // a signer may end before what it signs
@@ -75,10 +75,17 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 	}
 	if p.why == WhyReplaced {
 		if r.foreign, r.compared = false, now; sameSet(m.roots, p.next.roots) {
-			return nil, Problem{}, nil // it was another's answer, or of before
+			return r.remote(ctx, m, now, s, nil) // it was another's answer, or of before, or there is no other root yet
 		}
 	}
 	return p, Problem{}, nil
+}
+
+// mayBeAnother reports whether it is time to see if the signer has a new root: of one
+// that is for the same key leaves lead to the old root, too, until that ends.
+func (r *Rotator) mayBeAnother(m *material, now time.Time) bool {
+	pause := max(min(m.anchor.NotAfter.Sub(now)/20, time.Hour), compareInterval)
+	return Terms{Before: DefaultBefore}.due(m.anchor.NotBefore, m.anchor.NotAfter, now) && now.Sub(r.compared).Abs() >= pause
 }
 
 // order has an intermediate signed, or a leaf to see whether and under which root

@@ -485,3 +485,38 @@ func TestLeavesDoNotEndForTheSakeOfThoseThatDoNotTakeTheirRoot(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestARootThatIsSignedAnewForTheSameKeyIsFollowedBeforeTheOldOneEnds(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsLeaves)
+	name := func(c *x509.Certificate) { c.Subject.CommonName = "one name" }
+	key := ecKey(t, elliptic.P256())
+	e.company = newCompany(t, key, name, func(c *x509.Certificate) { c.NotAfter = start.Add(90 * time.Hour) })
+	o.step()
+	o.until("")
+	old := o.material()
+	asked := len(e.asked)
+	o.pass(70 * time.Hour)
+	o.is("", ReasonCurrent)
+	o.pass(8 * time.Hour)
+	o.is("", ReasonEndsSoon)
+	for range 5 {
+		o.pass(idleTick)
+		o.is("", ReasonEndsSoon)
+	}
+	if n := len(e.asked) - asked; n == 0 || n > 6 {
+		t.Errorf("it was asked %d times", n)
+	}
+	e.company = newCompany(t, key, name)
+	if signed, err := o.leaf(); err != nil || signed.Epoch.Root != fingerprint(old.anchor.Raw) {
+		t.Fatal("a leaf does not lead to the old root, too")
+	}
+	o.pass(time.Hour)
+	o.is(PhaseDistribute, ReasonDistributing)
+	o.until("")
+	o.step()
+	o.is("", ReasonCurrent)
+	if m := o.material(); len(m.roots) != 1 || !m.anchor.Equal(e.root) {
+		t.Errorf("%d roots", len(m.roots))
+	}
+}
