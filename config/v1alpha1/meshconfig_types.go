@@ -383,7 +383,9 @@ const (
 // CertManager is an issuer of cert-manager that signs for the mesh. Requests
 // (CertificateRequests) and an Issuer are in the control plane's own namespace.
 type CertManager struct {
-	// issuerRef is the issuer.
+	// issuerRef is the issuer. The mesh trusts its root: whoever may have a certificate
+	// of any name signed under it can be anybody. A ClusterIssuer answers requests of
+	// all namespaces; name one only where an approver decides who asks for what.
 	// +required
 	IssuerRef IssuerReference `json:"issuerRef"`
 
