@@ -88,6 +88,20 @@ func (r *Rotator) mayBeAnother(m *material, now time.Time) bool {
 	return Terms{Before: DefaultBefore}.due(m.anchor.NotBefore, m.anchor.NotAfter, now) && now.Sub(r.compared).Abs() >= pause
 }
 
+// overtaken reports whether the signer that a rotation leads to has a root that it does
+// not lead to. None of its leaves are taken then, so that it could not come to its end.
+func (r *Rotator) overtaken(ctx context.Context, m *material, now time.Time, s Settings) bool {
+	if to := m.record.Rotation.To.Signer; to == nil || !sameSigner(to, s.Signer) {
+		return false
+	}
+	next, err := r.order(ctx, now, s)
+	if err != nil {
+		return false // it is asked again
+	}
+	r.foreign, r.compared = false, now
+	return len(union(m.roots, next.roots)) > len(m.roots)
+}
+
 // order has an intermediate signed, or a leaf to see whether and under which root
 // that is done.
 func (r *Rotator) order(ctx context.Context, now time.Time, s Settings) (*material, error) {

@@ -22,6 +22,7 @@ type elsewhere struct {
 	edit    func(*x509.Certificate)            // of what it signs
 	answers func(Answer) Answer                // instead
 	outlook Outlook                            // of all replicas
+	keeps   bool                               // the last answer that was not taken is there to see
 	signer  func(Signer) (c *company, ok bool) // nil: company signs for all
 }
 
@@ -56,6 +57,9 @@ func (e *elsewhere) Sign(_ context.Context, o Order) (Answer, error) {
 	if err := o.Accept(answer); pending(err) {
 		return Answer{}, err
 	} else if err != nil {
+		if e.keeps {
+			e.outlook.NotTaken = []Answer{answer}
+		}
 		return Answer{}, &NotSigned{ReasonInvalid, err.Error()}
 	}
 	return answer, nil

@@ -132,7 +132,7 @@ func (s *simulation) renew(p *simulated) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	signed, err := s.replicas[p.replica].Sign(s.t.Context(), Request{Kind: Workload, ID: frontend, Key: key, Lifetime: time.Hour})
+	signed, err := s.replicas[p.replica].Sign(s.t.Context(), Request{Kind: Workload, ID: frontend, Key: key, Lifetime: DefaultLifetime})
 	if err != nil {
 		if s.remote == nil {
 			s.t.Fatal(err)
@@ -221,6 +221,9 @@ func (s *simulation) kubelets() {
 			last = p.pending
 		}
 		if string(last) != string(roots) {
+			if p.pending != nil && s.random.IntN(2) == 0 { // it looked in between
+				p.volume = p.pending
+			}
 			p.pending, p.by = roots, s.clock.Add(time.Duration(s.random.Int64N(int64(DefaultSpreadTime)-int64(30*time.Second))))
 		}
 	}
@@ -283,7 +286,7 @@ func (s *simulation) serves(a *Authority) []*x509.Certificate {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	signed, err := a.Sign(s.t.Context(), Request{Kind: Serving, DNSNames: []string{"tulled"}, Key: key, Lifetime: time.Hour})
+	signed, err := a.Sign(s.t.Context(), Request{Kind: Serving, DNSNames: []string{"tulled"}, Key: key, Lifetime: DefaultLifetime})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -306,7 +309,7 @@ func (s *simulation) verified(roots []byte, chain []*x509.Certificate) error {
 	}
 	k := [2]string{string(roots), chainID(chain[1:]) + string(chain[0].AuthorityKeyId)}
 	if _, ok := s.known[k]; !ok {
-		s.known[k] = verify(roots, chain, chain[0].NotAfter.Add(-time.Hour), x509.ExtKeyUsageServerAuth) // when it was signed
+		s.known[k] = verify(roots, chain, chain[0].NotAfter.Add(-DefaultLifetime), x509.ExtKeyUsageServerAuth) // when it was signed
 	}
 	s.seen[looked] = s.known[k]
 	return s.known[k]
@@ -340,13 +343,13 @@ func TestNobodyIsEverRefusedWhereverARotationIsBrokenOff(t *testing.T) {
 }
 
 func TestNobodyIsEverRefusedWhileTheMeshIsSwitchedBetweenAuthorities(t *testing.T) {
-	crashes, given := 0, 0
+	crashes, given, replaced := 0, 0, 0
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			s := newSimulationOf(t, seed, func(s *simulation) Remote {
 				companies := map[string]*company{}
-				return &elsewhere{t: t, clock: func() time.Time { return s.clock }, signer: func(signer Signer) (*company, bool) {
-					if companies[signer.Name] == nil {
+				return &elsewhere{t: t, keeps: true, clock: func() time.Time { return s.clock }, signer: func(signer Signer) (*company, bool) {
+					if companies[signer.Name] == nil || s.random.IntN(150) == 0 { // it has another root
 						companies[signer.Name] = newCompany(t, ecKey(t, elliptic.P256()))
 					}
 					return companies[signer.Name], s.random.IntN(3) > 0
@@ -358,8 +361,9 @@ func TestNobodyIsEverRefusedWhileTheMeshIsSwitchedBetweenAuthorities(t *testing.
 			moves := 0
 			for i, to := range targets {
 				s.settings.Signer = to
-				minds := 2 // that are changed on the way, and back
-				for m := s.replicas[0].material.Load(); m.record.Rotation != nil || !sameSigner(m.record.Signer, to); m = s.replicas[0].material.Load() {
+				minds := 2   // that are changed on the way, and back
+				stays := 600 // moves at least
+				for m := s.replicas[0].material.Load(); stays > 0 || m.record.Rotation != nil || !sameSigner(m.record.Signer, to); m = s.replicas[0].material.Load() {
 					if moves++; moves > 30_000 {
 						t.Fatalf("not switched to %d: %+v: it waits %s, at %s", i, m.record.Rotation, s.leader.waits, s.clock)
 					}
@@ -371,6 +375,7 @@ func TestNobodyIsEverRefusedWhileTheMeshIsSwitchedBetweenAuthorities(t *testing.
 					}
 					s.move()
 					s.check()
+					stays--
 				}
 			}
 			m := s.replicas[0].material.Load()
@@ -382,11 +387,14 @@ func TestNobodyIsEverRefusedWhileTheMeshIsSwitchedBetweenAuthorities(t *testing.
 				if past.GivenUp {
 					given++
 				}
+				if past.From.Signer != nil && sameSigner(past.From.Signer, past.To.Signer) {
+					replaced++
+				}
 			}
 		})
 	}
-	t.Logf("%d crashes, %d rotations given up", crashes, given)
-	if crashes < 8 || given == 0 {
-		t.Errorf("only %d crashes, and %d rotations were given up", crashes, given)
+	t.Logf("%d crashes, %d rotations given up, %d roots replaced", crashes, given, replaced)
+	if crashes < 8 || given == 0 || replaced == 0 {
+		t.Errorf("only %d crashes, %d rotations that were given up, %d roots that were replaced", crashes, given, replaced)
 	}
 }

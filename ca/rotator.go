@@ -232,6 +232,14 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 		}
 		return a.write(ctx, stored)
 	}
+	if r.foreign && r.overtaken(ctx, m, now, settings) {
+		r.opts.Log.Info("a rotation is given up: the signer that it leads to has another root by now", "signer", rotation.To.Signer.String(), "phase", rotation.Phase)
+		stored, err := m.giveUp(now)
+		if err != nil {
+			return err
+		}
+		return a.write(ctx, stored)
+	}
 	queued := ""
 	request := settings.Request
 	if ask, _ := m.asked(request, now); ask != nil {
