@@ -524,3 +524,20 @@ func TestARootThatIsSignedAnewForTheSameKeyIsFollowedBeforeTheOldOneEnds(t *test
 		t.Errorf("%d roots", len(m.roots))
 	}
 }
+
+func TestThatWhatSignsEndsIsSaidWhileTheSignerDoesNotAnswer(t *testing.T) {
+	o := newOffice(t)
+	e := refer(t, o, SignsIntermediate)
+	o.settings.Issuer.Lifetime = 300 * time.Hour
+	o.step()
+	o.until("")
+	e.err = &NotSigned{ReasonPending, "no answer yet"}
+	o.pass(220 * time.Hour)
+	o.is("", ReasonPending)
+	if _, message, _ := o.Verdict(); strings.Contains(message, "ends at") {
+		t.Error("too soon: ", message)
+	}
+	o.pass(40 * time.Hour)
+	o.is("", ReasonPending)
+	o.says("no answer yet; what signs now ends at 2026-03-")
+}

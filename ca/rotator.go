@@ -368,6 +368,9 @@ func (r *Rotator) consider(ctx context.Context, m *material) error {
 		var n *NotSigned
 		if errors.As(err, &n) { // it is said, and nothing that went wrong here
 			problem, err = Problem{n.Reason, n.Message}, nil
+			if end := m.notAfter(); left(m.issuer().NotBefore, end, now) < DefaultBefore/2 {
+				problem.Message += "; what signs now ends at " + end.UTC().Format(time.RFC3339)
+			}
 		}
 	}
 	r.tell(func() { r.waits, r.held, r.problem = "", false, problem })
