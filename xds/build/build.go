@@ -77,7 +77,8 @@ type target struct {
 	subscribers map[Subscriber]struct{}
 	leaves      time.Time // when it is dropped; zero while it has subscribers
 	issuing     bool
-	again       bool // it was invalidated while being issued
+	again       bool   // it was invalidated while being issued
+	failure     string // why it was not issued the last time
 }
 
 // request is a call that waits for Run.

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
+
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
@@ -480,6 +482,35 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 		synctest.Wait()
 		if v := b.Value(cert); v.Version != "v3" {
 			t.Errorf("an invalidated certificate is %s, want v3", v.Version)
+		}
+		stop()
+		<-done
+	})
+}
+
+func TestWhyACertificateIsNotIssuedIsLoggedOnceWhileItIsTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		var lines []string
+		log := funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{})
+		failed, calls := errors.New("denied"), 0
+		b := New(Options{Config: config(), Log: log, Issue: func(context.Context, string) (Certificate, error) {
+			calls++
+			return Certificate{}, failed
+		}})
+		done := make(chan struct{})
+		go func() { _ = b.Run(ctx); close(done) }()
+		b.Subscribe(&client{b: b, held: map[Key]string{}}, Key{Type: translate.Secret, Name: translate.SecretWorkload, For: "spiffe://x/ns/a/sa/b"})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(lines) != 1 || calls < 10 {
+			t.Errorf("%d lines of %d failures", len(lines), calls)
+		}
+		failed = errors.New("out of reach")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(lines) != 2 {
+			t.Errorf("another reason is not logged, or more than once: %q", lines)
 		}
 		stop()
 		<-done

@@ -35,10 +35,13 @@ func (b *Builder) issue(ctx context.Context, t *target) {
 		return
 	}
 	t.issuing = true
+	said := t.failure
 	go func() {
 		c, err := b.options.Issue(ctx, t.key.For)
 		if err != nil {
-			b.options.Log.Error(err, "cannot issue a certificate; trying again", "identity", t.key.For, "after", issueRetry)
+			if err.Error() != said { // an issuer may refuse for hours
+				b.options.Log.Error(err, "cannot issue a certificate; trying again", "identity", t.key.For, "every", issueRetry)
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -54,6 +57,10 @@ func (b *Builder) finishIssue(w *work, r *issued) {
 	t.issuing = false
 	if b.targets[t.key] != t {
 		return
+	}
+	t.failure = ""
+	if r.err != nil {
+		t.failure = r.err.Error()
 	}
 	if r.err != nil || t.again {
 		t.again = false
