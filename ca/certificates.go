@@ -337,10 +337,7 @@ func (c *Certificates) make(ctx context.Context, s subject, lifetime time.Durati
 func (c *Certificates) certificate(s subject, signed Signed, lifetime time.Duration, key crypto.Signer) (*Certificate, error) {
 	chain, now := signed.Chain, c.now()
 	leaf := chain[0]
-	end := leaf.NotAfter
-	for _, x := range chain {
-		end = earlier(end, x.NotAfter)
-	}
+	end := endOf(chain)
 	if !now.Before(end) {
 		return nil, fmt.Errorf("the issuer's answer ended at %s", end.Format(time.RFC3339))
 	}

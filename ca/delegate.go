@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -140,14 +141,26 @@ func (m *material) takes(now time.Time, r Request, chain []*x509.Certificate) (*
 		case err != nil:
 			return nil, fmt.Errorf("the certificate would not be taken by others (see name constraints and the usages \"server auth\" and \"client auth\"): %w", err)
 		}
-		for _, c := range found[0][1:] {
+		path := slices.MaxFunc(found, func(a, b []*x509.Certificate) int {
+			return cmp.Or(endOf(a).Compare(endOf(b)), a[len(a)-1].NotAfter.Compare(b[len(b)-1].NotAfter))
+		})
+		for _, c := range path[1:] {
 			if end := c.NotAfter.Sub(now); end < leafMargin {
 				return nil, fmt.Errorf("%q, above the certificate, ends in %s: replace what the issuer signs with", c.Subject, end.Round(time.Second))
 			}
 		}
-		root = found[0][len(found[0])-1]
+		root = path[len(path)-1]
 	}
 	return root, nil
+}
+
+// endOf is when the first of them ends.
+func endOf(path []*x509.Certificate) time.Time {
+	end := path[0].NotAfter
+	for _, c := range path {
+		end = earlier(end, c.NotAfter)
+	}
+	return end
 }
 
 // leads reports whether the chain leads to a root that is trusted.

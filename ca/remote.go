@@ -74,7 +74,7 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 		return nil, Problem{}, err
 	}
 	if p.why == WhyReplaced {
-		if r.foreign, r.compared = false, now; sameSet(m.roots, p.next.roots) {
+		if r.foreign, r.compared = false, now; sameSet(m.roots, p.next.roots) && !p.next.anchor.NotAfter.After(m.anchor.NotAfter) {
 			return r.remote(ctx, m, now, s, nil) // it was another's answer, or of before, or there is no other root yet
 		}
 	}

@@ -541,3 +541,33 @@ func TestThatWhatSignsEndsIsSaidWhileTheSignerDoesNotAnswer(t *testing.T) {
 	o.is("", ReasonPending)
 	o.says("no answer yet; what signs now ends at 2026-03-")
 }
+
+func TestOfSeveralRootsThatAreNamedTheOneThatEndsIsLeftForTheOneThatSigns(t *testing.T) {
+	for name, key := range map[string]bool{"of another key": false, "of the same key": true} {
+		t.Run(name, func(t *testing.T) {
+			o := newOffice(t)
+			e := refer(t, o, SignsLeaves)
+			named := func(c *x509.Certificate) { c.Subject.CommonName = "one name" }
+			e.company = newCompany(t, ecKey(t, elliptic.P256()), named, func(c *x509.Certificate) { c.NotAfter = start.Add(90 * time.Hour) })
+			later := newCompany(t, ecKey(t, elliptic.P256()), named)
+			if key {
+				later = newCompany(t, e.key, named)
+			}
+			o.settings.Roots = encodeCertificates([]*x509.Certificate{e.root, later.root})
+			o.settings.Signer.Roots = RootsID(o.settings.Roots)
+			o.step()
+			o.until("")
+			e.company = later
+			if _, err := o.leaf(); err != nil {
+				t.Fatal(err)
+			}
+			o.pass(70 * time.Hour)
+			o.until("")
+			o.pass(10 * time.Hour)
+			o.is("", ReasonCurrent)
+			if m := o.material(); !m.anchor.Equal(later.root) {
+				t.Error("it goes by the root that ends")
+			}
+		})
+	}
+}
