@@ -233,7 +233,8 @@ func TestEgressGateway(t *testing.T) {
 			secure("beyond.example.org", string(o.ca), "api.example.org")(e)
 			e.Gateway = nil
 		})),
-		entrance("beyond", "beyond.example"), entrance("beyond-others", "others.example"),
+		external("egress", "out-others", only("web", secure("out.example.org", string(o.ca), "api.example.org"))),
+		entrance("beyond", "beyond.example"), entrance("beyond-others", "others.example"), entrance("out-others", "out.example"),
 		mesh.Put(&mesh.Policy{
 			Meta:    mesh.Meta{Name: mesh.Name{Namespace: "egress", Name: "exit"}},
 			Targets: []mesh.Target{{Kind: mesh.KindGateway, Name: exit}},
@@ -313,6 +314,7 @@ func TestEgressGateway(t *testing.T) {
 	check(
 		call{"in by a gateway and out again, in its TLS", o.get("127.0.0.1:8088", "beyond.example", "/"), "200 " + outsideAPI + " for beyond.example in TLS"},
 		call{"the same where the gateway may not", o.get("127.0.0.1:8088", "others.example", "/"), "503"},
+		call{"the same where others leave by this gateway", o.get("127.0.0.1:8088", "out.example", "/"), "503"},
 	)
 
 	// One who may from now on, without a new connection to the gateway.
