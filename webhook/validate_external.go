@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -61,12 +62,24 @@ func (c *checks) beyondGateway(e *v1alpha1.ExternalService) {
 	}
 	for i, p := range e.Spec.Ports {
 		own(spec.Child("ports").Index(i), p.Number, cmp.Or(p.TargetPort, p.Number))
+		if p.TargetPort != 0 && slices.ContainsFunc(e.Spec.Hosts, func(h string) bool { return strings.HasPrefix(h, "*.") }) {
+			own(spec.Child("ports").Index(i).Child("number"), p.Number, p.Number) // at which names below a wildcard are called
+		}
+	}
+	within := func(at *field.Path, address string) {
+		ip, err := netip.ParseAddr(address)
+		if err == nil && !ip.Unmap().IsGlobalUnicast() || address == "localhost" || strings.HasSuffix(address, ".localhost") {
+			c.refuse(at, address, "a gateway is not sent to such an address, which is its own or its node's: write that of a server outside")
+		}
+	}
+	for i, h := range e.Spec.Hosts {
+		if len(e.Spec.Endpoints) == 0 { // else it is not looked up
+			within(spec.Child("hosts").Index(i), h)
+		}
 	}
 	for i, to := range e.Spec.Endpoints {
 		at := spec.Child("endpoints").Index(i)
-		if ip, err := netip.ParseAddr(to.Address); err == nil && !ip.Unmap().IsGlobalUnicast() {
-			c.refuse(at.Child("address"), to.Address, "a gateway is not sent to such an address, which is its own or its node's: write that of a server outside")
-		}
+		within(at.Child("address"), to.Address)
 		for j, p := range to.Ports {
 			own(at.Child("ports").Index(j).Child("number"), p.Number, p.Number)
 		}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // External is an ExternalService: something outside of the cluster. It holds for the
@@ -79,10 +80,20 @@ func (e *External) Nearby() string {
 	ports := map[uint16]bool{}
 	for _, p := range e.Ports {
 		ports[cmp.Or(p.Target, p.Number)] = true
+		for _, h := range e.Hosts {
+			if strings.HasPrefix(h, "*.") {
+				ports[p.Number] = true // at which names below a wildcard are called
+			}
+		}
+	}
+	for _, h := range e.Hosts {
+		if len(e.Endpoints) == 0 && within(h) {
+			return fmt.Sprintf("spec.hosts: %s is no host that a gateway may be sent to: write that of a server outside", h)
+		}
 	}
 	for _, s := range e.Endpoints {
-		if a, err := netip.ParseAddr(s.Address); err == nil && !a.Unmap().IsGlobalUnicast() {
-			return fmt.Sprintf("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", a)
+		if within(s.Address) {
+			return fmt.Sprintf("spec.endpoints: %s is no address that a gateway may be sent to: write that of a server outside", s.Address)
 		}
 		for _, p := range s.Ports {
 			ports[p] = true
@@ -94,6 +105,15 @@ func (e *External) Nearby() string {
 		}
 	}
 	return ""
+}
+
+// within reports whether an address, or a name that resolvers know without asking (RFC 6761,
+// section 6.3), is of a loopback or a link.
+func within(address string) bool {
+	if a, err := netip.ParseAddr(address); err == nil {
+		return !a.Unmap().IsGlobalUnicast()
+	}
+	return address == "localhost" || strings.HasSuffix(address, ".localhost")
 }
 
 // Port returns the port with the number.

@@ -233,7 +233,12 @@ func TestEgressGateway(t *testing.T) {
 			secure("beyond.example.org", string(o.ca), "api.example.org")(e)
 			e.Gateway = nil
 		})),
-		entrance("beyond", "beyond.example"), entrance("beyond-others", "others.example"),
+		external("egress", "out-others", only("web", secure("out.example.org", string(o.ca), "api.example.org"))),
+		external("shop", "itself", func(e *mesh.External) {
+			through(exit, "127.0.0.1", "localhost", "this.localhost")(e)
+			e.Ports, e.Resolution = []mesh.ExternalPort{{Number: 80, Protocol: mesh.HTTP, Target: 8088}}, mesh.ResolveDNS
+		}),
+		entrance("beyond", "beyond.example"), entrance("beyond-others", "others.example"), entrance("out-others", "out.example"),
 		mesh.Put(&mesh.Policy{
 			Meta:    mesh.Meta{Name: mesh.Name{Namespace: "egress", Name: "exit"}},
 			Targets: []mesh.Target{{Kind: mesh.KindGateway, Name: exit}},
@@ -288,6 +293,8 @@ func TestEgressGateway(t *testing.T) {
 		call{"who may not, by an address", o.hear("192.0.2.11:5432"), no},
 		call{"no such gateway", o.get(outsideAPI+":80", "lost.example.org", "/"), "503 tulle: ExternalService shop/lost is called through a gateway alone, and there is no Gateway egress/nowhere"},
 		call{"no such gateway, in TLS", o.tls(outsideAPI+":443", "lost.example.org"), no},
+		call{"a host that is its own name", o.get(outsideEvil+":80", "localhost", "/"), "503"},
+		call{"a host below its own name", o.get(outsideEvil+":80", "this.localhost", "/"), "503"},
 		call{"what nothing names", o.get(outsideEvil+":80", "evil.example.org", "/"), "200 " + outsideEvil},
 	)
 
@@ -295,6 +302,7 @@ func TestEgressGateway(t *testing.T) {
 	site, db, wild := meant("shop/their-site", 80, "their-site.example.org"), meant("shop/theirs", 5432, ""), translate.ALPNTCP+"/"+meant("tulle-system/wild", 443, "*.example.com")
 	check(
 		call{"round the sidecar: HTTP of those who may", h.around(o, trust+"shop/sa/api", meant("shop/api", 80, "api.example.org"), translate.ALPNHTTP, asks("anything")), "200 " + outsideAPI},
+		call{"round the sidecar: a host that is the gateway's own address", h.around(o, trust+"shop/sa/api", meant("shop/itself", 80, "127.0.0.1"), translate.ALPNHTTP, asks("anything")), "503"},
 		call{"round the sidecar: HTTP of another account", h.around(o, trust+"shop/sa/web", site, translate.ALPNHTTP, asks("their-site.example.org")), "403 RBAC: access denied"},
 		call{"round the sidecar: HTTP of another namespace", h.around(o, trust+"other/sa/web", meant("shop/api", 80, "api.example.org"), translate.ALPNHTTP, asks("api.example.org")), "403 RBAC: access denied"},
 		call{"round the sidecar: HTTP of nobody's", h.around(o, trust+"shop/sa/web", "api.example.org", translate.ALPNHTTP, asks("api.example.org")), "404"},
@@ -313,6 +321,7 @@ func TestEgressGateway(t *testing.T) {
 	check(
 		call{"in by a gateway and out again, in its TLS", o.get("127.0.0.1:8088", "beyond.example", "/"), "200 " + outsideAPI + " for beyond.example in TLS"},
 		call{"the same where the gateway may not", o.get("127.0.0.1:8088", "others.example", "/"), "503"},
+		call{"the same where others leave by this gateway", o.get("127.0.0.1:8088", "out.example", "/"), "503"},
 	)
 
 	// One who may from now on, without a new connection to the gateway.

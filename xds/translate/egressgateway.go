@@ -159,6 +159,7 @@ func outCluster(k Key, of string, v *mesh.View) Result {
 		}
 		return Result{Message: ways[i].leaving(k, gateway.Namespace, v)}
 	}
+	// Routes have asked whether the object admits it (clusterOut), but a proxy asks for any name.
 	g, ok := gatewayOf(gateway, v)
 	if !ok || !e.Admits(g.Proxies()) {
 		return empty

@@ -107,8 +107,8 @@ func (e external) outRoute(v *mesh.View) *route.Route {
 	return r
 }
 
-// notOutside are addresses that no name below a wildcard may lead a gateway to, whoever has
-// the name: the gateway's own, its node's, and those of no single server (RFC 6890).
+// notOutside are addresses that no name below a wildcard is followed to, if DNS has them first:
+// the gateway's own, its node's, and those of no single server (RFC 6890).
 var notOutside = [...]string{
 	"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "::ffff:0:0/96", "64:ff9b::/96", "fe80::/10", "ff00::/8",
 }

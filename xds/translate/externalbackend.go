@@ -57,6 +57,18 @@ func externalBackend(r *mesh.Route, b mesh.Backend, v *mesh.View) (endpointsOf, 
 	return endpointsOf{service: b.Name, port: b.Port, labels: outID(ways[i]), external: true}, nil
 }
 
+// clusterOut is the name of the cluster of an external service's port, or of one where nobody
+// is if the object does not admit the gateway. The cluster could not say so itself: where the
+// object names this gateway, it is also that of the callers whom it does admit.
+func (o *outbound) clusterOut(to endpointsOf) string {
+	if e, ok := o.view.External(to.service); !ok || !e.Admits(o.account) {
+		return ClusterBlackhole
+	}
+	c := to.name(PrefixOut)
+	o.clusters = append(o.clusters, c)
+	return c
+}
+
 // traffic is how what the endpoints stand for is called.
 func (o *outbound) trafficTo(to endpointsOf) traffic {
 	if to.external {

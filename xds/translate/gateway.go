@@ -46,7 +46,7 @@ func gatewayListener(name string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: idle(l)}
 	}
-	o := outbound{client: g.Meta.Namespace, view: v}
+	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), view: v}
 	var ports, clear []uint16
 	encrypted := false
 	held, served := holdingListeners(g, v)
@@ -205,7 +205,7 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	if ls[0].Protocol == mesh.ListenerEgress {
 		return outRoutes(g, ls[0], v)
 	}
-	o := outbound{client: g.Meta.Namespace, view: v, scheme: "http", port: ls[0].Port}
+	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), view: v, scheme: "http", port: ls[0].Port}
 	if ls[0].Protocol == mesh.ListenerHTTPS {
 		o.scheme = "https"
 		rivals = slices.DeleteFunc(held, func(l mesh.Listener) bool { return l.Port != ls[0].Port || l.Name == ls[0].Name })

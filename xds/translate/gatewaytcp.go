@@ -90,11 +90,12 @@ func (o *outbound) connections(r *mesh.Route, prefix string) *listener.Filter {
 		}
 		to := ClusterBlackhole
 		if of, f := backendOf(mesh.Name{}, r, b.Backend, o.view); f == nil {
-			to = of.name(prefix)
 			if of.external {
-				to = of.name(PrefixOut)
+				to = o.clusterOut(of)
+			} else {
+				to = of.name(prefix)
+				o.clusters = append(o.clusters, to)
 			}
-			o.clusters = append(o.clusters, to)
 		}
 		w.Clusters = append(w.Clusters, &tcpproxy.TcpProxy_WeightedCluster_ClusterWeight{Name: to, Weight: b.Weight})
 	}

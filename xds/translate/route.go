@@ -118,7 +118,8 @@ func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.V
 
 // outbound collects the routes of what was called at a port.
 type outbound struct {
-	client   string // namespace
+	client   string    // namespace
+	account  mesh.Name // a gateway's own
 	view     *mesh.View
 	scheme   string // http or https
 	port     uint16
@@ -318,10 +319,11 @@ func mirrored(m mirror) *typev3.FractionalPercent {
 // leaves HTTP's version as its application chose it. A gateway's clients know nothing of
 // the application: it is spoken to as its port says, and for GRPCRoutes in HTTP/2.
 func (o *outbound) cluster(to endpointsOf, grpc bool) string {
-	prefix := prefixService
 	if to.external {
-		prefix = PrefixOut
-	} else if o.atGateway() {
+		return o.clusterOut(to)
+	}
+	prefix := prefixService
+	if o.atGateway() {
 		prefix = prefixEdge
 		if svc, ok := o.view.Service(to.service); ok {
 			if p, _ := svc.Port(to.port); grpc || p.Protocol == mesh.HTTP2 || p.Protocol == mesh.GRPC {
