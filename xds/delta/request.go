@@ -63,7 +63,9 @@ func (s *Stream) subscribed(t translate.Type, name string, held map[string]strin
 	case t == translate.Scope || name == "" || name == Wildcard:
 		s.ignore(t.URL(), name, NotPermitted)
 		return
-	case subs.explicit >= s.limits.Names && (!ok || sub.why&explicit == 0):
+	case subs.explicit >= s.limits.Names && (!ok || sub.why&explicit == 0),
+		// Of what it drops it is to be told, which waits for as long as it takes nothing.
+		len(subs.gone) >= 2*s.limits.Names && !ok:
 		s.ignore(t.URL(), name, TooMany)
 		return
 	}

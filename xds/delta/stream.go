@@ -247,11 +247,17 @@ func (p *subscriptions) enqueue(s *subscription) {
 		return
 	}
 	s.queued = true
+	to := &p.queue
 	if s.suspect {
-		p.suspects = append(p.suspects, s)
-	} else {
-		p.queue = append(p.queue, s)
+		to = &p.suspects
 	}
+	// What was dropped leaves a queue when it is sent from, which a proxy that takes
+	// nothing can put off for as long as it drops.
+	const few = 64
+	if len(*to) >= 2*len(p.names)+few {
+		*to = slices.DeleteFunc(*to, func(s *subscription) bool { return s.why == 0 })
+	}
+	*to = append(*to, s)
 }
 
 // Dirty says that the keys have new values.

@@ -1,6 +1,8 @@
 package delta_test
 
 import (
+	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -154,4 +156,31 @@ func TestWordsOfARefusalAreKeptShort(t *testing.T) {
 			t.Errorf("%d bytes are kept: %.20q", len(kept), kept)
 		}
 	}
+}
+
+// What a proxy wants and wants no more, again and again, while it takes nothing, is
+// not kept.
+func TestWhatAProxyDropsIsNotKept(t *testing.T) {
+	const times = 50_000
+	cluster, route := build.Key{Type: translate.Cluster, Name: "c"}, build.Key{Type: translate.Route, Name: "r"}
+	src := fixed{cluster: at(cluster.Type, 1, "", time.Time{}), route: at(route.Type, 1, "", time.Time{})}
+	s := delta.New(bindingOf("class"), delta.Limits{})
+	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL()})
+	s.Next(src)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range times {
+		for _, t := range []translate.Type{translate.Cluster, translate.Route} {
+			name := []string{fmt.Sprintf("%s-%d", strings.Repeat("n", 200), i)}
+			s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: t.URL(), ResourceNamesSubscribe: name})
+			s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: t.URL(), ResourceNamesUnsubscribe: name})
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 4<<20 {
+		t.Errorf("%d names that the proxy has no more take %d KiB", times, grown>>10)
+	}
+	runtime.KeepAlive(s)
 }
