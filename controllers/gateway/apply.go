@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -90,6 +91,9 @@ func (c *Controller) have(ctx context.Context, gw *gatewayv1.Gateway, want []cli
 	for _, o := range want {
 		kind := o.GetObjectKind().GroupVersionKind()
 		is := o.DeepCopyObject().(client.Object)
+		if err := c.readable(ctx, o); err != nil {
+			return nil, false, err
+		}
 		err := c.own.Get(ctx, client.ObjectKeyFromObject(o), is)
 		if apierrors.IsNotFound(err) {
 			complete = false
@@ -110,6 +114,30 @@ func (c *Controller) have(ctx context.Context, gw *gatewayv1.Gateway, want []cli
 		have = append(have, is)
 	}
 	return have, complete, nil
+}
+
+// readable is a mistake where the control plane may not list what there is of the object's
+// kind, as with a role of an older version: the cache would be waited for, by all workers.
+func (c *Controller) readable(ctx context.Context, o client.Object) error {
+	if synced, err := c.synced(ctx, o); synced || err != nil {
+		return err
+	}
+	kind := o.GetObjectKind().GroupVersionKind()
+	some := &metav1.PartialObjectMetadataList{}
+	some.SetGroupVersionKind(kind)
+	if err := c.direct.List(ctx, some, client.InNamespace(o.GetNamespace()), client.Limit(1)); apierrors.IsForbidden(err) {
+		return mistakef("the control plane may not read a %s: have whoever runs the mesh apply deploy/gateways of its version: %v", kind.Kind, err)
+	}
+	return nil // then it is about to be read
+}
+
+// synced reports whether it is known what there is of the object's kind.
+func (c *Controller) synced(ctx context.Context, o client.Object) (bool, error) {
+	informer, err := c.own.GetInformer(ctx, o, cache.BlockUntilSynced(false))
+	if err != nil {
+		return false, fmt.Errorf("reading what Gateways have: %w", err)
+	}
+	return informer.HasSynced(), nil
 }
 
 // fingerprint tells whether there is something to apply: it is another when something
@@ -166,11 +194,26 @@ func (c *Controller) apply(ctx context.Context, o client.Object, scaled scaling)
 }
 
 // release deletes what the Gateway was given and is not to have any more: what remains
-// when it comes to be of another class, or has no autoscaler.
+// when it comes to be of another class, or has no autoscaler. Of a kind that was not read
+// yet the Gateway is looked at again, for each object that it has.
 func (c *Controller) release(ctx context.Context, gw *gatewayv1.Gateway, want []client.Object) error {
-	for _, list := range []client.ObjectList{
-		&corev1.ServiceList{}, &autoscalingv2.HorizontalPodAutoscalerList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &corev1.ServiceAccountList{},
+	for _, of := range []struct {
+		kind client.Object
+		list client.ObjectList
+	}{
+		{&corev1.Service{}, &corev1.ServiceList{}},
+		{&autoscalingv2.HorizontalPodAutoscaler{}, &autoscalingv2.HorizontalPodAutoscalerList{}},
+		{&appsv1.Deployment{}, &appsv1.DeploymentList{}},
+		{&policyv1.PodDisruptionBudget{}, &policyv1.PodDisruptionBudgetList{}},
+		{&corev1.ServiceAccount{}, &corev1.ServiceAccountList{}},
 	} {
+		switch synced, err := c.synced(ctx, of.kind); {
+		case err != nil:
+			return err
+		case !synced:
+			continue
+		}
+		list := of.list
 		if err := c.own.List(ctx, list, client.InNamespace(gw.Namespace)); err != nil {
 			return fmt.Errorf("listing what Gateways of %s have: %w", gw.Namespace, err)
 		}

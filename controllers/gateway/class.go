@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,13 +102,19 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 	if !ours(&class) {
 		return reconcile.Result{}, nil
 	}
-	user, err := c.keep(ctx, &class)
+	user, err := c.user(ctx, &class)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	err = c.keep(ctx, &class, user)
 	if class.DeletionTimestamp != nil && user == nil {
-		return reconcile.Result{}, nil // it goes
+		return reconcile.Result{}, err // it goes
 	}
+	return reconcile.Result{}, errors.Join(err, c.report(ctx, &class, user))
+}
+
+// report writes the status. The user is one of the class's Gateways, nil where there is none.
+func (c *classReconciler) report(ctx context.Context, class *gatewayv1.GatewayClass, user *gatewayv1.Gateway) error {
 	is := metav1.Condition{
 		Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted,
 		Message: "Tulle makes a proxy of each Gateway of the class",
@@ -115,7 +122,7 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 	if class.DeletionTimestamp != nil {
 		is.Message = fmt.Sprintf("it is being deleted, which waits for its Gateways, such as %s: delete them, or give them another class", client.ObjectKeyFromObject(user))
 	}
-	if why := refusal(&class); why != "" {
+	if why := refusal(class); why != "" {
 		is.Status, is.Reason, is.Message = metav1.ConditionFalse, string(gatewayv1.GatewayClassReasonInvalidParameters), why
 	}
 	is.ObservedGeneration = class.Generation
@@ -125,38 +132,26 @@ func (c *classReconciler) Reconcile(ctx context.Context, r reconcile.Request) (r
 	}
 	have := gatewayv1.GatewayClassStatus{Conditions: owned(class.Status.Conditions), SupportedFeatures: class.Status.SupportedFeatures}
 	if equality.Semantic.DeepEqual(have, want) {
-		return reconcile.Result{}, nil
+		return nil
 	}
 	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GatewayClass")
-	err = applyStatus(ctx, c.client.Status(), kind, &class, &want)
+	err := applyStatus(ctx, c.client.Status(), kind, class, &want)
 	if err != nil {
 		// The CRD of a Gateway API older than 1.4 has no features, and refuses them.
 		want.SupportedFeatures = nil
-		if applyStatus(ctx, c.client.Status(), kind, &class, &want) == nil {
-			return reconcile.Result{}, nil
+		if applyStatus(ctx, c.client.Status(), kind, class, &want) == nil {
+			return nil
 		}
 	}
 	if err != nil {
-		return reconcile.Result{}, fmt.Errorf("writing the status of GatewayClass %s: %w", class.Name, err)
+		return fmt.Errorf("writing the status of GatewayClass %s: %w", class.Name, err)
 	}
-	return reconcile.Result{}, nil
+	return nil
 }
 
 // keep has a class that Gateways are of go only after them, as the Gateway API wants it:
-// without their class they would be out of service at once. It returns one of them, nil
-// where there is none.
-func (c *classReconciler) keep(ctx context.Context, class *gatewayv1.GatewayClass) (*gatewayv1.Gateway, error) {
-	var all gatewayv1.GatewayList
-	if err := c.client.List(ctx, &all); err != nil {
-		return nil, fmt.Errorf("listing the Gateways of GatewayClass %s: %w", class.Name, err)
-	}
-	var user *gatewayv1.Gateway
-	for i := range all.Items {
-		gw := &all.Items[i]
-		if string(gw.Spec.GatewayClassName) == class.Name && (user == nil || gw.Namespace+"/"+gw.Name < user.Namespace+"/"+user.Name) {
-			user = gw
-		}
-	}
+// without their class they would be out of service at once.
+func (c *classReconciler) keep(ctx context.Context, class *gatewayv1.GatewayClass, user *gatewayv1.Gateway) error {
 	const finalizer = gatewayv1.GatewayClassFinalizerGatewaysExist
 	to := class.DeepCopy()
 	var changed bool
@@ -167,12 +162,28 @@ func (c *classReconciler) keep(ctx context.Context, class *gatewayv1.GatewayClas
 		changed = controllerutil.AddFinalizer(to, finalizer)
 	}
 	if !changed {
-		return user, nil
+		return nil
 	}
 	// A list is replaced whole, so that another's finalizer of this moment would be lost.
 	patch := client.MergeFromWithOptions(class, client.MergeFromWithOptimisticLock{})
 	if err := c.client.Patch(ctx, to, patch, client.FieldOwner(fieldOwner)); client.IgnoreNotFound(err) != nil {
-		return nil, fmt.Errorf("writing the finalizer of GatewayClass %s: %w", class.Name, err)
+		return fmt.Errorf("writing the finalizer of GatewayClass %s: %w", class.Name, err)
+	}
+	return nil
+}
+
+// user is one of the Gateways of the class, nil where there is none.
+func (c *classReconciler) user(ctx context.Context, class *gatewayv1.GatewayClass) (*gatewayv1.Gateway, error) {
+	var all gatewayv1.GatewayList
+	if err := c.client.List(ctx, &all); err != nil {
+		return nil, fmt.Errorf("listing the Gateways of GatewayClass %s: %w", class.Name, err)
+	}
+	var user *gatewayv1.Gateway
+	for i := range all.Items {
+		gw := &all.Items[i]
+		if string(gw.Spec.GatewayClassName) == class.Name && (user == nil || gw.Namespace+"/"+gw.Name < user.Namespace+"/"+user.Name) {
+			user = gw
+		}
 	}
 	return user, nil
 }

@@ -182,8 +182,9 @@ func eventually(t *testing.T, what string, holds func(ctx context.Context) (bool
 	}
 }
 
-// start has a controller that is told of the Gateway API's kinds only after it began.
-func start(t *testing.T, config *rest.Config) *live {
+// start has a controller that is told of the Gateway API's kinds only after it began. It
+// lacks what the role of gateways says of the resources withheld.
+func start(t *testing.T, config *rest.Config, withheld ...string) *live {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, gatewayv1.Install} {
@@ -195,7 +196,7 @@ func start(t *testing.T, config *rest.Config) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mgr, err := ctrlmanager.New(permitted(t, config, direct), ctrlmanager.Options{
+	mgr, err := ctrlmanager.New(permitted(t, config, direct, withheld), ctrlmanager.Options{
 		Scheme: scheme, Cache: observe.CacheOptions(), Metrics: server.Options{BindAddress: "0"}, Logger: testr.New(t),
 		// The names of controllers are unique to a process, which may run the test twice.
 		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
@@ -234,9 +235,9 @@ func start(t *testing.T, config *rest.Config) *live {
 	return l
 }
 
-// permitted is the configuration of somebody who may do what the control plane may, and
-// nothing else.
-func permitted(t *testing.T, config *rest.Config, admin client.Client) *rest.Config {
+// permitted is the configuration of somebody who may do what the control plane may, but
+// for what is withheld, and nothing else.
+func permitted(t *testing.T, config *rest.Config, admin client.Client, withheld []string) *rest.Config {
 	t.Helper()
 	root, err := apitest.Root()
 	if err != nil {
@@ -258,6 +259,12 @@ func permitted(t *testing.T, config *rest.Config, admin client.Client) *rest.Con
 		if role.Kind != "ClusterRole" {
 			continue
 		}
+		for i := range role.Rules {
+			if r := &role.Rules[i]; role.Name == "tulle-gateways" {
+				r.Resources = slices.DeleteFunc(r.Resources, func(name string) bool { return slices.Contains(withheld, name) })
+			}
+		}
+		role.Rules = slices.DeleteFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return len(r.Resources)+len(r.NonResourceURLs) == 0 })
 		if err := admin.Create(t.Context(), &role); err != nil {
 			t.Fatal(err)
 		}
@@ -274,6 +281,28 @@ func permitted(t *testing.T, config *rest.Config, admin client.Client) *rest.Con
 	config = rest.CopyConfig(config)
 	config.Impersonate = rest.ImpersonationConfig{UserName: "tulled", Groups: []string{"system:authenticated"}}
 	return config
+}
+
+// The role may be of an older version than the control plane.
+func TestWhatIsNotPermittedHoldsNothingElse(t *testing.T) {
+	log.SetLogger(logr.Discard())
+	l := start(t, apitest.Start(t), "horizontalpodautoscalers", "gatewayclasses")
+	class := &gatewayv1.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: "tulle"}, Spec: gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName}}
+	l.create(t, class)
+	for _, namespace := range []string{"one", "two", "three", "four", "five"} { // more than there are workers
+		gw := l.gateway(t, namespace, listener("web", 80, gatewayv1.HTTPProtocolType))
+		is(t, l, named(&appsv1.Deployment{}, gw), "the Deployment", func(*appsv1.Deployment) bool { return true })
+		change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Spec.Listeners[0].Port = 81 })
+		is(t, l, named(&corev1.Service{}, gw), "the new port", func(s *corev1.Service) bool { return portsIn(s) == "web:81>81/TCP/http" })
+		change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Annotations = map[string]string{AnnotationMaxReplicas: "3"} })
+		l.builder.find(gw, gw.Generation, goodFindings()...)
+		is(t, l, gw, "what is not permitted", func(gw *gatewayv1.Gateway) bool {
+			p := find(gw.Status.Conditions, "Programmed")
+			return p != nil && p.Status == metav1.ConditionFalse && strings.Contains(p.Message, "apply deploy/gateways") &&
+				strings.Contains(p.Message, `cannot list resource "horizontalpodautoscalers"`)
+		})
+	}
+	is(t, l, class, "Accepted", func(c *gatewayv1.GatewayClass) bool { return words(c.Status.Conditions) == "Accepted=True/Accepted@1" })
 }
 
 func TestGatewaysOnARealAPIServer(t *testing.T) {
