@@ -292,6 +292,9 @@ func (b *Builder) step(ctx context.Context) {
 		b.serve(w, r)
 	}
 	b.rebuild(ctx, w)
+	if len(b.leaving) > 2*mostLeaving {
+		b.sweep(time.Now())
+	}
 	b.metrics.targets.Set(float64(len(b.targets)))
 	for s, n := range w.notify {
 		s.Changed(n.keys, n.followed)
@@ -551,13 +554,17 @@ func (b *Builder) drop(t *target) {
 	}
 }
 
-// sweep drops the targets whose grace is over.
+// mostLeaving is how many targets without subscribers are kept at least, while their
+// grace lasts: a proxy may ask for any number of names, one after the other.
+const mostLeaving = 1 << 14
+
+// sweep drops the targets whose grace is over, and the first of too many.
 func (b *Builder) sweep(now time.Time) {
-	kept := b.leaving[:0]
-	for _, t := range b.leaving {
+	kept, over := b.leaving[:0], len(b.leaving)-mostLeaving
+	for i, t := range b.leaving {
 		switch {
 		case len(t.subscribers) > 0 || t.leaves.IsZero(): // it is wanted again
-		case now.Before(t.leaves):
+		case now.Before(t.leaves) && i >= over:
 			kept = append(kept, t)
 		default:
 			b.drop(t)

@@ -452,6 +452,33 @@ func TestTargetWithoutSubscribersIsDroppedAfterGrace(t *testing.T) {
 	})
 }
 
+// Who asks for one name after the other, and drops each, has the builder keep some of them.
+func TestTargetsThatAreDroppedInMassesAreNotKept(t *testing.T) {
+	const times, each = 30, 4000
+	b := New(Options{Config: config(), Grace: time.Hour})
+	c := &client{b: b, held: map[Key]string{}}
+	kept := Key{Type: translate.Listener, Name: "egress"}
+	b.Subscribe(c, kept)
+	var last Key
+	for i := range times {
+		var keys []Key
+		for j := range each {
+			keys = append(keys, Key{Type: translate.Endpoints, Name: fmt.Sprintf("svc|a/x%d-%d|80", i, j)})
+		}
+		last = keys[each-1]
+		b.Subscribe(c, keys...)
+		b.step(t.Context())
+		b.Unsubscribe(c, keys...)
+		b.step(t.Context())
+	}
+	if n := len(b.targets); n > 2*mostLeaving+each || len(b.leaving) > 2*mostLeaving+each {
+		t.Errorf("%d targets are kept, of which one is wanted, and %d are to leave", n, len(b.leaving))
+	}
+	if b.Value(kept) == nil || b.Value(last) == nil {
+		t.Error("what is wanted, or was a moment ago, is not kept")
+	}
+}
+
 func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
