@@ -48,6 +48,10 @@ func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 		Meta: mesh.Meta{Name: mesh.Name{Namespace: "front", Name: "edge"}}, Targets: target("narrow"),
 		Authorization: &mesh.Authorization{Rules: []mesh.Rule{{Name: "office", From: []mesh.Source{{IPBlocks: blocks("192.0.2.0/24")}}}}},
 	}
+	atWide := &mesh.Policy{
+		Meta: mesh.Meta{Name: mesh.Name{Namespace: "front", Name: "wide"}}, Targets: target("wide"),
+		Authorization: &mesh.Authorization{Rules: []mesh.Rule{{Name: "home", Action: mesh.Deny, From: []mesh.Source{{IPBlocks: blocks("198.51.100.0/24")}}}}},
+	}
 	ofCart := policy(&mesh.Authorization{Rules: []mesh.Rule{
 		{Name: "edge", From: []mesh.Source{{ServiceAccounts: []mesh.Name{{Namespace: "front", Name: "edge"}}}}, To: []mesh.Operation{{Paths: []string{"/open"}}}},
 	}})
@@ -57,7 +61,7 @@ func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 		Targets:       []mesh.Target{{Kind: mesh.KindGateway, Name: mesh.Name{Namespace: "shop", Name: "another"}}},
 		Authorization: &mesh.Authorization{Rules: []mesh.Rule{{Name: "all", Action: mesh.Deny}}},
 	}
-	v := gatewayed(atEdge, ofCart, elsewhere)
+	v := gatewayed(atEdge, atWide, ofCart, elsewhere)
 	for what, c := range map[string]struct {
 		q        Question
 		want     Verdict
@@ -66,8 +70,11 @@ func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 	}{
 		"by https":             {Question{Scheme: "https", Port: 443, Host: "shop.example", Path: "/cart/open", Address: "192.0.2.7"}, Allowed, "narrow", "rule office of MeshPolicy front/edge allows it"},
 		"from elsewhere":       {Question{Scheme: "https", Port: 443, Host: "shop.example", Path: "/cart/open", Address: "198.51.100.7"}, Denied, "narrow", "no Allow rule matches"},
+		"from nobody knows":    {Question{Scheme: "https", Port: 443, Host: "shop.example", Path: "/cart/open"}, Denied, "narrow", "no Allow rule matches"},
+		"from elsewhere alone": {Question{Scheme: "https", Port: 443, Host: "a.example", Path: "/cart/open", Address: "198.51.100.7"}, Denied, "wide", "rule home of MeshPolicy front/wide denies it"},
+		"or nobody knows":      {Question{Scheme: "https", Port: 443, Host: "a.example", Path: "/cart/open"}, Denied, "wide", "rule home of MeshPolicy front/wide denies it"},
 		"what the pods refuse": {Question{Scheme: "https", Port: 443, Host: "SHOP.example.:443", Path: "/cart/shut", Address: "192.0.2.7"}, Denied, "narrow", "the workload has Allow rules"},
-		"another listener":     {Question{Scheme: "https", Port: 443, Host: "a.example", Path: "/cart/open"}, Allowed, "wide", "rule edge of MeshPolicy shop/p allows it"},
+		"another listener":     {Question{Scheme: "https", Port: 443, Host: "a.example", Path: "/cart/open", Address: "192.0.2.7"}, Allowed, "wide", "rule edge of MeshPolicy shop/p allows it"},
 		"in the clear":         {Question{Scheme: "http", Port: 80, Host: "shop.example", Path: "/cart/open"}, Allowed, "clear", "rule edge of MeshPolicy shop/p allows it"},
 		"no route":             {Question{Scheme: "http", Port: 80, Host: "shop.example", Path: "/x"}, "", "clear", "404: no rule matches"},
 		"an escaped slash":     {Question{Scheme: "http", Port: 80, Host: "shop.example", Path: "/cart%2fopen"}, Denied, "clear", "307"},

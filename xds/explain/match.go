@@ -12,8 +12,8 @@ import (
 
 // facts are what a sidecar knows of a request.
 type facts struct {
-	peer     netip.Addr
-	identity string // empty: none was proved
+	peer     netip.Addr // not valid: it is not known
+	identity string     // empty: none was proved
 	port     uint16
 	http     *HTTP // nil: what is sent is not known
 	// sni is the name that the client's own TLS asks for; noName says that there is
@@ -81,10 +81,17 @@ func (m matcher) source(s mesh.Source) bool {
 	account := func(n mesh.Name) bool {
 		return m.is("spiffe://" + m.domains[0] + "/ns/" + cmp.Or(n.Namespace, m.namespace) + "/sa/" + n.Name)
 	}
-	from := func(b netip.Prefix) bool { return b.Contains(m.peer) }
 	return either(s.Identities, s.NotIdentities, m.is) && either(s.TrustDomains, nil, inDomain) &&
 		either(s.Namespaces, s.NotNamespaces, in) && either(s.ServiceAccounts, s.NotServiceAccounts, account) &&
-		either(s.IPBlocks, s.NotIPBlocks, from) && m.remoteClient(s) && m.requestPrincipal(s)
+		m.known(s.IPBlocks, s.NotIPBlocks, m.peer) && m.remoteClient(s) && m.requestPrincipal(s)
+}
+
+// known compares an address, which may not be known: nobody said where the call is from.
+func (m matcher) known(blocks, not []netip.Prefix, address netip.Addr) bool {
+	if len(blocks)+len(not) > 0 && !address.IsValid() {
+		return !m.strict
+	}
+	return either(blocks, not, func(b netip.Prefix) bool { return b.Contains(address) })
 }
 
 // is reports whether the caller proved an identity like this one: under any of the
@@ -130,7 +137,7 @@ func (m matcher) remoteClient(s mesh.Source) bool {
 	if !told {
 		return !m.strict
 	}
-	return either(s.RemoteIPBlocks, s.NotRemoteIPBlocks, func(b netip.Prefix) bool { return b.Contains(client) })
+	return m.known(s.RemoteIPBlocks, s.NotRemoteIPBlocks, client)
 }
 
 // client is whom X-Forwarded-For says that the first trusted proxy heard from; false
