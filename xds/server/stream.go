@@ -249,6 +249,9 @@ func (st *stream) next() *delta.Push {
 	return push
 }
 
+// fewKeys is how many keys a change of one thing is.
+const fewKeys = 64
+
 // takeIn takes in what the builder says.
 func (st *stream) takeIn() {
 	st.in.Lock()
@@ -263,8 +266,7 @@ func (st *stream) takeIn() {
 	st.state.Dirty(maps.Keys(st.taking))
 	st.in.Lock()
 	defer st.in.Unlock()
-	const keep = 64 // a change of one thing is a few keys; a map never shrinks
-	if len(st.taking) > keep {
+	if len(st.taking) > fewKeys { // a map never shrinks
 		st.taking = nil
 	}
 	clear(st.taking)
@@ -279,6 +281,12 @@ func (st *stream) request(r *discovery.DeltaDiscoveryRequest) bool {
 		return false
 	}
 	st.checkNode(r)
+	st.in.Lock()
+	many := len(st.dirty) > fewKeys
+	st.in.Unlock()
+	if many { // the writer may wait for the proxy, whose names come and go all the same
+		st.takeIn()
+	}
 	st.lock.Lock()
 	note := !st.counted || st.stake()
 	unanswered := st.state.Unanswered(translate.Cluster)
