@@ -49,7 +49,13 @@ func (s *Stream) Request(req *discovery.DeltaDiscoveryRequest) Effects {
 }
 
 func (s *Stream) ignore(url, name string, r Reason) {
-	s.effects.Ignored = append(s.effects.Ignored, Ignored{URL: url, Name: name, Reason: r})
+	for i := range s.effects.Ignored { // one for each reason at most
+		if same := &s.effects.Ignored[i]; same.URL == url && same.Reason == r {
+			same.Count++
+			return
+		}
+	}
+	s.effects.Ignored = append(s.effects.Ignored, Ignored{URL: url, Name: name, Reason: r, Count: 1})
 }
 
 // subscribed answers a name that the proxy gave. It is answered even when it

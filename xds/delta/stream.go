@@ -143,7 +143,8 @@ type Effects struct {
 	Acknowledged time.Time
 	// Refused is the response that it did not take.
 	Refused *Nack
-	// Ignored are parts of the request that were not answered.
+	// Ignored are parts of the request that were not answered, those for one reason
+	// together.
 	Ignored []Ignored
 }
 
@@ -156,11 +157,12 @@ type Nack struct {
 	Message string
 }
 
-// Ignored is a part of a request that got no answer.
+// Ignored are parts of a request that got no answer.
 type Ignored struct {
 	URL    string
-	Name   string
+	Name   string // the first
 	Reason Reason
+	Count  int
 }
 
 // Reason says why a part of a request got no answer.

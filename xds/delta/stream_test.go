@@ -184,3 +184,19 @@ func TestWhatAProxyDropsIsNotKept(t *testing.T) {
 	}
 	runtime.KeepAlive(s)
 }
+
+// A request may name a million things that the proxy cannot have.
+func TestWhatIsIgnoredIsCounted(t *testing.T) {
+	s := delta.New(bindingOf("class"), delta.Limits{Names: 3})
+	r := &discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"*", ""}}
+	for i := range 1000 {
+		r.ResourceNamesSubscribe = append(r.ResourceNamesSubscribe, fmt.Sprint("r", i), "")
+	}
+	want := []delta.Ignored{
+		{URL: translate.Route.URL(), Name: "*", Reason: delta.NotPermitted, Count: 1002},
+		{URL: translate.Route.URL(), Name: "r3", Reason: delta.TooMany, Count: 997},
+	}
+	if e := s.Request(r); !slices.Equal(e.Ignored, want) {
+		t.Errorf("%d parts are ignored, the first %v; want %v", len(e.Ignored), e.Ignored[:min(2, len(e.Ignored))], want)
+	}
+}

@@ -338,8 +338,8 @@ func (st *stream) carryOut(e delta.Effects) {
 		st.server.siblings.learn(st.proxy.profile, e.Asked)
 	}
 	for _, i := range e.Ignored {
-		st.server.metrics.ignored.WithLabelValues(string(i.Reason)).Inc()
-		st.log.V(1).Info("a proxy asked for what it cannot have", "type", i.URL, "name", i.Name, "reason", i.Reason)
+		st.server.metrics.ignored.WithLabelValues(string(i.Reason)).Add(float64(i.Count))
+		st.log.V(1).Info("a proxy asked for what it cannot have", "type", i.URL, "name", i.Name, "reason", i.Reason, "count", i.Count)
 	}
 	if since := e.Acknowledged; !since.IsZero() {
 		st.server.metrics.convergence.Observe(time.Since(since).Seconds())
