@@ -58,6 +58,10 @@ const (
 	// ReasonKeysIncomplete is the reason of ResolvedRefs=False where some of the public
 	// keys of an issuer cannot be used, or the latest cannot be had: the others hold.
 	ReasonKeysIncomplete = "KeysIncomplete"
+	// ReasonInvalidCertificateRef is the reason of ResolvedRefs=False where a Secret with
+	// the certificate for a port is not there or of no use, or Tulle may not see it: TLS
+	// of clients is refused at the port.
+	ReasonInvalidCertificateRef = "InvalidCertificateRef"
 	// ReasonTokensUnknown is the reason of Accepted=False where a rule asks for tokens,
 	// and no jwt section holds for the workloads that the policy selects: the rule is
 	// against every request.

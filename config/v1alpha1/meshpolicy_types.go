@@ -3,8 +3,8 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // MeshPolicy is what a platform or a team lays down about workloads. A policy
-// speaks for one side: mtls, jwt, authorization and rateLimit are enforced where the
-// selected workloads run (all but mtls also at a Gateway), traffic describes how clients
+// speaks for one side: mtls, tls, jwt, authorization and rateLimit are enforced where the
+// selected workloads run (all but mtls and tls also at a Gateway), traffic describes how clients
 // call a Service.
 //
 // +kubebuilder:object:root=true
@@ -33,11 +33,12 @@ type MeshPolicy struct {
 
 // MeshPolicySpec is what a MeshPolicy lays down, in optional sections.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit) || has(self.traffic)",message="a policy needs at least one section: write mtls, jwt, authorization, rateLimit or traffic"
-// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls, jwt, authorization and rateLimit what workloads accept; put traffic in a MeshPolicy of its own"
+// +kubebuilder:validation:XValidation:rule="has(self.mtls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit) || has(self.tls) || has(self.traffic)",message="a policy needs at least one section: write mtls, tls, jwt, authorization, rateLimit or traffic"
+// +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && (has(self.mtls) || has(self.tls) || has(self.jwt) || has(self.authorization) || has(self.rateLimit)))",message="a policy speaks for one side: traffic says how clients call a Service, mtls, tls, jwt, authorization and rateLimit what workloads accept; put traffic in a MeshPolicy of its own"
 // +kubebuilder:validation:XValidation:rule="!(has(self.traffic) && has(self.selector))",message="traffic is about calls to Services, not about the workloads that selector picks: name the Services in targetRefs, or leave both out for all Services"
 // +kubebuilder:validation:XValidation:rule="!(has(self.targetRefs) && has(self.selector))",message="selector picks workloads, targetRefs names Gateways: write one of the two, and a MeshPolicy for each"
 // +kubebuilder:validation:XValidation:rule="!(has(self.targetRefs) && has(self.mtls))",message="mtls is about workloads, whom selector picks, and not about a Gateway's clients, who are outside of the mesh: put mtls in a MeshPolicy without targetRefs"
+// +kubebuilder:validation:XValidation:rule="!has(self.tls) || has(self.selector)",message="tls is about ports of the workloads that selector picks: write selector with their labels; at a Gateway, TLS ends by tls of its listener"
 // +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || has(self.traffic) || self.targetRefs.all(t, t.kind == 'Gateway')",message="jwt, authorization and rateLimit attach to a Gateway: write group: gateway.networking.k8s.io and kind: Gateway in targetRefs, or use selector to pick the workloads that they are about"
 // +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || !has(self.traffic) || self.targetRefs.all(t, t.kind != 'Gateway')",message="traffic is about calls to a Service, or about the requests of an HTTPRoute or GRPCRoute: name one of these in targetRefs; for what a Gateway sends, the Service or route that it sends it by"
 // +kubebuilder:validation:XValidation:rule="!has(self.targetRefs) || !has(self.traffic) || self.targetRefs.all(t, t.kind == 'Service') || !(has(self.traffic.connections) || has(self.traffic.circuitBreaker) || has(self.traffic.outlierDetection) || has(self.traffic.loadBalancer) || has(self.traffic.retries) && has(self.traffic.retries.budget))",message="connections, circuitBreaker, outlierDetection, loadBalancer and the budget of retries are about connections to a Service: name the Service in targetRefs; of a route write timeout, idleTimeout, retries or fault"
@@ -65,6 +66,11 @@ type MeshPolicySpec struct {
 	// mutual TLS of the mesh.
 	// +optional
 	MTLS *MTLS `json:"mtls,omitempty"`
+
+	// tls says on which ports the sidecars of the selected workloads end the TLS of
+	// clients from outside of the mesh. It needs selector, in the workloads' own namespace.
+	// +optional
+	TLS *TLS `json:"tls,omitempty"`
 
 	// jwt says whose tokens the selected workloads, or the Gateways of targetRefs,
 	// believe.
@@ -218,7 +224,7 @@ type PortMTLS struct {
 
 // MeshPolicyStatus is what the control plane found about a MeshPolicy.
 type MeshPolicyStatus struct {
-	// conditions are Accepted, Programmed and, where targetRefs is written,
+	// conditions are Accepted, Programmed and, where something else is named,
 	// ResolvedRefs.
 	// +optional
 	// +listType=map

@@ -62,6 +62,7 @@ func policy(p *v1alpha1.MeshPolicy) *mesh.Policy {
 		Selector:      selector(p.Spec.Selector, &bad),
 		Targets:       targets(&p.Spec, p.Namespace, &bad),
 		MTLS:          mtls(p.Spec.MTLS, &bad),
+		TLS:           endedTLS(p.Spec.TLS, p.Namespace, &bad),
 		JWT:           jwt(p.Spec.JWT, &bad),
 		Authorization: authorization(p.Spec.Authorization, &bad),
 		RateLimit:     rateLimit(p.Spec.RateLimit, &bad),
@@ -111,6 +112,8 @@ func targets(s *v1alpha1.MeshPolicySpec, namespace string, bad *problems) []mesh
 			bad.add("%s: a %s has no such section: traffic is about a Service or route, authorization and rateLimit about a Gateway", field, kind)
 		case s.MTLS != nil:
 			bad.add("%s: mtls is about workloads, whom selector picks: put it in a policy without targetRefs", field)
+		case s.TLS != nil:
+			bad.add("%s: tls is about workloads, whom selector picks: at a Gateway TLS ends by tls of its listener", field)
 		case s.Selector != nil:
 			bad.add("%s: selector picks workloads: write one of the two", field)
 		}
@@ -175,6 +178,31 @@ func mtls(m *v1alpha1.MTLS, bad *problems) *mesh.MTLS {
 		}
 		port := bad.port(field+".port", p.Port)
 		out.Ports[port] = max(out.Ports[port], mode(field+".mode", p.Mode))
+	}
+	return out
+}
+
+// endedTLS leaves a port that cannot be understood: TLS of clients is refused there.
+func endedTLS(t *v1alpha1.TLS, namespace string, bad *problems) *mesh.EndedTLS {
+	if t == nil {
+		return nil
+	}
+	out := &mesh.EndedTLS{}
+	for i, p := range t.Ports {
+		field := fmt.Sprintf("spec.tls.ports[%d]", i)
+		at := mesh.PortTLS{Port: bad.port(field+".port", p.Port), Certificate: mesh.Name{Namespace: namespace, Name: p.CertificateRef.Name}}
+		at.Target = at.Port
+		if p.TargetPort != 0 {
+			at.Target = bad.port(field+".targetPort", p.TargetPort)
+		}
+		if slices.ContainsFunc(out.Ports, func(o mesh.PortTLS) bool { return o.Port == at.Port }) {
+			bad.add("%s: port %d is there twice: take one of the two out", field, p.Port)
+			continue
+		}
+		if p.CertificateRef.Name == "" {
+			bad.add("%s.certificateRef: write the name of a Secret of the type kubernetes.io/tls", field)
+		}
+		out.Ports = append(out.Ports, at)
 	}
 	return out
 }

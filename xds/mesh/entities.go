@@ -250,6 +250,7 @@ type Policy struct {
 	// Gateways, of Traffic Services and routes.
 	Targets       []Target
 	MTLS          *MTLS
+	TLS           *EndedTLS
 	JWT           *JWT
 	Authorization *Authorization
 	RateLimit     *RateLimit
@@ -290,6 +291,17 @@ type Target struct {
 type MTLS struct {
 	Mode  MTLSMode
 	Ports map[uint16]MTLSMode
+}
+
+// EndedTLS is a policy's tls section: where the sidecar ends clients' TLS. Each port is there
+// once.
+type EndedTLS struct{ Ports []PortTLS }
+
+// PortTLS is a container port at which TLS ends.
+type PortTLS struct {
+	Port        uint16
+	Target      uint16 // the application's, in the clear
+	Certificate Name   // a Secret of the policy's namespace
 }
 
 // Split is a TrafficSplit.

@@ -25,6 +25,7 @@ const (
 	FactProfile                       // profile id
 	FactPolicy                        // namespace/name
 	FactMTLS                          // namespace: its policies with an mtls section
+	FactTLS                           // namespace: its policies with a tls section
 	FactAuthorization                 // namespace: its policies with an authorization section
 	FactJWT                           // namespace: its policies with a jwt section
 	FactRateLimit                     // namespace: its policies with a rateLimit section

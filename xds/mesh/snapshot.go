@@ -343,6 +343,7 @@ func (s *Snapshot) policySections(f facts, namespace string, old, now *Policy) {
 		}
 	}
 	mark(FactMTLS, old.MTLS, now.MTLS, old.MTLS != nil, now.MTLS != nil)
+	mark(FactTLS, old.TLS, now.TLS, old.TLS != nil, now.TLS != nil)
 	mark(FactAuthorization, old.Authorization, now.Authorization, old.Authorization != nil, now.Authorization != nil)
 	mark(FactJWT, old.JWT, now.JWT, old.JWT != nil, now.JWT != nil)
 	mark(FactRateLimit, old.RateLimit, now.RateLimit, old.RateLimit != nil, now.RateLimit != nil)

@@ -144,18 +144,21 @@ type Section uint8
 // The sections.
 const (
 	SectionMTLS Section = iota
+	SectionTLS
 	SectionAuthorization
 	SectionJWT
 	SectionRateLimit
 	SectionTraffic
 )
 
-var sectionFacts = [...]FactKind{FactMTLS, FactAuthorization, FactJWT, FactRateLimit, FactTraffic}
+var sectionFacts = [...]FactKind{FactMTLS, FactTLS, FactAuthorization, FactJWT, FactRateLimit, FactTraffic}
 
 func (s Section) in(p *Policy) bool {
 	switch s {
 	case SectionMTLS:
 		return p.MTLS != nil
+	case SectionTLS:
+		return p.TLS != nil
 	case SectionAuthorization:
 		return p.Authorization != nil
 	case SectionJWT:

@@ -73,7 +73,7 @@ func (st *stream) remains() *absent {
 	}
 	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now()}
 	for h := range st.state.Holdings() {
-		if h.Key.Type != translate.Secret || !strings.HasPrefix(h.Key.Name, translate.PrefixCertificate) {
+		if h.Key.Type != translate.Secret || !operators(h.Key.Name) {
 			a.held = append(a.held, h)
 		}
 	}
@@ -102,4 +102,10 @@ func (s *Server) release(uids []string) {
 			s.acks.note()
 		}
 	}
+}
+
+// operators reports whether a secret's name is of a certificate of an operator's, with its
+// key.
+func operators(secret string) bool {
+	return strings.HasPrefix(secret, translate.PrefixCertificate) || strings.HasPrefix(secret, translate.PrefixEnded)
 }

@@ -47,6 +47,10 @@ func (p proxy) bind(t translate.Type, name string) (build.Key, bool) {
 			k.For = p.gateway // which may have it, or gets nothing
 			return k, p.gateway != ""
 		}
+		if strings.HasPrefix(name, translate.PrefixEnded) {
+			k.For = p.profile // whose workloads' policies name it, or gets nothing
+			return k, p.gateway == ""
+		}
 		return k, name == translate.SecretRoots || strings.HasPrefix(name, translate.PrefixSAN)
 	case translate.Listener:
 		switch name {

@@ -14,7 +14,7 @@ import (
 // certificate of another identity, or of a Gateway that it is not the proxy of.
 func FuzzNamesOfResources(f *testing.F) {
 	for _, name := range []string{
-		translate.SecretWorkload, translate.SecretRoots, translate.PrefixSAN + "shop/web", translate.PrefixCertificate + "shop/cert", "spiffe://cluster.local/ns/shop/sa/other",
+		translate.SecretWorkload, translate.SecretRoots, translate.PrefixSAN + "shop/web", translate.PrefixCertificate + "shop/cert", translate.PrefixEnded + "shop/cert", "spiffe://cluster.local/ns/shop/sa/other",
 		translate.ListenerInbound, translate.ListenerGateway, translate.ListenerEgress, translate.PrefixGateway + "80", translate.RouteInbound + "|x", translate.PrefixProbe + "80",
 		"", "*", "a|b|c", "in|10.0.0.1:80",
 	} {
@@ -48,6 +48,10 @@ func FuzzNamesOfResources(f *testing.F) {
 				}
 			case kind == translate.Secret && strings.HasPrefix(name, translate.PrefixCertificate):
 				if p.gateway == "" || k.For != p.gateway {
+					t.Errorf("the certificate %q is %q's", name, k.For)
+				}
+			case kind == translate.Secret && strings.HasPrefix(name, translate.PrefixEnded):
+				if p.gateway != "" || k.For != p.profile {
 					t.Errorf("the certificate %q is %q's", name, k.For)
 				}
 			case kind == translate.Secret:

@@ -122,7 +122,7 @@ func asks(t *testing.T, app *application, failOpen bool, policies ...*mesh.Polic
 	m.AccessLog[0] = &accesslog.AccessLog{Name: "file", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&file.FileAccessLog{
 		Path: log, AccessLogFormat: &file.FileAccessLog_LogFormat{LogFormat: toStdout.GetLogFormat()},
 	})}}
-	routes := inboundRoutes(profile.ID, v)
+	routes := inboundRoutes(RouteInbound, profile.ID, v)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routesIn(profile, v)}
 	port, adminPort := freePort(t), freePort(t)
 	b := &bootstrap.Bootstrap{

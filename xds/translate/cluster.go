@@ -93,6 +93,9 @@ func staticCluster(name string) *cluster.Cluster {
 		c.LoadAssignment = assignment(name, lbEndpoint(netip.MustParseAddrPort("127.0.0.1:15000"), false))
 		return c
 	}
+	if c := applicationCluster(name); c != nil {
+		return c
+	}
 	return nil
 }
 
@@ -194,7 +197,7 @@ func addressCluster(name string, d destination, v *mesh.View) *cluster.Cluster {
 	if d.http {
 		c.TypedExtensionProtocolOptions = protocolOptions((&traffic{}).protocols(connectionAge(v)))
 	}
-	if known && takesMTLS(w, d.address.Port(), v) {
+	if known && d.takesMTLS(w, d.address.Port(), v) {
 		ids := spellings(Identity(config.TrustDomain, w.Namespace, w.ServiceAccount), config.TrustDomains())
 		c.TransportSocket = clientTLS(alpn(d.http), validation(SecretRoots, sans(ids)...))
 	}

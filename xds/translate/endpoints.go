@@ -39,7 +39,7 @@ func endpoints(k Key, v *mesh.View) *endpoint.ClusterLoadAssignment {
 	if nearby {
 		preference = trafficFor(n.namespace, d.service.Name, d.port.Port, v).locality
 	}
-	all := ready(d.service.Name, d.port.Name, d.labels, nearby, v)
+	all := d.ready(d.service.Name, d.port.Name, d.labels, nearby, v)
 	priorities := byDistance(all, preference, localityFor(k.For))
 	for i, x := range all {
 		n := len(out.Endpoints)
@@ -71,7 +71,7 @@ type found struct {
 // ready are the ready endpoints of a service's port, sorted by zone and address: those
 // of pods with the labels, where there are any. placed says whether their nodes and
 // regions matter.
-func ready(service mesh.Name, portName string, labels map[string]string, placed bool, v *mesh.View) []found {
+func (d destination) ready(service mesh.Name, portName string, labels map[string]string, placed bool, v *mesh.View) []found {
 	var all []found
 	for _, s := range v.Slices(service) {
 		port, ok := slicePort(s, portName)
@@ -90,7 +90,7 @@ func ready(service mesh.Name, portName string, labels map[string]string, placed 
 				continue
 			}
 			at := netip.AddrPortFrom(e.Address, port)
-			f := found{locality: mesh.Locality{Zone: e.Zone}, at: at, mtls: known && takesMTLS(w, port, v)}
+			f := found{locality: mesh.Locality{Zone: e.Zone}, at: at, mtls: known && d.takesMTLS(w, port, v)}
 			if placed {
 				f.locality = place(e, v)
 			}

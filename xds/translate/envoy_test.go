@@ -388,5 +388,5 @@ func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
 
 // routesIn are the inbound routes of the profile.
 func routesIn(p *mesh.Profile, v *mesh.View) *route.RouteConfiguration {
-	return inboundRoutes(p.ID, v).Message.(*route.RouteConfiguration)
+	return inboundRoutes(RouteInbound, p.ID, v).Message.(*route.RouteConfiguration)
 }

@@ -229,7 +229,10 @@ func policyFindings(p *mesh.Policy, v *mesh.View) []mesh.Finding {
 	if p.Traffic != nil && p.Invalid == "" {
 		fs = append(fs, trafficConflict(p, v))
 	}
-	refs := len(p.Targets) > 0 || hasGlobal(p)
+	refs := len(p.Targets) > 0 || hasGlobal(p) || p.TLS != nil
+	if p.TLS != nil && p.Invalid == "" {
+		fs = append(fs, endedFaults(p, v)...)
+	}
 	if p.JWT != nil && p.Invalid == "" {
 		fs = append(fs, jwtFaults(p, v)...)
 		refs = true

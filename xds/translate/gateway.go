@@ -11,7 +11,6 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -142,16 +141,7 @@ func encryptedChain(at mesh.Listener, hosts ...string) *listener.FilterChain {
 
 // certified is TLS that ends here, with the listener's certificates.
 func certified(at mesh.Listener, alpn ...string) *core.TransportSocket {
-	context := &tls.CommonTlsContext{
-		TlsParams:     &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2},
-		AlpnProtocols: alpn,
-	}
-	for _, secret := range at.Certificates {
-		context.TlsCertificateSdsSecretConfigs = append(context.TlsCertificateSdsSecretConfigs, sds(PrefixCertificate+secret.Name.String()))
-	}
-	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
-		TypedConfig: typed(&tls.DownstreamTlsContext{CommonTlsContext: context}),
-	}}
+	return terminated(each(at.Certificates, func(secret mesh.Backend) string { return PrefixCertificate + secret.Name.String() }), alpn...)
 }
 
 // gatewayRouteName is the name of a listener's routes: one for all HTTP listeners of a
@@ -369,11 +359,10 @@ func specificity(hostname string) int {
 
 // gatewaySecret is a certificate, for the proxies of a gateway that may have it.
 func gatewaySecret(k Key, v *mesh.View) proto.Message {
-	out := &tls.Secret{Name: k.Name, Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{}}}
 	n, _ := objectName(k.For)
 	g, ok := gatewayOf(n, v)
 	if !ok {
-		return out
+		return certificateSecret(k.Name, nil)
 	}
 	held, served := holdingListeners(g, v)
 	for i, l := range held {
@@ -382,11 +371,9 @@ func gatewaySecret(k Key, v *mesh.View) proto.Message {
 				continue
 			}
 			if c, ok := v.Certificate(s.Name); ok && c.Invalid == "" {
-				out.Type = &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
-					CertificateChain: inline(c.Chain), PrivateKey: inline(c.Key),
-				}}
+				return certificateSecret(k.Name, c)
 			}
 		}
 	}
-	return out
+	return certificateSecret(k.Name, nil)
 }

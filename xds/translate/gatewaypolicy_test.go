@@ -266,7 +266,7 @@ func TestPolicyOfAGatewayConcernsTheGatewaysProxiesAlone(t *testing.T) {
 		t.Error("the gateway's proxies are not concerned")
 	}
 	v = edgeView(80, 81, p, w)
-	inboundRoutes(mesh.ProfileOf(w).ID, v)
+	inboundRoutes(RouteInbound, mesh.ProfileOf(w).ID, v)
 	inboundListener(ForInbound(mesh.ProfileOf(w).ID, false), v)
 	if slices.Contains(v.Uses(), ref) {
 		t.Error("a sidecar of the gateway's namespace is concerned")

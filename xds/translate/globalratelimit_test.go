@@ -123,7 +123,7 @@ func startCounted(t *testing.T, a *application, l net.Addr, closed bool, policie
 		out[i] = &limited{t: t, ca: ca}
 		for mtls, at := range map[bool]*string{true: &out[i].mtls, false: &out[i].open} {
 			m, port := in.manager(mtls), freePort(t)
-			m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(profile.ID, v).Message.(*routev3.RouteConfiguration)}
+			m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: inboundRoutes(RouteInbound, profile.ID, v).Message.(*routev3.RouteConfiguration)}
 			chain := &listener.FilterChain{Filters: []*listener.Filter{networkFilter(hcmName, m)}}
 			if mtls {
 				chain.TransportSocket = ca.socket()
@@ -246,11 +246,11 @@ func TestGlobalRulesAreNotInTheListener(t *testing.T) {
 	if a, b := inboundListener(key, none), inboundListener(key, some); a.String() != b.String() {
 		t.Error("the first rule changes the listener")
 	}
-	if got := fmt.Sprint(inboundRoutes(profile, none).Clusters, inboundRoutes(profile, some).Clusters); got != "[inbound] [inbound h2|limits/counter|8081]" {
+	if got := fmt.Sprint(inboundRoutes(RouteInbound, profile, none).Clusters, inboundRoutes(RouteInbound, profile, some).Clusters); got != "[inbound] [inbound h2|limits/counter|8081]" {
 		t.Errorf("the clusters are %s", got)
 	}
 	// Nor is there anything where the mesh has no service.
-	if got := inboundRoutes(profile, view(w, limits(askingFor("a", mesh.RateLimitRule{})))).Clusters; len(got) != 1 {
+	if got := inboundRoutes(RouteInbound, profile, view(w, limits(askingFor("a", mesh.RateLimitRule{})))).Clusters; len(got) != 1 {
 		t.Errorf("without a service the clusters are %v", got)
 	}
 }

@@ -209,6 +209,21 @@ func keys(s *mesh.Snapshot) []translate.Key {
 			add(translate.Listener, "inbound", translate.ForInbound(s.Profile(w), w.Drains()))
 			add(translate.Listener, "probes", s.Profile(w))
 			add(translate.Route, "inbound", s.Profile(w))
+			for p := range s.Policies() {
+				if p.TLS == nil {
+					continue
+				}
+				for _, port := range p.TLS.Ports {
+					add(translate.Secret, translate.PrefixEnded+port.Certificate.String(), s.Profile(w))
+					route := fmt.Sprintf("inbound|%d", port.Port)
+					add(translate.Route, route, s.Profile(w))
+					for _, c := range translate.Build(translate.Key{Type: translate.Route, Name: route, For: s.Profile(w)}, mesh.NewView(s)).Clusters {
+						if strings.HasPrefix(c, "inbound") {
+							add(translate.Cluster, c, "")
+						}
+					}
+				}
+			}
 			for _, p := range w.Probes {
 				if p.Kind != mesh.ProbeHTTP {
 					add(translate.Cluster, translate.PrefixProbe+p.Path, w.Name.String())
@@ -270,7 +285,7 @@ func keys(s *mesh.Snapshot) []translate.Key {
 		if k.Type == translate.Route && k.For != "" {
 			namespace, _, _ := strings.Cut(k.For, "/") // of a profile, or all of it
 			for _, c := range translate.Build(k, mesh.NewView(s)).Clusters {
-				if c != translate.ClusterInbound {
+				if !strings.HasPrefix(c, translate.ClusterInbound) {
 					cluster(c, []string{namespace})
 				}
 			}
@@ -417,7 +432,7 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		v1alpha1.ConditionResolvedRefs: {
 			v1alpha1.ReasonResolvedRefs, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonPortNotFound, v1alpha1.ReasonRefNotPermitted,
 			v1alpha1.ReasonTargetNotFound, v1alpha1.ReasonAuthorizerNotFound, v1alpha1.ReasonKeysNotFound, v1alpha1.ReasonKeysIncomplete,
-			v1alpha1.ReasonGatewayNotFound,
+			v1alpha1.ReasonGatewayNotFound, v1alpha1.ReasonInvalidCertificateRef,
 		},
 	}
 	if f.Kind == mesh.KindHTTPRoute || f.Kind == mesh.KindGRPCRoute || f.Kind == mesh.KindTLSRoute || f.Kind == mesh.KindTCPRoute {

@@ -3,6 +3,7 @@ package translate
 import (
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -42,19 +43,27 @@ type inbound struct {
 	config   *mesh.Config
 	modes    modes
 	declared map[uint16]mesh.Protocol // of container ports
+	ended    map[uint16]ended         // by container port
+	served   map[uint16]bool          // of those, which clients are let in at
 	policies []*mesh.Policy           // authorization
 	tokens   believed                 // of the routes alone
 	limits   []*mesh.Policy           // rateLimit
 }
 
 func inboundOf(p *mesh.Profile, v *mesh.View) inbound {
-	return inbound{
+	in := inbound{
 		config:   v.Config(),
 		modes:    mtlsModes(p.Namespace, p.Labels, v),
 		declared: declaredPorts(p, v),
 		policies: authorizations(p.Namespace, p.Labels, v),
 		limits:   rateLimits(p.Namespace, p.Labels, v),
+		ended:    endedPorts(p.Namespace, p.Labels, v),
+		served:   map[uint16]bool{},
 	}
+	for port, e := range in.ended {
+		in.served[port] = e.served(v)
+	}
+	return in
 }
 
 // declaredPorts are the protocols of container ports, as the services that
@@ -147,19 +156,29 @@ func (in inbound) special() []uint16 {
 	for p := range in.modes.ports {
 		out = append(out, p)
 	}
+	for p := range in.ended {
+		out = append(out, p)
+	}
 	slices.Sort(out)
 	return slices.Compact(out)
 }
 
-// unencrypted are the ports that mesh mTLS is not looked for on, sorted.
+// unencrypted are the ports that TLS is not looked for on, sorted.
 func (in inbound) unencrypted() []uint16 {
-	return slices.DeleteFunc(in.special(), func(p uint16) bool { return in.modes.at(p) != mesh.MTLSDisabled })
+	return slices.DeleteFunc(in.special(), func(p uint16) bool {
+		_, ends := in.ended[p]
+		return ends || in.modes.at(p) != mesh.MTLSDisabled
+	})
 }
 
 // matcher chooses the chain, and notes which are used.
 func (in inbound) matcher(used map[string]bool) *xdsmatcher.Matcher {
 	ports := map[string]*xdsmatcher.Matcher_OnMatch{}
 	for _, p := range in.special() {
+		if _, ends := in.ended[p]; ends {
+			ports[strconv.Itoa(int(p))] = further(in.endedMatcher(p, used))
+			continue
+		}
 		ports[strconv.Itoa(int(p))] = further(portMatcher(in.modes.at(p), in.declared[p], used))
 	}
 	rest := portMatcher(in.modes.all, mesh.Detect, used)
@@ -211,13 +230,13 @@ func (in inbound) chains(v *mesh.View) []*listener.FilterChain {
 	tls := serverTLS(in.config.TrustDomains())
 	// Whoever opens a connection and never completes the handshake is let go.
 	handshake := seconds(handshakeTimeout)
-	return []*listener.FilterChain{
+	return append([]*listener.FilterChain{
 		{Name: chainMeshHTTP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(true))}},
 		{Name: chainMeshTCP, TransportSocket: tls, TransportSocketConnectTimeout: handshake, Filters: tcp(chainMeshTCP, hidden)},
 		{Name: chainPlainHTTP, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(false))}},
 		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP, seen)},
 		closed(in.config),
-	}
+	}, in.endedChains()...)
 }
 
 // closed takes connections, and ends them.
@@ -274,10 +293,21 @@ func sayUnreached() *hcm.LocalReplyConfig {
 
 // inboundRoutes send everything to the application, after the authorization
 // that they carry.
-func inboundRoutes(profile string, v *mesh.View) Result {
+//
+// The name is RouteInbound, or that of the routes of a port at which TLS ends.
+func inboundRoutes(name, profile string, v *mesh.View) Result {
 	p, ok := v.Profile(profile)
 	if !ok {
-		return Result{Message: routesOf(RouteInbound), Clusters: []string{ClusterInbound}} // 404
+		return Result{Message: routesOf(name), Clusters: []string{ClusterInbound}} // 404
+	}
+	to := ClusterInbound
+	if number, ends := strings.CutPrefix(name, prefixInbound); ends {
+		port, _ := strconv.ParseUint(number, 10, 16)
+		e, ok := endedPorts(p.Namespace, p.Labels, v)[uint16(port)]
+		if !ok {
+			return Result{Message: routesOf(name), Clusters: []string{ClusterInbound}}
+		}
+		to = e.cluster(declaredPorts(p, v))
 	}
 	in := inbound{
 		config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v),
@@ -287,9 +317,9 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 	safe.Headers = []*route.HeaderMatcher{{
 		Name: ":method", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex("GET|HEAD|OPTIONS")},
 	}}
-	r := routesOf(RouteInbound,
-		toApplication(safe, "reset,reset-before-request"),
-		toApplication(prefixMatch("/"), "reset-before-request"),
+	r := routesOf(name,
+		toApplication(to, safe, "reset,reset-before-request"),
+		toApplication(to, prefixMatch("/"), "reset-before-request"),
 	)
 	k := sidecar(in.config, true)
 	k.tokens = in.tokens
@@ -312,7 +342,7 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 	r.VirtualHosts[0].RequestHeadersToRemove = in.tokens.spoofed()
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
-	clusters := slices.Concat([]string{ClusterInbound}, verdicts.clusters(), askedClusters(in.limits, in.config))
+	clusters := slices.Concat([]string{to}, verdicts.clusters(), askedClusters(in.limits, in.config))
 	return Result{Message: r, Clusters: clusters}
 }
 
@@ -320,12 +350,12 @@ func inboundRoutes(profile string, v *mesh.View) Result {
 // as a request is put on it, as it may at any time. One that was not sent yet
 // goes on another connection; one that was is sent again where that is safe
 // (RFC 9110, section 9.2.2) and nothing of an answer has come.
-func toApplication(m *route.RouteMatch, retryOn string) *route.Route {
+func toApplication(cluster string, m *route.RouteMatch, retryOn string) *route.Route {
 	return &route.Route{
 		Name:  "application",
 		Match: m,
 		Action: &route.Route_Route{Route: &route.RouteAction{
-			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: ClusterInbound},
+			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: cluster},
 			Timeout:          durationpb.New(0), IdleTimeout: durationpb.New(0),
 			RetryPolicy: &route.RetryPolicy{RetryOn: retryOn, NumRetries: wrapperspb.UInt32(2)},
 		}},

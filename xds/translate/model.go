@@ -123,5 +123,5 @@ func Ready(s Share, v *mesh.View) []Endpoint {
 		return nil
 	}
 	port, _ := svc.Port(s.Port)
-	return each(ready(s.Service, port.Name, s.Labels, false, v), func(f found) Endpoint { return Endpoint{f.at, f.mtls} })
+	return each(destination{http: !port.Protocol.Opaque()}.ready(s.Service, port.Name, s.Labels, false, v), func(f found) Endpoint { return Endpoint{f.at, f.mtls} })
 }

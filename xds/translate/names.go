@@ -88,6 +88,10 @@ const PrefixGateway = "gateway|"
 // a Secret. They have keys: a proxy is given those of its own Gateway alone.
 const PrefixCertificate = "tls|"
 
+// PrefixEnded begins the names of certificates with which sidecars end TLS of clients:
+// ends|namespace/name of a Secret. A proxy is given those of policies that select it alone.
+const PrefixEnded = "ends|"
+
 // PrefixOut begins the names of the clusters by which an egress gateway leaves the cluster:
 // out|namespace/name|port|id, an ExternalService's port, and which of its hosts (outID).
 const PrefixOut = "out|"

@@ -100,6 +100,12 @@ func takesMTLS(w *mesh.Workload, port uint16, v *mesh.View) bool {
 	return w.Meshed && !slices.Contains(w.Direct, port) && mtlsModes(w.Namespace, w.Labels, v).at(port) != mesh.MTLSDisabled
 }
 
+// takesMTLS reports the same of what is sent there: bytes that may be TLS of the client's
+// own go as they are to a port that ends it.
+func (d destination) takesMTLS(w *mesh.Workload, port uint16, v *mesh.View) bool {
+	return takesMTLS(w, port, v) && (d.http || d.prefix == prefixDecoded || !endsTLS(w, port, v))
+}
+
 // authorizations are all authorization sections that hold for a workload: they
 // add up.
 func authorizations(namespace string, labels map[string]string, v *mesh.View) []*mesh.Policy {

@@ -19,8 +19,8 @@ import (
 )
 
 func routeFor(k Key, v *mesh.View) Result {
-	if k.Name == RouteInbound {
-		return inboundRoutes(k.For, v)
+	if k.Name == RouteInbound || strings.HasPrefix(k.Name, prefixInbound) {
+		return inboundRoutes(k.Name, k.For, v)
 	}
 	if strings.HasPrefix(k.Name, PrefixGateway) {
 		return gatewayRoutes(k.Name, k.For, v)

@@ -67,7 +67,7 @@ func splitEndpoints(name string, d destination, v *mesh.View) *endpoint.ClusterL
 			continue
 		}
 		port, _ := svc.Port(d.port.Port) // the split is sound
-		backends[i] = ready(b.Service, port.Name, b.Labels, false, v)
+		backends[i] = d.ready(b.Service, port.Name, b.Labels, false, v)
 		for _, x := range backends[i] {
 			of[x.at] = append(of[x.at], backendText(b))
 		}

@@ -36,6 +36,9 @@ func secret(k Key, v *mesh.View) Result {
 	if strings.HasPrefix(k.Name, PrefixCertificate) {
 		return Result{Message: gatewaySecret(k, v)}
 	}
+	if strings.HasPrefix(k.Name, PrefixEnded) {
+		return Result{Message: endedSecret(k, v)}
+	}
 	vc := &tls.CertificateValidationContext{TrustedCa: inline(v.Trust().PEM)}
 	if rest, ok := strings.CutPrefix(k.Name, PrefixSAN); ok {
 		if rest, ok := strings.CutSuffix(rest, ofTLS); ok {
