@@ -53,12 +53,36 @@ var outsideNames = map[string]string{
 type outside struct {
 	t  *testing.T
 	ca []byte // that signed what api.example.org shows
+	// there is what to do in the outside's network, one after the other.
+	there chan func()
+}
+
+// dial connects from the outside to an address of the pod's.
+func (o *outside) dial(address string) net.Conn {
+	o.t.Helper()
+	var c net.Conn
+	var err error
+	done := make(chan struct{})
+	o.there <- func() {
+		defer close(done)
+		c, err = net.Dial("tcp", address)
+	}
+	<-done
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	o.t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		o.t.Fatal(err)
+	}
+	return c
 }
 
 func newOutside(t *testing.T) *outside {
 	t.Helper()
 	ownNetwork(t)
-	o := &outside{t: t}
+	o := &outside{t: t, there: make(chan func())}
+	t.Cleanup(func() { close(o.there) })
 	tid := make(chan int)
 	listeners := make(chan error)
 	go func() {
@@ -70,6 +94,9 @@ func newOutside(t *testing.T) *outside {
 		tid <- syscall.Gettid()
 		<-tid // the link is there
 		listeners <- o.serve()
+		for do := range o.there {
+			do()
+		}
 	}()
 	select {
 	case err := <-listeners:
