@@ -98,6 +98,12 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 		d.Verdict, d.Reason = Denied, problem
 		return d
 	}
+	ended, _ := in.EndsTLS(r.Port)
+	ended = ended && known.identity == ""
+	if ended && known.http == nil {
+		d.Verdict, d.Reason = Depends, fmt.Sprintf("TLS of clients ends at port %d, and the request of HTTP in it is decided about", r.Port)
+		return d
+	}
 	policies := authorizations(w, v)
 	if known.http != nil {
 		if problem := known.rejected(in.NormalizesPaths()); problem != "" {
@@ -109,7 +115,11 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 			return d
 		}
 	}
-	return known.decide(d, policies, v)
+	d = known.decide(d, policies, v)
+	if ended {
+		d.Reason += fmt.Sprintf("; in TLS, which ends at port %d and is all that it takes", r.Port)
+	}
+	return d
 }
 
 // learn has of a request of HTTP what rules are asked about, and why it is refused before
@@ -129,6 +139,10 @@ func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) re
 // wayIn learns of the request what the listener does; problem is why it does not take it.
 func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 	mode, protocol := in.Mode(r.Port), in.Declared(r.Port)
+	ends, served := in.EndsTLS(r.Port)
+	if ends {
+		protocol = mesh.HTTP
+	}
 	switch {
 	case r.Identity != "" && mode != mesh.MTLSDisabled && !k.ours(r.Identity):
 		return fmt.Sprintf("the identity %s is of no trust domain of the mesh", r.Identity)
@@ -137,6 +151,12 @@ func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 		k.noName = k.http != nil
 		if k.http == nil && protocol.IsHTTP() {
 			return fmt.Sprintf("port %d is declared HTTP, and this is not HTTP", r.Port)
+		}
+	case ends && !served:
+		return fmt.Sprintf("TLS of clients ends at port %d, and its certificate cannot be used: the MeshPolicy's status says why", r.Port)
+	case ends:
+		if k.http = copied(r.HTTP); k.http != nil {
+			k.noName = true
 		}
 	case mode == mesh.MTLSStrict:
 		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)

@@ -28,6 +28,12 @@ func (i Inbound) Declared(port uint16) mesh.Protocol { return i.in.declared[port
 // SeesTLS reports whether it is seen what name an application's own TLS asks for.
 func (i Inbound) SeesTLS(port uint16) bool { return !slices.Contains(i.in.unencrypted(), port) }
 
+// EndsTLS reports whether TLS of clients ends at the port, and whether they are let in.
+func (i Inbound) EndsTLS(port uint16) (ends, served bool) {
+	_, ends = i.in.ended[port]
+	return ends, i.in.served[port]
+}
+
 // NormalizesPaths reports whether requests' paths are normalised.
 func (i Inbound) NormalizesPaths() bool { return i.in.matchesPaths() }
 
