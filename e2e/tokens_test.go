@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
@@ -130,26 +132,43 @@ func TestTheFormsOfAuthenticationByTokens(t *testing.T) {
 		}
 	})
 
-	// TLS of clients passes the ingress and ends at a gateway of the namespace, whose
-	// certificate the ingress never has; the workload's sidecar looks at tokens.
+	// TLS of clients passes the ingress and ends at the workload's sidecar, which looks at
+	// tokens: the ingress never has the certificate, and the application has no TLS.
 	t.Run("at the sidecar, behind TLS that the ingress passes through", func(t *testing.T) {
 		s, outside := s.on(t), outside.on(t)
-		s.certificate("inner", "inner")
-		s.gateway("inner", "  - {name: https, port: 443, protocol: HTTPS, hostname: api.through.example, tls: {certificateRefs: [{name: inner}]}}")
-		s.route("HTTPRoute", "inner", "parentRefs: [{name: inner}]\nrules: [{backendRefs: [{name: guarded, port: 80}]}]")
-		s.route("TLSRoute", "inner", "parentRefs: [{name: front, sectionName: through}]\nhostnames: [api.through.example]\nrules: [{backendRefs: [{name: inner-tulle, port: 443}]}]")
+		s.certificate("guarded", "guarded")
+		s.route("TLSRoute", "guarded", "parentRefs: [{name: front, sectionName: through}]\nhostnames: [api.through.example]\nrules: [{backendRefs: [{name: guarded, port: 8443}]}]")
 		s.secretOf(map[string]string{"accounts.json": accounts.jwks()})
 		s.apply("MeshPolicy", "at-the-sidecar", "selector: {matchLabels: {app: guarded}}\n"+issuer+`
-authorization: {rules: [{from: [{serviceAccounts: [inner-tulle, client], requestPrincipals: ["https://accounts.example/*"]}]}]}`)
+tls: {ports: [{port: 8443, targetPort: 8080, certificateRef: {name: guarded}}]}
+authorization:
+  rules:
+  - {name: outside, from: [{requestPrincipals: ["https://accounts.example/*"]}], to: [{ports: [8443]}]}
+  - {name: inside, from: [{serviceAccounts: [client], requestPrincipals: ["https://accounts.example/*"]}]}`)
 		call := []string{"tls", host + ":443", "--host", "api.through.example"}
 		outside.callUntil(from, answered(401), call...)
 		r := outside.callUntil(from, answered(200), with(alice, call...)...)
-		if err := reached(map[string]string{"X-User": "alice"})(r); err != nil || r.Peer != "inner" {
+		if err := reached(map[string]string{"X-User": "alice"})(r); err != nil || r.Peer != "guarded" {
 			t.Errorf("by TLS of %s: %v", r.Peer, err)
 		}
 		if err := answered(401)(outside.call(from, with(expired, call...)...)); err != nil {
 			t.Errorf("with a token that is over: %v", err)
 		}
+		// Another certificate is shown at once, and none of use is not shown.
+		s.certificate("guarded", "renewed")
+		outside.callUntil(from, peer("renewed"), with(alice, call...)...)
+		must(t, s.c.Client.CoreV1().Secrets(s.name).Delete(t.Context(), "guarded", metav1.DeleteOptions{}))
+		eventually(t, 20*time.Second, "that the policy says that the certificate is gone", func(ctx context.Context) error {
+			return s.c.Condition(ctx, kube.MeshKind("MeshPolicy"), s.name, "at-the-sidecar", "ResolvedRefs", "False")
+		})
+		outside.callUntil(from, func(r *report.Call) error {
+			if r.Failure == nil {
+				return fmt.Errorf("without its certificate it is answered with %d", r.Status)
+			}
+			return nil
+		}, with(alice, call...)...)
+		s.certificate("guarded", "guarded")
+		outside.callUntil(from, answered(200), with(alice, call...)...)
 	})
 
 	// Who calls and who asks are both known, and both count; other keys of a Secret hold at

@@ -250,7 +250,10 @@ func (w world) policy() *mesh.Policy {
 	if w.IntN(2) == 0 {
 		p.Selector = &mesh.Selector{MatchLabels: w.labels()}
 	}
-	switch w.IntN(5) {
+	switch w.IntN(6) {
+	case 4:
+		certificate := mesh.Name{Namespace: p.Meta.Namespace, Name: w.name("c")}
+		p.TLS = &mesh.EndedTLS{Ports: []mesh.PortTLS{{Port: w.port(), Target: w.port(), Certificate: certificate}}}
 	case 3:
 		p.JWT = &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: "i", ConfigMapKey: w.name("k")}, {Issuer: "j", URI: w.name("u")}}}
 	case 0:
@@ -320,6 +323,9 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Cluster, Name: "h1" + svc[3:], For: w.namespace()},
 		translate.FindingsKey(translate.KindBackendTLS, w.id("t")),
 		{Type: translate.Secret, Name: "roots"},
+		{Type: translate.Secret, Name: translate.PrefixEnded + w.id("c").String(), For: profile},
+		{Type: translate.Route, Name: fmt.Sprintf("inbound|%d", w.port()), For: profile},
+		{Type: translate.Cluster, Name: fmt.Sprintf("inbound|%d|http1", w.port())},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),
 		translate.FindingsKey(translate.KindSplit, w.id("x")),
 		translate.FindingsKey(translate.KindHTTPRoute, w.id("r")),
