@@ -226,6 +226,9 @@ func opaquePort(p *mesh.Policy, op mesh.Operation, v *mesh.View) (mesh.Name, uin
 		}
 		for _, sp := range s.Ports {
 			if sp.TargetName == "" && sp.Protocol.Opaque() && slices.Contains(op.Ports, sp.Target) {
+				if _, ends := endedPorts(p.Meta.Namespace, s.Selector, v)[sp.Target]; ends {
+					continue // what is in it is HTTP
+				}
 				return s.Name, sp.Target, true
 			}
 		}
