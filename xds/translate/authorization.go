@@ -162,7 +162,7 @@ func (s *ruleSet) put(id string, policy *rbacconfig.Policy) {
 func (s *ruleSet) add(p *mesh.Policy, i int, policy *rbacconfig.Policy) {
 	s.exists = true
 	if policy != nil {
-		s.put(ruleID(s.policies, p, i), policy)
+		s.put(ruleID(s.policies, "", p, i), policy)
 	}
 }
 
@@ -253,10 +253,11 @@ func otherSpellings(name string) []string {
 
 // ruleID names a rule in logs: "namespace/policy#rule", where the rule is its
 // name, or its place in the list where it has none. Names need not differ: to
-// one that is taken the place is added, so that no rule replaces another.
-func ruleID(taken map[string]*rbacconfig.Policy, p *mesh.Policy, i int) string {
-	id := fmt.Sprintf("%s#%s", p.Meta.Name, cmp.Or(p.Authorization.Rules[i].Name, strconv.Itoa(i)))
-	if _, ok := taken[id]; ok {
+// one that is taken, with what goes before it, the place is added, so that no rule
+// replaces another.
+func ruleID(taken map[string]*rbacconfig.Policy, before string, p *mesh.Policy, i int) string {
+	id := fmt.Sprintf("%s%s#%s", before, p.Meta.Name, cmp.Or(p.Authorization.Rules[i].Name, strconv.Itoa(i)))
+	for taken[id] != nil {
 		id = fmt.Sprintf("%s.%d", id, i)
 	}
 	return id

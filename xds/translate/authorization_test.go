@@ -1,8 +1,12 @@
 package translate
 
 import (
+	"maps"
 	"regexp"
+	"slices"
 	"testing"
+
+	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -20,6 +24,25 @@ func TestRulesOfOneNameAllHold(t *testing.T) {
 	}}), view(), true)
 	if got := len(v.deny.GetPolicies()); got != 5 {
 		t.Errorf("of five rules %d hold: %v", got, v.deny.GetPolicies())
+	}
+}
+
+// Rules may be named as others are, or as one without a name is called: none replaces
+// another.
+func TestRulesOfTheSameNameAreApart(t *testing.T) {
+	names := []string{"", "0", "0.1", "0", "0.3", "0"}
+	p := &mesh.Policy{Meta: mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "p"}}, Authorization: &mesh.Authorization{}}
+	for _, n := range names {
+		p.Authorization.Rules = append(p.Authorization.Rules, mesh.Rule{Name: n})
+	}
+	for _, before := range []string{"", orderWould} {
+		taken := map[string]*rbacconfig.Policy{}
+		for i := range names {
+			taken[ruleID(taken, before, p, i)] = &rbacconfig.Policy{}
+		}
+		if len(taken) != len(names) {
+			t.Errorf("of %d rules, %d are left: %v", len(names), len(taken), slices.Sorted(maps.Keys(taken)))
+		}
 	}
 }
 

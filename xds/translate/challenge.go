@@ -51,7 +51,7 @@ func (k known) challenges(policies []*mesh.Policy, allow *ruleSet) *rbacconfig.R
 			policy.Permissions = []*rbacconfig.Permission{allPermissions([]*rbacconfig.Permission{
 				tokensLookedAt(), not(tokenUnder(payloadKey)), anyOfPermissions(policy.Permissions),
 			})}
-			out.put(order+ruleID(out.policies, p, i), policy)
+			out.put(ruleID(out.policies, order, p, i), policy)
 		}
 	}
 	if !out.exists {
