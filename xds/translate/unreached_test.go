@@ -65,7 +65,7 @@ func startChain(t *testing.T, a *application) (both, closed string) {
 		return serve(m, rename(routes, name)).String()
 	}
 	one := server("open", netip.MustParseAddrPort(a.Addr().String()))
-	other := server("closed", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(freePort(t))))
+	other := server("closed", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.9"), uint16(freePort(t))))
 	both, closed = client("both", one, other), client("none", other)
 	runEnvoy(t, b, closed)
 	return both, closed
