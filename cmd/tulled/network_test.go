@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"io"
 	"net"
 	"os"
@@ -187,19 +188,25 @@ func (r *relay) redirect(to string) {
 	r.to = to
 }
 
-// freePorts are addresses on the loopback that nobody listens on.
+// freePorts are addresses on the loopback whose ports nobody has, at any address. They
+// are below those that connections are given (net.ipv4.ip_local_port_range begins at
+// 32768): packages are tested side by side.
 func freePorts(t *testing.T, count int) []string {
 	t.Helper()
 	var out []string
-	for range count {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range 100 * count {
+		port := 12000 + rand.IntN(20000)
+		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close() // only when all are chosen: no two are the same
-		out = append(out, l.Addr().String())
+		if out = append(out, fmt.Sprint("127.0.0.1:", port)); len(out) == count {
+			return out
+		}
 	}
-	return out
+	t.Fatal("no ports are free")
+	return nil
 }
 
 // run runs a program in the namespace until the test ends. An end of its own is

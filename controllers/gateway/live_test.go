@@ -531,6 +531,14 @@ func (l *live) testStatus(t *testing.T) {
 		change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Spec.Listeners = gw.Spec.Listeners[:1] })
 		l.builder.find(gw, 3, goodFindings()...)
 		is(t, l, gw, "one listener", func(gw *gatewayv1.Gateway) bool { return len(gw.Status.Listeners) == 1 })
+		// What was read before that write was seen may be written once more.
+		last := l.writes.Load()
+		eventually(t, "no further write", func(context.Context) (bool, error) {
+			before := last
+			time.Sleep(300 * time.Millisecond)
+			last = l.writes.Load()
+			return last == before, nil
+		})
 		writes, applies := l.writes.Load(), l.applies.Load()
 		for range 20 {
 			l.builder.find(gw, 3, goodFindings()...)
