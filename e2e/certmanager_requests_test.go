@@ -178,13 +178,13 @@ func (q *requests) count() (n int) {
 	return n
 }
 
-// answer is the newest certificate of an issuer; empty: none.
-func (q *requests) answer(issuer string) (out []byte) {
+// answers are the certificates of an issuer.
+func (q *requests) answers(issuer string) (out [][]byte) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, r := range q.all() {
 		if r.issuer == issuer && len(r.certificate) > 0 {
-			out = r.certificate
+			out = append(out, r.certificate)
 		}
 	}
 	return out

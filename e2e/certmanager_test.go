@@ -257,10 +257,24 @@ func (w *switches) rootIn(namespace string) func(context.Context) (*x509.Certifi
 	}
 }
 
-// selfSignedRoot is what cert-manager has answered to the newest request for one that
-// signs itself.
-func (w *switches) selfSignedRoot(context.Context) (*x509.Certificate, error) {
-	return first(w.asked.answer("self-signed"))
+// selfSignedRoot is the mesh's root, which has to be what cert-manager has answered to a
+// request for one that signs itself.
+func (w *switches) selfSignedRoot(ctx context.Context) (*x509.Certificate, error) {
+	secret, err := w.c.Client.CoreV1().Secrets(kube.TulleNamespace).Get(ctx, "tulle-ca", metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	root, err := first(secret.Data["root.crt"])
+	if err != nil {
+		return nil, err
+	}
+	answers := w.asked.answers("self-signed")
+	for _, text := range answers {
+		if answer, err := first(text); err == nil && answer.Equal(root) {
+			return root, nil
+		}
+	}
+	return nil, fmt.Errorf("the root, of %v, is none of %d answers", root.Subject, len(answers))
 }
 
 // ownRoot is the root whose key the mesh has.
