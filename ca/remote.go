@@ -70,7 +70,7 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 		return nil, Problem{}, nil
 	}
 	var err error
-	if p.next, err = r.order(ctx, now, s); err != nil {
+	if p.next, err = r.order(ctx, s); err != nil {
 		return nil, Problem{}, err
 	}
 	if p.why == WhyReplaced {
@@ -94,7 +94,7 @@ func (r *Rotator) overtaken(ctx context.Context, m *material, now time.Time, s S
 	if to := m.record.Rotation.To.Signer; to == nil || !sameSigner(to, s.Signer) {
 		return false
 	}
-	next, err := r.order(ctx, now, s)
+	next, err := r.order(ctx, s)
 	if err != nil {
 		return false // it is asked again
 	}
@@ -104,7 +104,7 @@ func (r *Rotator) overtaken(ctx context.Context, m *material, now time.Time, s S
 
 // order has an intermediate signed, or a leaf to see whether and under which root
 // that is done.
-func (r *Rotator) order(ctx context.Context, now time.Time, s Settings) (*material, error) {
+func (r *Rotator) order(ctx context.Context, s Settings) (*material, error) {
 	a := r.opts.Authority
 	if a.opts.Remote == nil {
 		return nil, &NotSigned{ReasonUnavailable, fmt.Sprintf("nobody asks %s here", s.Signer)}
@@ -124,6 +124,7 @@ func (r *Rotator) order(ctx context.Context, now time.Time, s Settings) (*materi
 	}
 	var next *material
 	order.Accept = func(answer Answer) error {
+		now := a.now() // it begins with the second in which it was signed, which is later
 		roots, err := rootsOf(s.Roots, answer)
 		if err != nil {
 			return err

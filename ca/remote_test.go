@@ -88,6 +88,20 @@ func (o *office) leaf() (Signed, error) {
 	return o.opts.Authority.Sign(o.t.Context(), Request{Kind: Workload, ID: frontend, Key: ecKey(o.t, elliptic.P256()), Lifetime: time.Hour})
 }
 
+// What is signed begins with the second in which it is, and that may be the next.
+func TestWhatIsSignedInTheNextSecondIsTaken(t *testing.T) {
+	for _, signs := range []Signs{SignsIntermediate, SignsLeaves} {
+		o := newOffice(t)
+		e := refer(t, o, signs)
+		e.edit = func(c *x509.Certificate) {
+			o.clock = o.clock.Truncate(time.Second).Add(time.Second)
+			c.NotBefore = o.clock
+		}
+		o.step()
+		o.is(PhaseDistribute, ReasonDistributing)
+	}
+}
+
 func TestASignerSignsIntermediatesWhoseKeysItNeverSees(t *testing.T) {
 	o := newOffice(t)
 	e := refer(t, o, SignsIntermediate)
