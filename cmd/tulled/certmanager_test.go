@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,23 +32,7 @@ const signing = "apiVersion: mesh.tulle.dev/v1alpha1\nkind: MeshConfig\nmetadata
 // cert-manager's leaves, and back. Two stock Envoys open a connection to each other
 // all the time; none fails.
 func TestNoHandshakeFailsWhileCertManagerComesAndGoes(t *testing.T) {
-	envoy := os.Getenv("ENVOY")
-	if envoy == "" {
-		t.Fatal("ENVOY is not set: it names the Envoy binary that tests start; run `make test`, which fetches it and sets it")
-	}
-	m := startMesh(t, envoy)
-	m.apply(t, tcpService)
-	m.apply(t, fmt.Sprintf(strict, "web"))
-	m.apply(t, fmt.Sprintf(rotating, ""))
-	eventually(t, "a connection between sidecars", func() error { return m.answers(raw, "reviews-v1") })
-	eventually(t, "calls in the clear to be refused", func() error {
-		resp, err := m.clientIn(m.network.node).Get("http://" + m.reviews.address + ":8080/")
-		if err == nil {
-			resp.Body.Close()
-			return errors.New("one was answered")
-		}
-		return nil
-	})
+	m := startOpening(t)
 	stop := m.keepOpening(t)
 	first := m.authority(t)
 

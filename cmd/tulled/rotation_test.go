@@ -53,10 +53,9 @@ const (
 	handshake = 20 * time.Millisecond // between two of them
 )
 
-// The authority's root is rotated, its control plane dies on the way, its issuer
-// is rotated, and at last it is replaced by one that an operator brings. Two stock
-// Envoys open a connection to each other all the time; none fails.
-func TestNoHandshakeFailsWhileTheAuthorityIsRotatedAndReplaced(t *testing.T) {
+// startOpening is a mesh of two sidecars that connect to each other by mesh mTLS alone.
+func startOpening(t *testing.T) *lab {
+	t.Helper()
 	envoy := os.Getenv("ENVOY")
 	if envoy == "" {
 		t.Fatal("ENVOY is not set: it names the Envoy binary that tests start; run `make test`, which fetches it and sets it")
@@ -74,6 +73,14 @@ func TestNoHandshakeFailsWhileTheAuthorityIsRotatedAndReplaced(t *testing.T) {
 		}
 		return nil
 	})
+	return m
+}
+
+// The authority's root is rotated, its control plane dies on the way, its issuer
+// is rotated, and at last it is replaced by one that an operator brings. Two stock
+// Envoys open a connection to each other all the time; none fails.
+func TestNoHandshakeFailsWhileTheAuthorityIsRotatedAndReplaced(t *testing.T) {
+	m := startOpening(t)
 	stop := m.keepOpening(t)
 	before := m.authority(t)
 

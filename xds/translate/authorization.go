@@ -441,7 +441,7 @@ func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconf
 			all = append(all, anyOf(one))
 		}
 		if len(none) > 0 {
-			all = append(all, &rbacconfig.Principal{Identifier: &rbacconfig.Principal_NotId{NotId: anyOf(none)}})
+			all = append(all, noPrincipal(anyOf(none)))
 		}
 	}
 	if strict && (s.ExceptsIdentity() || s.HasRemote() && k.vouched) {
@@ -465,7 +465,7 @@ func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconf
 	if len(all) == 0 {
 		return anyPrincipal()[0]
 	}
-	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_AndIds{AndIds: &rbacconfig.Principal_Set{Ids: all}}}
+	return allPrincipals(all)
 }
 
 func (k known) identities(ids []string) []*rbacconfig.Principal { return each(ids, k.identity) }
@@ -489,6 +489,14 @@ func (k known) accounts(names []mesh.Name, namespace string) []*rbacconfig.Princ
 	return each(names, func(sa mesh.Name) *rbacconfig.Principal {
 		return k.identity(Identity(k.domains[0], cmp.Or(sa.Namespace, namespace), sa.Name))
 	})
+}
+
+func allPrincipals(all []*rbacconfig.Principal) *rbacconfig.Principal {
+	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_AndIds{AndIds: &rbacconfig.Principal_Set{Ids: all}}}
+}
+
+func noPrincipal(p *rbacconfig.Principal) *rbacconfig.Principal {
+	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_NotId{NotId: p}}
 }
 
 // oneOf is a principal that stands for all of them.

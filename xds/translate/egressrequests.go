@@ -80,7 +80,7 @@ func otherThan(ids []string) []*rbacconfig.Principal {
 		return anyPrincipal()
 	}
 	same := each(ids, func(id string) *rbacconfig.Principal { return authenticated(identityPattern(id)) })
-	return []*rbacconfig.Principal{{Identifier: &rbacconfig.Principal_NotId{NotId: oneOf(same)}}}
+	return []*rbacconfig.Principal{noPrincipal(oneOf(same))}
 }
 
 // outRoute leads on to the server. Time-outs and retries are the caller's; again is tried

@@ -27,11 +27,11 @@ func (k known) client(s mesh.Source, strict bool) *rbacconfig.Principal {
 	}
 	told := toldOfClient(k.hops)
 	if strict {
-		return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_AndIds{AndIds: &rbacconfig.Principal_Set{Ids: append(is, told)}}}
+		return allPrincipals(append(is, told))
 	}
 	match := is[0]
 	if len(is) > 1 {
-		match = &rbacconfig.Principal{Identifier: &rbacconfig.Principal_AndIds{AndIds: &rbacconfig.Principal_Set{Ids: is}}}
+		match = allPrincipals(is)
 	}
 	return oneOf([]*rbacconfig.Principal{match, noPrincipal(told)})
 }
@@ -60,8 +60,4 @@ func toldOfClient(hops uint32) *rbacconfig.Principal {
 	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_Header{Header: &route.HeaderMatcher{
 		Name: "x-forwarded-for", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex(text)},
 	}}}
-}
-
-func noPrincipal(p *rbacconfig.Principal) *rbacconfig.Principal {
-	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_NotId{NotId: p}}
 }

@@ -350,9 +350,7 @@ func requestPrincipal(p mesh.RequestPrincipal) *rbacconfig.Principal {
 	if p.Subject == "*" {
 		return issuer
 	}
-	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_AndIds{AndIds: &rbacconfig.Principal_Set{Ids: []*rbacconfig.Principal{
-		issuer, claim(text(pattern(p.Subject)), "sub"),
-	}}}}
+	return allPrincipals([]*rbacconfig.Principal{issuer, claim(text(pattern(p.Subject)), "sub")})
 }
 
 // claims are what a rule asks of the token. An Allow rule that asks for a claim that the
