@@ -53,8 +53,7 @@ func TestCallsLeaveByAnEgressGateway(t *testing.T) {
 	s.gateway("exit", "  - {name: out, port: 15443, protocol: mesh.tulle.dev/Egress}")
 
 	server := outside.running("server").Status.PodIP
-	r := outside.call(outside.in("server"), "tls", outside.host("server")+":8443")
-	must(t, works(r))
+	r := outside.callUntil(outside.in("server"), works, "tls", outside.host("server")+":8443")
 	authority := r.Certificate
 	service := func(name, ports, more string) {
 		t.Helper()
