@@ -28,7 +28,7 @@ FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS build
 ARG TARGETOS=linux
 ARG TARGETARCH
 ARG VERSION=dev
-ENV CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false"
+ENV CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false -tags=grpcnotrace"
 WORKDIR /src
 # The modules change seldom: keep their layer apart from the sources.
 COPY go.mod go.sum ./

@@ -16,7 +16,7 @@ cd "$(dirname "$0")"
 BIN_DIR=$REPO_DIR/bin
 ARCHIVE_DIR=$BIN_DIR/images
 VERSION=${VERSION:-dev}
-export GOFLAGS=-buildvcs=false CGO_ENABLED=0
+export GOFLAGS="-buildvcs=false -tags=grpcnotrace" CGO_ENABLED=0
 
 # program MODULE PACKAGE NAME compiles a static program into bin/.
 program() {
