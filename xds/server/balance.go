@@ -47,26 +47,25 @@ func lifetime(middle time.Duration) time.Duration {
 }
 
 // age ends the stream when it has reached its age, at a moment at which nothing
-// is under way, if there is one.
+// is under way, if there is one. A timer, for a goroutine would be there for hours.
 func (st *stream) age(ctx context.Context) {
-	t := time.NewTimer(lifetime(st.server.options.MaxStreamAge))
-	defer t.Stop()
-	var deadline time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-t.C:
-			if deadline.IsZero() {
-				deadline = now.Add(agePatience)
-			}
-			if st.settled() || now.After(deadline) {
-				st.end(errAged, endedAge)
-				return
-			}
-			t.Reset(time.Second)
+	st.ageAfter(ctx, lifetime(st.server.options.MaxStreamAge), time.Time{})
+}
+
+func (st *stream) ageAfter(ctx context.Context, wait time.Duration, deadline time.Time) {
+	t := time.AfterFunc(wait, func() {
+		if deadline.IsZero() {
+			deadline = time.Now().Add(agePatience)
 		}
-	}
+		switch {
+		case ctx.Err() != nil:
+		case st.settled() || time.Now().After(deadline):
+			st.end(errAged, endedAge)
+		default:
+			st.ageAfter(ctx, time.Second, deadline)
+		}
+	})
+	context.AfterFunc(ctx, func() { t.Stop() })
 }
 
 func (st *stream) end(why error, reason string) {

@@ -213,7 +213,7 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	go st.read()
 	s.writers.Go(func() { st.write(ctx) })
 	if s.options.MaxStreamAge > 0 {
-		s.writers.Go(func() { st.age(ctx) })
+		st.age(ctx)
 	}
 	<-ctx.Done()
 	cause := context.Cause(ctx)

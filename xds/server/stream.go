@@ -249,8 +249,12 @@ func (st *stream) next() *delta.Push {
 	return push
 }
 
-// fewKeys is how many keys a change of one thing is.
-const fewKeys = 64
+const (
+	// fewKeys is how many keys a change of one thing is.
+	fewKeys = 64
+	// keptKeys are as many as a map has room for at first (a Swiss table's group).
+	keptKeys = 8
+)
 
 // takeIn takes in what the builder says.
 func (st *stream) takeIn() {
@@ -266,7 +270,7 @@ func (st *stream) takeIn() {
 	st.state.Dirty(maps.Keys(st.taking))
 	st.in.Lock()
 	defer st.in.Unlock()
-	if len(st.taking) > fewKeys { // a map never shrinks
+	if len(st.taking) > keptKeys { // a map never shrinks
 		st.taking = nil
 	}
 	clear(st.taking)
