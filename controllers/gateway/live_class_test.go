@@ -12,6 +12,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -69,7 +70,7 @@ func (l *live) testAutoscaler(t *testing.T) {
 		l.builder.find(gw, 1, goodFindings()...)
 		asks(map[string]string{AnnotationMaxReplicas: "8", AnnotationReplicas: "4"})
 		is(t, l, gw, "the condition", func(gw *gatewayv1.Gateway) bool {
-			p := find(gw.Status.Conditions, "Programmed")
+			p := meta.FindStatusCondition(gw.Status.Conditions, "Programmed")
 			return p != nil && p.Status == metav1.ConditionFalse && strings.Contains(p.Message, "exclude each other")
 		})
 		is(t, l, scaler, "the autoscaler", func(s *autoscalingv2.HorizontalPodAutoscaler) bool { return s.DeletionTimestamp == nil })
@@ -124,7 +125,7 @@ func (l *live) testClassInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(t, l, class, "what it waits for", func(c *gatewayv1.GatewayClass) bool {
-		a := find(c.Status.Conditions, "Accepted")
+		a := meta.FindStatusCondition(c.Status.Conditions, "Accepted")
 		return a != nil && a.Status == metav1.ConditionTrue && strings.Contains(a.Message, "such as users/one")
 	})
 	// Its Gateways go on being served.
@@ -134,7 +135,7 @@ func (l *live) testClassInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(t, l, class, "that it waits for the other", func(c *gatewayv1.GatewayClass) bool {
-		return kept(c) && strings.Contains(find(c.Status.Conditions, "Accepted").Message, "such as users/other")
+		return kept(c) && strings.Contains(meta.FindStatusCondition(c.Status.Conditions, "Accepted").Message, "such as users/other")
 	})
 	change(t, l, users[1], func(gw *gatewayv1.Gateway) { gw.Spec.GatewayClassName = "tulle" })
 	l.gone(t, class)

@@ -21,6 +21,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -297,7 +298,7 @@ func TestWhatIsNotPermittedHoldsNothingElse(t *testing.T) {
 		change(t, l, gw, func(gw *gatewayv1.Gateway) { gw.Annotations = map[string]string{AnnotationMaxReplicas: "3"} })
 		l.builder.find(gw, gw.Generation, goodFindings()...)
 		is(t, l, gw, "what is not permitted", func(gw *gatewayv1.Gateway) bool {
-			p := find(gw.Status.Conditions, "Programmed")
+			p := meta.FindStatusCondition(gw.Status.Conditions, "Programmed")
 			return p != nil && p.Status == metav1.ConditionFalse && strings.Contains(p.Message, "apply deploy/gateways") &&
 				strings.Contains(p.Message, `cannot list resource "horizontalpodautoscalers"`)
 		})
@@ -512,18 +513,18 @@ func (l *live) testStatus(t *testing.T) {
 		if err := l.Status().Update(t.Context(), gw, client.FieldOwner("another")); err != nil {
 			t.Fatal(err)
 		}
-		before := find(gw.Status.Conditions, "Accepted").LastTransitionTime
+		before := meta.FindStatusCondition(gw.Status.Conditions, "Accepted").LastTransitionTime
 		change(t, l, gw, func(gw *gatewayv1.Gateway) {
 			gw.Spec.Listeners = append(gw.Spec.Listeners, listener("other", 81, gatewayv1.HTTPProtocolType))
 		})
 		l.builder.find(gw, 2, append(goodFindings(), finding(1, "Accepted", true, "Accepted"), attached(1, 0))...)
 		is(t, l, gw, "generation 2", func(gw *gatewayv1.Gateway) bool {
-			return find(gw.Status.Conditions, "Accepted").ObservedGeneration == 2 && len(gw.Status.Listeners) == 2
+			return meta.FindStatusCondition(gw.Status.Conditions, "Accepted").ObservedGeneration == 2 && len(gw.Status.Listeners) == 2
 		})
-		if find(gw.Status.Conditions, "Example") == nil {
+		if meta.FindStatusCondition(gw.Status.Conditions, "Example") == nil {
 			t.Errorf("got %s, want Example too", words(gw.Status.Conditions))
 		}
-		if got := find(gw.Status.Conditions, "Accepted").LastTransitionTime; !got.Equal(&before) {
+		if got := meta.FindStatusCondition(gw.Status.Conditions, "Accepted").LastTransitionTime; !got.Equal(&before) {
 			t.Errorf("Accepted is what it was, and says that it changed at %s rather than %s", got, before)
 		}
 	})
@@ -575,7 +576,7 @@ func (l *live) testMistakes(t *testing.T) {
 	says := func(words string) {
 		t.Helper()
 		is(t, l, gw, words, func(gw *gatewayv1.Gateway) bool {
-			p := find(gw.Status.Conditions, "Programmed")
+			p := meta.FindStatusCondition(gw.Status.Conditions, "Programmed")
 			return p != nil && p.Status == metav1.ConditionFalse && strings.Contains(p.Message, words)
 		})
 	}

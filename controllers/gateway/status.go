@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -100,14 +101,14 @@ func (c *Controller) found(gw *gatewayv1.Gateway) []mesh.Finding {
 // statusOf is what a Gateway's status is to be, but for the times of its conditions.
 func statusOf(gw *gatewayv1.Gateway, found []mesh.Finding, problem error, addresses []gatewayv1.GatewayStatusAddress, ready int32) gatewayv1.GatewayStatus {
 	out := gatewayv1.GatewayStatus{Addresses: addresses, Conditions: conditions(found, itself)}
-	accepted := find(out.Conditions, v1alpha1.ConditionAccepted)
+	accepted := meta.FindStatusCondition(out.Conditions, v1alpha1.ConditionAccepted)
 	if why, reason := unaccepted(gw); why != "" {
 		out.Conditions = set(out.Conditions, metav1.Condition{
 			Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionFalse, Reason: reason, Message: why, ObservedGeneration: gw.Generation,
 		})
-		accepted = find(out.Conditions, v1alpha1.ConditionAccepted)
+		accepted = meta.FindStatusCondition(out.Conditions, v1alpha1.ConditionAccepted)
 	}
-	is := find(out.Conditions, v1alpha1.ConditionProgrammed)
+	is := meta.FindStatusCondition(out.Conditions, v1alpha1.ConditionProgrammed)
 	if is == nil || is.Status == metav1.ConditionTrue {
 		out.Conditions = set(out.Conditions, programmed(gw, problem, accepted, addresses, ready))
 	}
@@ -175,7 +176,7 @@ func conditions(found []mesh.Finding, parent int) []metav1.Condition {
 		if f.OK {
 			is.Status = metav1.ConditionTrue
 		}
-		switch was := find(out, f.Type); {
+		switch was := meta.FindStatusCondition(out, f.Type); {
 		case was == nil || good(*was) && !good(is):
 			out = set(out, is)
 		case !good(*was) && !good(is):
@@ -282,25 +283,16 @@ func since(want, have []metav1.Condition, now time.Time) []metav1.Condition {
 	for i := range want {
 		w := &want[i]
 		w.LastTransitionTime = metav1.NewTime(now)
-		if h := find(have, w.Type); h != nil && h.Status == w.Status {
+		if h := meta.FindStatusCondition(have, w.Type); h != nil && h.Status == w.Status {
 			w.LastTransitionTime = h.LastTransitionTime
 		}
 	}
 	return want
 }
 
-func find(in []metav1.Condition, conditionType string) *metav1.Condition {
-	for i := range in {
-		if in[i].Type == conditionType {
-			return &in[i]
-		}
-	}
-	return nil
-}
-
 // set puts a condition in the place of the one of its type, and sorts them.
 func set(in []metav1.Condition, c metav1.Condition) []metav1.Condition {
-	if is := find(in, c.Type); is != nil {
+	if is := meta.FindStatusCondition(in, c.Type); is != nil {
 		*is = c
 		return in
 	}

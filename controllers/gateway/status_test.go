@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -195,7 +196,7 @@ func TestTransitions(t *testing.T) {
 		t.Error("a pod is ready, and nothing is written")
 	}
 	for conditionType, want := range map[string]time.Time{"Accepted": first, "Programmed": later} {
-		if got := find(ready.Conditions, conditionType).LastTransitionTime; !got.Time.Equal(want) {
+		if got := meta.FindStatusCondition(ready.Conditions, conditionType).LastTransitionTime; !got.Time.Equal(want) {
 			t.Errorf("%s: got %s, want %s", conditionType, got, want)
 		}
 	}

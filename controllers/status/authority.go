@@ -2,6 +2,7 @@ package status
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -31,7 +32,7 @@ func (c *Controller) addAuthority(o object, generation int64, have state, want *
 	}
 	a, ok := c.ca()
 	if !ok {
-		if held := find(have.conditions, v1alpha1.ConditionAuthorityCurrent); held != nil {
+		if held := meta.FindStatusCondition(have.conditions, v1alpha1.ConditionAuthorityCurrent); held != nil {
 			want.conditions = append(want.conditions, *held)
 		}
 		return

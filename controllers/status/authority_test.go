@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 
@@ -31,7 +32,7 @@ func TestTheMeshConfigSaysHowFarTheAuthorityIs(t *testing.T) {
 			c.tell(config, turned.is, turned.was)
 		}
 		have = out.want[0]
-		return find(have.conditions, v1alpha1.ConditionAuthorityCurrent), out.differs
+		return meta.FindStatusCondition(have.conditions, v1alpha1.ConditionAuthorityCurrent), out.differs
 	}
 	event := func() string {
 		select {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -114,7 +115,7 @@ func merge(have, want state, now time.Time) (out state, d difference, turned []m
 	}
 	for _, w := range want.conditions {
 		w.LastTransitionTime = metav1.NewTime(now)
-		h := find(have.conditions, w.Type)
+		h := meta.FindStatusCondition(have.conditions, w.Type)
 		if h != nil && h.Status == w.Status {
 			w.LastTransitionTime = h.LastTransitionTime
 		}
@@ -131,20 +132,11 @@ func merge(have, want state, now time.Time) (out state, d difference, turned []m
 		out.conditions = append(out.conditions, w)
 	}
 	for _, h := range have.conditions {
-		if owned(h.Type) && find(want.conditions, h.Type) == nil {
+		if owned(h.Type) && meta.FindStatusCondition(want.conditions, h.Type) == nil {
 			d = verdict // it is to go
 		}
 	}
 	return out, d, turned
-}
-
-func find(in []metav1.Condition, conditionType string) *metav1.Condition {
-	for i := range in {
-		if in[i].Type == conditionType {
-			return &in[i]
-		}
-	}
-	return nil
 }
 
 // statesOf is the object's status, as the API server has it: one state, or one for each

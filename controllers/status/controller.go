@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -364,7 +365,7 @@ func (c *Controller) assess(o object, obj client.Object, have []state, found []m
 		want, differs, turned := merge(has, wanted, c.now())
 		a.want, a.differs = append(a.want, want), max(a.differs, differs)
 		for _, t := range turned {
-			a.turned = append(a.turned, turn{t, find(has.conditions, t.Type)})
+			a.turned = append(a.turned, turn{t, meta.FindStatusCondition(has.conditions, t.Type)})
 		}
 	}
 	return a
@@ -394,7 +395,7 @@ func (c *Controller) addProgrammed(o object, part int, generation int64, have st
 	if c.acks == nil {
 		return 0
 	}
-	held := find(have.conditions, v1alpha1.ConditionProgrammed)
+	held := meta.FindStatusCondition(have.conditions, v1alpha1.ConditionProgrammed)
 	ref, counted := o.ref()
 	v, ok := c.acks.Verdict(ref)
 	if !ok || !counted {
@@ -403,7 +404,7 @@ func (c *Controller) addProgrammed(o object, part int, generation int64, have st
 		}
 		return 0
 	}
-	accepted := find(want.conditions, v1alpha1.ConditionAccepted)
+	accepted := meta.FindStatusCondition(want.conditions, v1alpha1.ConditionAccepted)
 	is := programmed(v, generation, accepted == nil || accepted.Status == metav1.ConditionTrue)
 	want.proxies = counts(v)
 	var again time.Duration

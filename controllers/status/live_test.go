@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -118,7 +119,7 @@ func followsFindings(t *testing.T, config *rest.Config) {
 	create(config1)
 	status := func(ctx context.Context, conditionType string) (*metav1.Condition, error) {
 		err := direct.Get(ctx, client.ObjectKeyFromObject(policy), policy)
-		return find(policy.Status.Conditions, conditionType), err
+		return meta.FindStatusCondition(policy.Status.Conditions, conditionType), err
 	}
 	at := func(f mesh.Finding, generation int64) mesh.Finding {
 		f.Generation = generation
@@ -128,7 +129,7 @@ func followsFindings(t *testing.T, config *rest.Config) {
 	t.Run("a MeshConfig is accepted", func(t *testing.T) {
 		eventually(t, "Accepted", func(ctx context.Context) (bool, error) {
 			err := direct.Get(ctx, client.ObjectKeyFromObject(config1), config1)
-			a := find(config1.Status.Conditions, v1alpha1.ConditionAccepted)
+			a := meta.FindStatusCondition(config1.Status.Conditions, v1alpha1.ConditionAccepted)
 			return a != nil && a.Status == metav1.ConditionTrue && a.ObservedGeneration == 1, err
 		})
 	})
@@ -138,7 +139,7 @@ func followsFindings(t *testing.T, config *rest.Config) {
 			a, err := status(ctx, v1alpha1.ConditionAccepted)
 			return a != nil && a.Status == metav1.ConditionTrue && a.ObservedGeneration == 1 && !a.LastTransitionTime.IsZero(), err
 		})
-		if find(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs) == nil {
+		if meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs) == nil {
 			t.Errorf("got %+v, want ResolvedRefs too", policy.Status.Conditions)
 		}
 	})
@@ -154,7 +155,7 @@ func followsFindings(t *testing.T, config *rest.Config) {
 			a, err := status(ctx, v1alpha1.ConditionAccepted)
 			return a != nil && a.Status == metav1.ConditionFalse, err
 		})
-		if find(policy.Status.Conditions, "Example") == nil || len(policy.Status.Conditions) != 2 {
+		if meta.FindStatusCondition(policy.Status.Conditions, "Example") == nil || len(policy.Status.Conditions) != 2 {
 			t.Errorf("got %+v, want Accepted and Example", policy.Status.Conditions)
 		}
 	})
@@ -238,7 +239,7 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 		t.Helper()
 		eventually(t, conditionType+" is "+string(status), func(ctx context.Context) (bool, error) {
 			err := direct.Get(ctx, client.ObjectKeyFromObject(policy), policy)
-			c := find(policy.Status.Conditions, conditionType)
+			c := meta.FindStatusCondition(policy.Status.Conditions, conditionType)
 			return c != nil && c.Status == status && c.ObservedGeneration == policy.Generation, err
 		})
 	}
@@ -256,7 +257,7 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 		t.Fatal(err)
 	}
 	is(v1alpha1.ConditionAccepted, metav1.ConditionTrue)
-	if c := find(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs); c != nil {
+	if c := meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionResolvedRefs); c != nil {
 		t.Errorf("it refers to nothing any more, and its status still says %+v", c)
 	}
 	t.Run("an external service, and a younger one for the same host", func(t *testing.T) { followsExternals(t, direct) })
@@ -279,7 +280,7 @@ func followsExternals(t *testing.T, direct client.Client) {
 		t.Helper()
 		eventually(t, obj.GetName()+" says "+reason, func(ctx context.Context) (bool, error) {
 			err := direct.Get(ctx, client.ObjectKeyFromObject(obj), obj)
-			c := find(*conditions, conditionType)
+			c := meta.FindStatusCondition(*conditions, conditionType)
 			return c != nil && c.Reason == reason, err
 		})
 	}

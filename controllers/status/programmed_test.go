@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
@@ -46,7 +47,7 @@ func (f *fixture) holds(t *testing.T, want metav1.ConditionStatus) {
 	t.Helper()
 	wrote := f.known[thePolicy].wrote[0]
 	f.cache.policy.Status = v1alpha1.MeshPolicyStatus{Conditions: wrote.conditions, Proxies: wrote.proxies}
-	if is := find(wrote.conditions, v1alpha1.ConditionProgrammed); is == nil || is.Status != want {
+	if is := meta.FindStatusCondition(wrote.conditions, v1alpha1.ConditionProgrammed); is == nil || is.Status != want {
 		t.Errorf("Programmed is %+v, want %s", is, want)
 	}
 }
