@@ -417,8 +417,9 @@ func (b *Builder) unsubscribe(s Subscriber, k Key) {
 // built is what a worker made.
 type built struct {
 	t     *target
-	value *Value
+	value *Value // nil: translation failed
 	reads []mesh.Fact
+	fault error
 	took  time.Duration
 }
 
@@ -450,8 +451,8 @@ func compute(s *mesh.Snapshot, todo []*target) []built {
 	out := make([]built, len(todo))
 	one := func(i int) {
 		start := time.Now()
-		v, reads := Scratch(s, todo[i].key)
-		out[i] = built{todo[i], v, reads, time.Since(start)}
+		v, reads, fault := attempt(s, todo[i].key)
+		out[i] = built{todo[i], v, reads, fault, time.Since(start)}
 	}
 	workers := runtime.GOMAXPROCS(0)
 	if len(todo) < parallelFrom || workers == 1 {
@@ -474,9 +475,16 @@ func compute(s *mesh.Snapshot, todo []*target) []built {
 }
 
 // accept publishes a result: its reads take the place of those before, and
-// subscribers hear of it if it is not the same.
+// subscribers hear of it if it is not the same. A target that could not be built stays
+// what it was, which is not current, or nothing: one object that we fail at takes the
+// control plane from nobody else.
 func (b *Builder) accept(w *work, r built) {
 	b.index(r.t, r.reads)
+	if r.value == nil {
+		b.metrics.faults.WithLabelValues(r.t.key.Type.String()).Inc()
+		b.options.Log.Error(r.fault, "translation failed, which is a fault of this program; proxies keep what they have", "type", r.t.key.Type.String(), "name", r.t.key.Name, "for", r.t.key.For)
+		return
+	}
 	old := r.t.value
 	r.value.Since = w.since
 	same := old != nil && old.Version == r.value.Version && slices.Equal(old.Findings, r.value.Findings)

@@ -12,6 +12,7 @@ type metrics struct {
 	targets prometheus.Gauge
 	seconds *prometheus.HistogramVec
 	same    *prometheus.CounterVec
+	faults  *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -26,13 +27,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		same: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tulle_build_unchanged_total", Help: "Builds that gave the same bytes as before, so that nothing was sent.",
 		}, []string{"type"}),
+		faults: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tulle_build_faults_total", Help: "Targets that could not be built, for a fault of the control plane's own; proxies keep what they have.",
+		}, []string{"type"}),
 	}
 	for t := range translate.Types { // so that all are there from the beginning
 		m.seconds.WithLabelValues(translate.Type(t).String())
 		m.same.WithLabelValues(translate.Type(t).String())
+		m.faults.WithLabelValues(translate.Type(t).String())
 	}
 	if r != nil {
-		r.MustRegister(m.targets, m.seconds, m.same)
+		r.MustRegister(m.targets, m.seconds, m.same, m.faults)
 	}
 	return m
 }
