@@ -16,10 +16,18 @@ import (
 	"sigs.k8s.io/gateway-api/conformance"
 	"sigs.k8s.io/gateway-api/conformance/tests"
 	"sigs.k8s.io/gateway-api/conformance/utils/suite"
+	"sigs.k8s.io/gateway-api/pkg/features"
 	"sigs.k8s.io/yaml"
 
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
+
+var experimental = flag.Bool("experimental", false, "take the CRDs of the Gateway API's experimental channel, and add what Tulle does of it to the features")
+
+// ofExperimental are the features that need fields which the standard channel lacks.
+var ofExperimental = map[string][]features.FeatureName{
+	"gateway.yaml": {features.SupportHTTPRouteRetry, features.SupportHTTPRouteRetryBackendTimeout, features.SupportHTTPRouteRetryConnectionError},
+}
 
 func TestConformance(t *testing.T) {
 	kube.Quiet()
@@ -29,6 +37,10 @@ func TestConformance(t *testing.T) {
 	c, err := kube.Connect(t.Context())
 	must(t, err)
 	options := conformance.DefaultOptions(t)
+	if *experimental {
+		options.SupportedFeatures = append(options.SupportedFeatures, ofExperimental[flag.Lookup("conformance-options-file").Value.String()]...)
+		options.ReportOutputPath = "" // the report is of the standard channel
+	}
 	must(t, prepare(t.Context(), c, options))
 
 	verdicts := &verdicts{}
@@ -53,8 +65,11 @@ func prepare(ctx context.Context, c *kube.Cluster, options suite.ConformanceOpti
 	if err != nil {
 		return err
 	}
-	// Its kustomization has the standard channel alone.
-	if err := c.ApplyKustomization(ctx, filepath.Join(api, "config", "crd")); err != nil {
+	crds := filepath.Join(api, "config", "crd") // the standard channel alone
+	if *experimental {
+		crds = filepath.Join(crds, "experimental")
+	}
+	if err := c.ApplyKustomization(ctx, crds); err != nil {
 		return err
 	}
 	if err := c.Install(ctx, "../../deploy/overlays/default"); err != nil {

@@ -30,6 +30,11 @@
 //
 //	make conformance CONFORMANCE_FLAGS=-timeout-config-overrides=RequiredConsecutiveSuccesses:20
 //
+// What Tulle does of the experimental channel besides (retry in HTTPRoutes) is tried with that
+// channel's definitions, in a cluster that never had the standard ones; there is no report then:
+//
+//	make conformance CONFORMANCE=gateway CONFORMANCE_FLAGS='-experimental -run-test=HTTPRouteRetry'
+//
 // A run of one test writes no report. On the embedded cluster the suite runs in
 // the node's network, where the addresses of gateways are reached.
 package conformance
