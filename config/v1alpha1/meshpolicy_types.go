@@ -52,7 +52,8 @@ type MeshPolicySpec struct {
 
 	// targetRefs names what traffic is about: Services, or HTTPRoutes and GRPCRoutes,
 	// for the requests of these. Without it, traffic is about calls to every Service
-	// of the policy's namespace, and about calls by that namespace's workloads. Of
+	// of the policy's namespace, whoever calls, and in Tulle's own namespace about calls
+	// to every Service of the mesh. Of
 	// authorization and rateLimit it names Gateways of the class tulle, at which they
 	// are then enforced instead of at workloads. Policies without it do not hold at
 	// Gateways: whoever comes from outside of the mesh has no identity in it.
