@@ -376,8 +376,8 @@ func (c routing) duration(field string, d *gatewayv1.Duration) *time.Duration {
 // maxAttempts is more than anybody tries.
 const maxAttempts = 100
 
-// retries converts a rule's retries: of what no server has seen, and of responses
-// with the codes.
+// retries converts a rule's retries: of what got no response, and of responses with the
+// codes.
 func (c routing) retries(field string, in *gatewayv1.HTTPRouteRetry) *mesh.Retries {
 	if in == nil {
 		return nil

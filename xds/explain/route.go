@@ -122,8 +122,8 @@ func sent(rule translate.Rule, i int, r *HTTP) *HTTP {
 	}
 	out := *r
 	out.Headers = slices.Clone(r.Headers)
-	change(&out, rule.Route.Backends[i].Request)
 	change(&out, rule.Route.Filters.Request)
+	change(&out, rule.Route.Backends[i].Request)
 	if w := rule.Route.Filters.Rewrite; w != nil {
 		if w.Host != "" {
 			out.Host = w.Host

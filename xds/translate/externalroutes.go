@@ -116,7 +116,7 @@ func externalRoute(e external, account mesh.Name, called string, v *mesh.View) *
 	r := &route.Route{Name: name, Match: prefixMatch("/"), TypedPerFilterConfig: t.faults()}
 	to := &route.RouteAction{
 		ClusterSpecifier: &route.RouteAction_Cluster{Cluster: e.name(called)},
-		Timeout:          durationpb.New(t.timeout), IdleTimeout: durationpb.New(t.idle),
+		Timeout:          durationpb.New(t.timeout), IdleTimeout: t.idleBound(),
 		RetryPolicy: externalRetries(t.retries), HashPolicy: t.hash(),
 	}
 	switch {

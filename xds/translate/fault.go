@@ -38,9 +38,9 @@ func (t *traffic) faults() map[string]*anypb.Any {
 			ErrorType:  &faultfilter.FaultAbort_GrpcStatus{GrpcStatus: f.GRPCStatus},
 			Percentage: percentOf(f.AbortPercent),
 		}
-		// Anything else would be answered with 200.
+		// Anything else would be answered with 200, gRPC-Web (application/grpc-web) too.
 		out.Headers = append(out.Headers, &route.HeaderMatcher{
-			Name: "content-type", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: prefix("application/grpc")},
+			Name: "content-type", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: regex(`application/grpc(\+.*)?`)},
 		})
 	}
 	out.Headers = append(out.Headers, headerMatchers(f.Headers)...)

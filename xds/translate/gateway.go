@@ -294,9 +294,9 @@ func hostRules(at site, domain string, v *mesh.View) []rule {
 	var all []ranked
 	for _, r := range at.routes {
 		host := -1
-		for _, h := range hostsOf(at.Listener, r) {
-			if covers(h, domain) {
-				host = max(host, specificity(h))
+		for _, own := range ownHosts(r) {
+			if h := hostAt(at.Listener, own); h != "" && covers(h, domain) {
+				host = max(host, specificity(own))
 			}
 		}
 		if host < 0 {
@@ -317,20 +317,32 @@ func hostRules(at site, domain string, v *mesh.View) []rule {
 // hostsOf are the hosts of a route at a listener: where both have hostnames, what both
 // mean.
 func hostsOf(l mesh.Listener, r *mesh.Route) []string {
-	whole := cmp.Or(l.Hostname, "*")
-	if len(r.Hostnames) == 0 {
-		return []string{whole}
-	}
 	var out []string
-	for _, h := range r.Hostnames {
-		switch {
-		case covers(l.Hostname, h):
+	for _, own := range ownHosts(r) {
+		if h := hostAt(l, own); h != "" {
 			out = append(out, h)
-		case covers(h, l.Hostname):
-			out = append(out, whole)
 		}
 	}
 	return out
+}
+
+// ownHosts are a route's hostnames; "*" where it has none.
+func ownHosts(r *mesh.Route) []string {
+	if len(r.Hostnames) == 0 {
+		return []string{"*"}
+	}
+	return r.Hostnames
+}
+
+// hostAt is what a hostname of a route means at a listener; empty: nothing.
+func hostAt(l mesh.Listener, own string) string {
+	switch {
+	case covers(l.Hostname, own):
+		return own
+	case covers(own, l.Hostname):
+		return l.Hostname
+	}
+	return ""
 }
 
 // covers reports whether a hostname, which may begin with "*.", or be empty or "*" for

@@ -141,13 +141,15 @@ func routeRule(called mesh.Name, r *mesh.Route, in *mesh.RouteRule, v *mesh.View
 	return out
 }
 
-// routeRetries adds to the statuses that a rule names what no server has seen.
+// routeRetries adds to the statuses that a rule names what no server has seen, and what
+// the API would have tried again wherever there is a retry stanza: connections that are
+// lost, and attempts whose time is over. To Envoy neither is a response with a status.
 func routeRetries(r *mesh.Retries) *mesh.Retries {
 	if r == nil {
 		return nil
 	}
 	out := *r
-	out.On = defaultRetries.On
+	out.On = append(slices.Clone(defaultRetries.On), "reset")
 	return &out
 }
 

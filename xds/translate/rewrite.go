@@ -19,6 +19,20 @@ type headerChanges struct {
 	remove []string
 }
 
+func (c headerChanges) some() bool { return len(c.add)+len(c.remove) > 0 }
+
+// then are these changes and later ones as one: Envoy removes first, then sets, then adds.
+func (c headerChanges) then(later headerChanges) headerChanges {
+	overruled := slices.Clone(later.remove)
+	for _, h := range later.add {
+		if h.AppendAction == core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
+			overruled = append(overruled, h.Header.Key)
+		}
+	}
+	add := slices.DeleteFunc(slices.Clone(c.add), func(h *core.HeaderValueOption) bool { return slices.Contains(overruled, h.Header.Key) })
+	return headerChanges{add: append(add, later.add...), remove: slices.Concat(c.remove, later.remove)}
+}
+
 func headersOf(c *mesh.HeaderChanges) headerChanges {
 	var out headerChanges
 	if c == nil {

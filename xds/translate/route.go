@@ -98,6 +98,9 @@ type share struct {
 	request, response headerChanges
 }
 
+// changes reports whether the backend has changes of its own.
+func (s share) changes() bool { return s.request.some() || s.response.some() }
+
 // mirror gets copies of numerator/denominator of the requests.
 type mirror struct {
 	to                     endpointsOf
@@ -151,6 +154,14 @@ func answer(status uint32) *route.Route_DirectResponse {
 }
 
 func (o *outbound) routesFor(r rule) []*route.Route {
+	if slices.ContainsFunc(r.backends, share.changes) {
+		// A backend's changes come after its rule's. Envoy has it the other way round.
+		r.backends = slices.Clone(r.backends)
+		for i, b := range r.backends {
+			r.backends[i].request, r.backends[i].response = r.request.then(b.request), r.response.then(b.response)
+		}
+		r.request, r.response = headerChanges{}, headerChanges{}
+	}
 	out := &route.Route{
 		Name: r.name, Match: requestMatch(r.match),
 		RequestHeadersToAdd: r.request.add, RequestHeadersToRemove: r.request.remove,
@@ -226,13 +237,16 @@ func (o *outbound) action(r rule, called traffic) *route.RouteAction {
 	}
 	a := &route.RouteAction{
 		Timeout:     durationpb.New(called.timeout),
-		IdleTimeout: durationpb.New(called.idle), // 0 lifts the bound on the wait for this very route
+		IdleTimeout: called.idleBound(),
 	}
 	if r.timeout != nil {
 		a.Timeout = durationpb.New(*r.timeout)
 	}
-	if o.atGateway() && called.idle == 0 {
+	if o.atGateway() && called.idle == nil {
 		a.IdleTimeout = nil // a gateway's own bound holds (gatewayManager)
+		if a.Timeout.AsDuration() > gatewayIdleTimeout {
+			a.IdleTimeout = a.Timeout // so long the answer may take
+		}
 	}
 	rewrite(a, r.rewrite, r.match.Path)
 	if r.affinity != nil { // and nothing else decides
@@ -282,8 +296,8 @@ func (o *outbound) action(r rule, called traffic) *route.RouteAction {
 }
 
 // called is what policies say of requests that the rule is about: of those to the
-// service that was called, or at a gateway to the first backend, and of those of the
-// route whose rule it is.
+// service that was called, or at a gateway to the first backend that gets any, and of
+// those of the route whose rule it is.
 func (o *outbound) called(r rule) traffic {
 	out := o.traffic
 	if o.atGateway() {
@@ -297,7 +311,7 @@ func (o *outbound) called(r rule) traffic {
 
 func (o *outbound) first(r rule) traffic {
 	for _, b := range r.backends {
-		if !b.to.missing() {
+		if b.weight > 0 && !b.to.missing() {
 			return o.trafficTo(b.to)
 		}
 	}

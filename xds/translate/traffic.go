@@ -16,14 +16,15 @@ import (
 
 // traffic is how clients of a namespace call a service's port.
 type traffic struct {
-	timeout, idle time.Duration // 0: none
-	retries       mesh.Retries
-	connections   mesh.Connections
-	breaker       mesh.CircuitBreaker
-	outliers      *mesh.OutlierDetection // nil: see outlierDetection
-	balancer      mesh.LoadBalancer
-	fault         *mesh.Fault // nil: none
-	locality      mesh.LocalityPreference
+	timeout     time.Duration  // 0: none
+	idle        *time.Duration // nil: no policy says; 0: none
+	retries     mesh.Retries
+	connections mesh.Connections
+	breaker     mesh.CircuitBreaker
+	outliers    *mesh.OutlierDetection // nil: see outlierDetection
+	balancer    mesh.LoadBalancer
+	fault       *mesh.Fault // nil: none
+	locality    mesh.LocalityPreference
 }
 
 // connectFailure is Envoy's retry condition of a connection that failed. Ours
@@ -79,7 +80,9 @@ func (t *traffic) merge(ps []*mesh.Policy) {
 // take takes over what a section says.
 func (t *traffic) take(from *mesh.Traffic) {
 	set(&t.timeout, from.Timeout)
-	set(&t.idle, from.IdleTimeout)
+	if from.IdleTimeout != nil {
+		t.idle = from.IdleTimeout
+	}
 	set(&t.connections, from.Connections)
 	set(&t.breaker, from.CircuitBreaker)
 	set(&t.balancer, from.LoadBalancer)
@@ -100,6 +103,15 @@ func (t *traffic) take(from *mesh.Traffic) {
 			t.retries.Budget = budget
 		}
 	}
+}
+
+// idleBound is how long nothing may be sent on a request. None at all is said, too: it
+// lifts the bound on the wait for the route.
+func (t *traffic) idleBound() *durationpb.Duration {
+	if t.idle == nil {
+		return durationpb.New(0)
+	}
+	return durationpb.New(*t.idle)
 }
 
 // set takes over what is said.
