@@ -158,11 +158,17 @@ func http1() *core.Http1ProtocolOptions {
 	}
 }
 
+// nameless is the host of requests that name none, as those of HTTP/1.0 may. Envoy would
+// refuse them. Policies are about it as they are about one that a client made up.
+const nameless = "localhost"
+
 // connectionManager is what all of ours have in common: nothing is added to or
 // taken from what the application sees, and no time-out is imposed that a
 // policy did not ask for. idle bounds the wait before a route is known; 0 is
 // no bound.
 func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManager {
+	http1 := http1()
+	http1.DefaultHostForHttp_10 = nameless
 	return &hcm.HttpConnectionManager{
 		StatPrefix:                 stat,
 		CodecType:                  hcm.HttpConnectionManager_AUTO,
@@ -172,7 +178,7 @@ func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManag
 		SkipXffAppend:              true,
 		GenerateRequestId:          wrapperspb.Bool(true),
 		PreserveExternalRequestId:  true,
-		HttpProtocolOptions:        http1(),
+		HttpProtocolOptions:        http1,
 		CommonHttpProtocolOptions:  &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)},
 		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}

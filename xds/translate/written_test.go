@@ -120,6 +120,7 @@ func TestWhatUsersWrite(t *testing.T) {
 			to:      sidecarAndGateway,
 			objects: []string{httpRoute("\n  - backendRefs: [{name: web, port: 80}]")},
 			calls: []call{
+				{head: "GET / HTTP/1.0", status: 200, has: []string{"GET localhost/"}},
 				{head: "GET / HTTP/1.0\nHost: web:80", status: 200, has: []string{"GET web:80/"}},
 				{head: "GET http://absolute.example/x?y HTTP/1.1\nHost: web", status: 200, has: []string{"GET absolute.example/x?y"}},
 				{head: "PROPFIND /" + strings.Repeat("long", 5000), status: 200},
