@@ -88,13 +88,17 @@ func taken(rule translate.Rule, r *HTTP) (*Route, []translate.Share, func(int) *
 			sum += b.Weight
 		}
 	}
+	failing := 500
+	if rule.Match.GRPC != nil {
+		failing = 503
+	}
 	switch {
 	case rule.Route != nil && rule.Route.Unsupported != "":
-		out.Answer = "500: the rule asks for what is not supported: " + rule.Route.Unsupported
+		out.Answer = fmt.Sprintf("%d: the rule asks for what is not supported: %s", failing, rule.Route.Unsupported)
 	case rule.Route != nil && rule.Route.Filters.Redirect != nil:
 		out.Answer = fmt.Sprintf("%d: a redirect", max(rule.Route.Filters.Redirect.Status, 301))
 	case sum == 0:
-		out.Answer = "500: the rule has no backend that exists and has a weight"
+		out.Answer = fmt.Sprintf("%d: the rule has no backend that exists and has a weight", failing)
 	}
 	if out.Answer != "" {
 		return out, nil, none

@@ -138,7 +138,7 @@ func (o *outbound) add(r rule) {
 	for _, out := range o.routesFor(r) {
 		// What Envoy would refuse, it would refuse all of.
 		if out.Validate() != nil {
-			out = &route.Route{Name: r.name, Match: out.Match, Action: failing()}
+			out = &route.Route{Name: r.name, Match: out.Match, Action: r.failing()}
 			if out.Validate() != nil {
 				continue
 			}
@@ -147,7 +147,14 @@ func (o *outbound) add(r rule) {
 	}
 }
 
-func failing() *route.Route_DirectResponse { return answer(500) }
+// failing answers what goes to no backend: 500, and of a GRPCRoute 503, which calls end
+// with UNAVAILABLE for. The Gateway API has it so.
+func (r rule) failing() *route.Route_DirectResponse {
+	if r.match.GRPC != nil {
+		return answer(503)
+	}
+	return answer(500)
+}
 
 func answer(status uint32) *route.Route_DirectResponse {
 	return &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: status}}
@@ -185,7 +192,7 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		}
 	}
 	if broken == sum { // or nothing is there at all
-		out.Action = failing()
+		out.Action = r.failing()
 		return []*route.Route{out}
 	}
 	if broken == 0 {
@@ -193,7 +200,7 @@ func (o *outbound) routesFor(r rule) []*route.Route {
 		return []*route.Route{out}
 	}
 	// The share of what does not exist fails, and the others' does not grow.
-	some := &route.Route{Name: r.name + "#broken", Match: requestMatch(r.match), Action: failing()}
+	some := &route.Route{Name: r.name + "#broken", Match: requestMatch(r.match), Action: r.failing()}
 	some.Match.RuntimeFraction = &core.RuntimeFractionalPercent{DefaultValue: fraction(broken, sum)}
 	r.backends = independent(r.backends)
 	out.Action = &route.Route_Route{Route: o.action(r, called)}

@@ -231,6 +231,28 @@ spec:
 	}
 }
 
+func TestCallsThatAreRoutedToNobodyAreUnavailable(t *testing.T) {
+	m := startWritten(t, `
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}, {name: front, sectionName: open}]
+  rules:
+  - matches: [{method: {service: shop.None}}]
+    backendRefs: [{name: none, port: 80}, {name: v2, port: 80, weight: 0}]
+  - matches: [{method: {service: shop.Some}}]
+    backendRefs: [{name: none, port: 80, weight: 1000000}, {name: web, port: 80, weight: 1, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [X-A]}}]}]`)
+	for _, to := range sidecarAndGateway {
+		for service, want := range map[string]string{"None": "14", "Some": "14", "Other": "12"} {
+			got := m.ask(to, "POST /shop."+service+"/Do\ncontent-type: application/grpc\ncontent-length: 0", "")
+			if code := got.headers.Get("grpc-status"); got.status != 200 || code != want {
+				t.Errorf("%s: a call of %s ends with %d and %q, want 200 and %s", to, service, got.status, code, want)
+			}
+		}
+	}
+}
+
 // A time-out of the request is about its answer, and not about what becomes a WebSocket,
 // which is neither tried again nor ended; a copy of it goes where it is to.
 func TestWebSocketBesideTimeoutsRetriesAndMirrors(t *testing.T) {
