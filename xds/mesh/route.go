@@ -34,7 +34,7 @@ type Parent struct {
 	Kind  Kind // KindService or KindGateway
 	Name
 	Port    uint16 // 0: all ports
-	Section string // the name of a Gateway's listener; empty: all
+	Section string // the name of a Gateway's listener, or of a Service's port; empty: all
 }
 
 // key is under what routes are found.

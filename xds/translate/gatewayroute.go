@@ -25,7 +25,7 @@ const gatewayGroup = "gateway.networking.k8s.io"
 func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.View) []*mesh.Route {
 	attached := func(namespace string) []*mesh.Route {
 		rs := v.Routes(mesh.KindService, svc.Name, func(r *mesh.Route) bool {
-			return r.OfRequests() && r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port.Port)
+			return r.OfRequests() && r.Invalid == "" && r.Meta.Namespace == namespace && attaches(r, svc.Name, port)
 		})
 		if of := mostSpecific(rs); of != 0 {
 			rs = slices.DeleteFunc(rs, func(r *mesh.Route) bool { return r.Of != of })
@@ -40,10 +40,16 @@ func routesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.
 	return attached(svc.Namespace)
 }
 
-func attaches(r *mesh.Route, service mesh.Name, port uint16) bool {
+func attaches(r *mesh.Route, service mesh.Name, port mesh.ServicePort) bool {
 	return slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool {
-		return p.Kind == mesh.KindService && p.Name == service && (p.Port == 0 || p.Port == port)
+		return p.Kind == mesh.KindService && p.Name == service && isAbout(p, port)
 	})
+}
+
+// isAbout reports whether a parent that is a Service means the port: sectionName is a
+// port's name.
+func isAbout(p mesh.Parent, port mesh.ServicePort) bool {
+	return (p.Port == 0 || p.Port == port.Port) && (p.Section == "" || p.Section == port.Name)
 }
 
 // mostSpecific is the kind of route that wins over the others; 0: there are none.
@@ -254,19 +260,23 @@ func parentFault(r *mesh.Route, p mesh.Parent, v *mesh.View) *fault {
 	}
 	held := false
 	for _, port := range svc.Ports {
-		if p.Port != 0 && p.Port != port.Port || port.Protocol.Opaque() {
+		if !isAbout(p, port) || port.Protocol.Opaque() {
 			continue
 		}
 		held = true
 		rivals := v.Routes(mesh.KindService, svc.Name, func(o *mesh.Route) bool {
-			return o.OfRequests() && o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port.Port)
+			return o.OfRequests() && o.Of > r.Of && o.Invalid == "" && o.Meta.Namespace == r.Meta.Namespace && attaches(o, svc.Name, port)
 		})
 		if len(rivals) > 0 {
 			return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is for port %d of %s too, and of the more specific kind, which wins; give them different ports", kindName(rivals[0].Of), rivals[0].Meta.Name, port.Port, p.Name)}
 		}
 	}
 	if !held {
-		return none("Service %s has no HTTP port%s; a port that is declared TCP or TLS has no requests to route", p.Name, ofNumber(p.Port))
+		named := ""
+		if p.Section != "" {
+			named = " named " + p.Section
+		}
+		return none("Service %s has no HTTP port%s%s; a port that is declared TCP or TLS has no requests to route", p.Name, ofNumber(p.Port), named)
 	}
 	return nil
 }

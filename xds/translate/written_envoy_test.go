@@ -32,7 +32,7 @@ import (
 // client in the namespace shop, before each of the Services, and as the Gateway front.
 type writtenMesh struct {
 	t      *testing.T
-	at     map[string]string // where it listens, by the Service's name, and "front" and "apart"
+	at     map[string]string // where it listens: "web", "web:http-admin", "front", …
 	routes map[string]*route.RouteConfiguration
 
 	lock sync.Mutex
@@ -45,7 +45,7 @@ const writtenServices = `
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{name: http, port: 80}]}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{name: http, port: 80, targetPort: 8080}, {name: http-admin, port: 81, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -99,7 +99,7 @@ func startWritten(t *testing.T, objects ...string) *writtenMesh {
 				mesh.Put(&mesh.Workload{Name: mesh.Name{Namespace: service.Namespace, Name: pod}, Labels: map[string]string{"version": version}}),
 				mesh.Put(&mesh.Slice{
 					Name: mesh.Name{Namespace: service.Namespace, Name: pod}, Service: service.Name,
-					Ports: []mesh.SlicePort{{Name: "http", Port: at.Port()}}, Endpoints: []mesh.Endpoint{{Address: at.Addr(), Ready: true, Workload: pod}},
+					Ports: []mesh.SlicePort{{Name: "http", Port: at.Port()}, {Name: "http-admin", Port: at.Port()}}, Endpoints: []mesh.Endpoint{{Address: at.Addr(), Ready: true, Workload: pod}},
 				}))
 		}
 	}
@@ -123,10 +123,14 @@ func startWritten(t *testing.T, objects ...string) *writtenMesh {
 		}
 	}
 	s.VIPs(func(vip string) {
-		svc, _, _ := v.ServiceAt(netip.MustParseAddrPort(vip))
+		svc, port, _ := v.ServiceAt(netip.MustParseAddrPort(vip))
+		name := svc.Name.Name
+		if port.Port != 80 {
+			name += ":" + port.Name
+		}
 		manager := serviceManager(v.Config())
 		manager.HttpFilters = httpFilters(filterCORS, filterFault) // without the scopes, which need a control plane
-		listen(svc.Name.Name, freePort(t), manager, outboundRoutes(vip, "shop", v))
+		listen(name, freePort(t), manager, outboundRoutes(vip, "shop", v))
 	})
 	for name, port := range gateways {
 		routes := fmt.Sprint(PrefixGateway, port)

@@ -129,6 +129,15 @@ func TestWhatUsersWrite(t *testing.T) {
 				{head: "POST /\nexpect: 100-continue\ncontent-length: 3", status: 100},
 			},
 		},
+		"a route of one of a Service's ports, by the port's name": {
+			objects: []string{strings.Replace(httpRoute("\n  - backendRefs: [{name: v2, port: 80}]"), "name: web}, ", "name: web, sectionName: http-admin}, ", 1)},
+			calls:   []call{{head: "GET /", status: 200, has: []string{"X-Pod:[web-v"}}},
+		},
+		"the same, at that port": {
+			to:      []string{"web:http-admin"},
+			objects: []string{strings.Replace(httpRoute("\n  - backendRefs: [{name: v2, port: 80}]"), "name: web}, ", "name: web, sectionName: http-admin}, ", 1)},
+			calls:   []call{{head: "GET /", status: 200, pod: "v2-0"}},
+		},
 		"matches": {
 			to: sidecarAndGateway,
 			objects: []string{httpRoute(`
