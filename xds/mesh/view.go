@@ -229,7 +229,7 @@ func (v *View) Routes(of Kind, parent Name, applies func(*Route) bool) []*Route 
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *Route) int {
-		return cmp.Or(a.Created.Compare(b.Created), a.Ref().Compare(b.Ref()))
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Meta.Namespace, b.Meta.Namespace), cmp.Compare(a.Meta.Name.Name, b.Meta.Name.Name), a.Ref().Compare(b.Ref()))
 	})
 	return out
 }

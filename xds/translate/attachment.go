@@ -141,8 +141,37 @@ func holdingListeners(g *mesh.Gateway, v *mesh.View) (out []mesh.Listener, serve
 	return out, served
 }
 
-// attachedRoutes are the routes that hold for a listener, the oldest first.
+// attachedRoutes are the routes that hold for a listener, the oldest first. Where an
+// HTTPRoute and a GRPCRoute are about the same host, the older of the two alone does, as
+// the Gateway API has it.
 func attachedRoutes(g *mesh.Gateway, l mesh.Listener, v *mesh.View) []*mesh.Route {
+	var out []*mesh.Route
+	for _, r := range meetingRoutes(g, l, v) {
+		if rivalOf(r, l, out) == nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// rivalOf is a route of another kind that is about one of the route's hosts.
+func rivalOf(r *mesh.Route, l mesh.Listener, among []*mesh.Route) *mesh.Route {
+	for _, o := range among {
+		if o.Of == r.Of {
+			continue
+		}
+		for _, host := range hostsOf(l, o) {
+			if slices.ContainsFunc(hostsOf(l, r), func(h string) bool { return covers(h, host) || covers(host, h) }) {
+				return o
+			}
+		}
+	}
+	return nil
+}
+
+// meetingRoutes are the routes that a listener would have if there were none of other
+// kinds.
+func meetingRoutes(g *mesh.Gateway, l mesh.Listener, v *mesh.View) []*mesh.Route {
 	return v.Routes(mesh.KindGateway, g.Meta.Name, func(r *mesh.Route) bool {
 		return r.Invalid == "" && slices.ContainsFunc(r.Parents, func(p mesh.Parent) bool {
 			return p.Kind == mesh.KindGateway && p.Name == g.Meta.Name && meets(p, l) && allows(g, l, r, v)
@@ -186,7 +215,11 @@ func attachmentFault(g *mesh.Gateway, r *mesh.Route, p mesh.Parent, v *mesh.View
 		case len(hostsOf(l, r)) == 0:
 			worst = &fault{conditionAccepted, reasonNoMatchingHostname, fmt.Sprintf("no hostname of the route is one of listener %s of Gateway %s, which is for %s", l.Name, g.Meta.Name, l.Hostname)}
 		default:
-			return nil
+			rival := rivalOf(r, l, attachedRoutes(g, l, v))
+			if rival == nil {
+				return nil
+			}
+			worst = &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("%s %s is older, and for the same host at listener %s of Gateway %s, where a host is of one kind of routes; give them different hostnames", kindName(rival.Of), rival.Meta.Name, l.Name, g.Meta.Name)}
 		}
 	}
 	return worst

@@ -34,6 +34,7 @@ type writtenMesh struct {
 	t      *testing.T
 	at     map[string]string // where it listens: "web", "web:http-admin", "front", …
 	routes map[string]*route.RouteConfiguration
+	view   *mesh.View
 
 	lock sync.Mutex
 	seen map[string]int // requests by pod, and by path
@@ -105,6 +106,7 @@ func startWritten(t *testing.T, objects ...string) *writtenMesh {
 	}
 	s, _ := mesh.New(&mesh.Config{}).Apply(changes...)
 	v := mesh.NewView(s)
+	m.view = v
 	b := &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{}}
 	had := map[string]bool{}
 	listen := func(name string, port int, manager *hcm.HttpConnectionManager, r Result) {

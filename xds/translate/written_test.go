@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
 // httpRoute is an HTTPRoute with the rules, of the Service web and of the Gateway.
@@ -237,6 +240,33 @@ spec:
 				}
 			}
 		})
+	}
+}
+
+// The younger one is refused as a whole, also for a host that is its own.
+func TestHostOfAListenerIsOfOneKindOfRoutes(t *testing.T) {
+	grpc := func(name, created, hosts string) string {
+		return fmt.Sprintf(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: %s, namespace: shop, creationTimestamp: '%s'}
+spec:
+  parentRefs: [{name: front, sectionName: open}]
+  hostnames: [%s]
+  rules: [{backendRefs: [{name: v2, port: 80}]}]`, name, created, hosts)
+	}
+	http := strings.Replace(hostRoute("http", `"www.example"`), "namespace: shop}", "namespace: shop, creationTimestamp: '2024-01-01T00:00:00Z'}", 1)
+	m := startWritten(t, http, grpc("older", "2023-01-01T00:00:00Z", `"old.example"`), grpc("younger", "2025-01-01T00:00:00Z", `"*.example", "grpc.other"`))
+	for host, want := range map[string]string{"www.example": "web", "old.example": "v2-0", "grpc.example": "", "grpc.other": ""} {
+		if got := m.ask("front", "GET /\nhost: "+host, ""); !strings.HasPrefix(got.pod, want) || (want == "") != (got.status == 404) {
+			t.Errorf("%s: %d of %q, want %q", host, got.status, got.pod, want)
+		}
+	}
+	for name, want := range map[string]string{"older": reasonAccepted, "younger": reasonConflicted} {
+		fs := findings(FindingsKey(KindGRPCRoute, mesh.Name{Namespace: "shop", Name: name}), m.view)
+		if i := slices.IndexFunc(fs, func(f mesh.Finding) bool { return f.Type == conditionAccepted }); i < 0 || fs[i].Reason != want {
+			t.Errorf("the route %s: %v, want %s", name, fs, want)
+		}
 	}
 }
 
