@@ -43,7 +43,6 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 	if asked != nil {
 		p.request, p.forced = s.Request, asked.Forced
 	}
-	leaves := s.Signer.Signs == SignsLeaves
 	switch {
 	case !sameSigner(m.record.Signer, s.Signer):
 		p.why = WhySwitched
@@ -57,16 +56,25 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 		p.why = WhyRequested
 	case m.leftOver():
 		p.why = WhySwitched
+	}
+	return r.renew(ctx, m, now, s, p)
+}
+
+// renew has the signer sign anew, where there is a reason to.
+func (r *Rotator) renew(ctx context.Context, m *material, now time.Time, s Settings, p *plan) (*plan, Problem, error) {
+	leaves := s.Signer.Signs == SignsLeaves
+	switch {
+	case p.why != "":
 	case r.foreign, leaves && r.mayBeAnother(m, now):
 		p.why = WhyReplaced
 	case leaves && Terms{Before: DefaultBefore}.due(m.server.anchor.NotBefore, m.server.anchor.NotAfter, now),
 		!leaves && s.Issuer.due(m.issuer().NotBefore, m.notAfter(), now): // a signer may end before what it signs
 		p.why = WhyDue
 	case min(left(m.issuer().NotBefore, m.notAfter(), now), left(m.anchor.NotBefore, m.anchor.NotAfter, now)) < DefaultBefore/2:
-		r.ordered = nil
+		delete(r.ordered, *s.Signer)
 		return nil, Problem{ReasonEndsSoon, fmt.Sprintf("the issuer or its root ends at %s: replace what %s signs with, and then: tulle ca rotate", m.notAfter().UTC().Format(time.RFC3339), s.Signer)}, nil
 	default:
-		r.ordered = nil
+		delete(r.ordered, *s.Signer)
 		return nil, Problem{}, nil
 	}
 	var err error
@@ -75,7 +83,7 @@ func (r *Rotator) remote(ctx context.Context, m *material, now time.Time, s Sett
 	}
 	if p.why == WhyReplaced {
 		if r.foreign, r.compared = false, now; sameSet(m.roots, p.next.roots) && !p.next.anchor.NotAfter.After(m.anchor.NotAfter) {
-			return r.remote(ctx, m, now, s, nil) // it was another's answer, or of before, or there is no other root yet
+			return r.renew(ctx, m, now, s, &plan{}) // it was another's answer, or of before, or there is no other root yet
 		}
 	}
 	return p, Problem{}, nil
@@ -109,13 +117,13 @@ func (r *Rotator) order(ctx context.Context, s Settings) (*material, error) {
 	if a.opts.Remote == nil {
 		return nil, &NotSigned{ReasonUnavailable, fmt.Sprintf("nobody asks %s here", s.Signer)}
 	}
-	o := r.ordered
-	if o == nil || o.signer != *s.Signer || o.roots != RootsID(s.Roots) {
+	o := r.ordered[*s.Signer]
+	if o == nil || o.roots != RootsID(s.Roots) {
 		var err error
 		if o, err = r.newOrder(s); err != nil {
 			return nil, err
 		}
-		r.ordered = o
+		r.ordered[*s.Signer] = o
 	}
 	leaves := s.Signer.Signs == SignsLeaves
 	order := Order{Signer: o.signer, Request: o.request, Key: o.key, Lifetime: s.Issuer.Lifetime}
@@ -140,7 +148,7 @@ func (r *Rotator) order(ctx context.Context, s Settings) (*material, error) {
 	defer cancel()
 	_, err := a.opts.Remote.Sign(ctx, order)
 	if !pending(err) {
-		r.ordered = nil
+		delete(r.ordered, *s.Signer)
 	}
 	return next, err
 }

@@ -43,6 +43,14 @@ func (m *material) begin(now time.Time, next *material, r Rotation, request stri
 	return s.promote(&record).with(record)
 }
 
+// upkeep reports whether it renews what signs for the time being, while the MeshConfig
+// names somebody else, who does not sign yet. Without, what signs would end. It ends as
+// soon as the new is signed with, where all that it waits for yet are leaves that a signer
+// may never sign.
+func (r *Rotation) upkeep() bool {
+	return sameSigner(r.To.Signer, r.From.Signer) && (r.Phase == PhaseDistribute || r.Delegated == "")
+}
+
 // promote puts what the rotation leads to into its place; its roots alone are
 // still to be told from the others. The old keys are dropped: nobody needs them.
 func (s Stored) promote(r *Record) Stored {

@@ -131,7 +131,7 @@ type Rotator struct {
 	outlook Outlook
 
 	// What follows is that of the goroutine that rotates.
-	ordered  *ordered  // nil: nothing is
+	ordered  map[Signer]*ordered
 	looked   time.Time // at how requests fare
 	foreign  bool      // the signer may have another root than those that are trusted
 	compared time.Time // when that was found not to be so, or was followed
@@ -155,7 +155,7 @@ func NewRotator(o RotatorOptions) *Rotator {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	r := &Rotator{opts: o, wake: make(chan struct{}, 1)}
+	r := &Rotator{opts: o, wake: make(chan struct{}, 1), ordered: map[Signer]*ordered{}}
 	o.Authority.Notify(r.Wake)
 	return r
 }
@@ -171,7 +171,7 @@ func (r *Rotator) Wake() {
 // Run rotates until the context ends.
 func (r *Rotator) Run(ctx context.Context) error {
 	r.began = r.opts.Authority.now()
-	r.ordered, r.looked, r.foreign = nil, time.Time{}, false
+	r.ordered, r.looked, r.foreign = map[Signer]*ordered{}, time.Time{}, false
 	defer r.tell(func() { r.leading, r.waits, r.held, r.problem, r.outlook = false, "", false, Problem{}, Outlook{} })
 	r.tell(func() { r.leading = true })
 	for {
@@ -181,7 +181,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 		}
 		pause := idleTick
 		switch record := r.opts.Authority.material.Load().record; {
-		case record.Rotation != nil || r.ordered != nil:
+		case record.Rotation != nil || len(r.ordered) > 0:
 			pause = rotatingTick
 		case record.Delegation != nil:
 			pause = lookInterval
@@ -224,7 +224,7 @@ func (r *Rotator) drive(ctx context.Context, m *material) error {
 		return a.write(ctx, stored)
 	}
 	settings := r.opts.Settings()
-	if to := rotation.To.Signer; to != nil && rotation.Phase != PhaseRetire && !sameSigner(to, settings.Signer) {
+	if to := rotation.To.Signer; to != nil && rotation.Phase != PhaseRetire && !sameSigner(to, settings.Signer) && !rotation.upkeep() {
 		r.opts.Log.Info("a rotation is given up: it leads to a signer that the MeshConfig does not name any more", "signer", to.String(), "phase", rotation.Phase)
 		stored, err := m.giveUp(now)
 		if err != nil {
@@ -423,32 +423,68 @@ func (r *Rotator) plan(ctx context.Context, m *material, now time.Time, s Settin
 }
 
 func (r *Rotator) choose(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
-	if s.Signer != nil {
-		p, problem, err := r.remote(ctx, m, now, s, asked)
-		if err == nil || m.rootKey == nil {
-			return p, problem, err
+	for signer := range r.ordered {
+		if !sameSigner(&signer, s.Signer) && !sameSigner(&signer, m.record.Signer) {
+			delete(r.ordered, signer)
 		}
-		// Until the other signs, what does is rotated in time.
-		if p, _, _ = r.own(ctx, m, now, s, nil); p != nil {
-			return p, Problem{}, nil
-		}
-		return nil, problem, err
 	}
-	r.ordered = nil
-	if r.opts.Brought != nil {
-		brought, err := r.opts.Brought.Brought(ctx)
-		if err != nil {
-			return nil, Problem{}, err
-		}
-		if !brought.empty() {
-			p, problem := r.bring(m, brought, now, s, asked)
-			if problem.Reason == ReasonInvalid && m.rootKey != nil {
-				p, _, err = r.own(ctx, m, now, s, nil)
-			}
-			return p, problem, err
-		}
+	p, problem, err := r.wanted(ctx, m, now, s, asked)
+	if err == nil && problem.Reason != ReasonInvalid {
+		return p, problem, nil
+	}
+	// Until what is wanted signs, what does is rotated in time.
+	if kept := r.keep(ctx, m, now, s); kept != nil {
+		return kept, problem, nil
+	}
+	return p, problem, err
+}
+
+// wanted is the rotation to what the operator wants.
+func (r *Rotator) wanted(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) (*plan, Problem, error) {
+	if s.Signer != nil {
+		return r.remote(ctx, m, now, s, asked)
+	}
+	brought, err := r.brought(ctx)
+	if err != nil {
+		return nil, Problem{}, err
+	}
+	if !brought.empty() {
+		p, problem := r.bring(m, brought, now, s, asked)
+		return p, problem, nil
 	}
 	return r.own(ctx, m, now, s, asked)
+}
+
+// keep renews what signs now, whatever is wanted; nil: it need not, or cannot, be.
+func (r *Rotator) keep(ctx context.Context, m *material, now time.Time, s Settings) *plan {
+	var p *plan
+	var err error
+	switch signer := m.record.Signer; {
+	case m.rootKey != nil:
+		p, _, err = r.own(ctx, m, now, s, nil)
+	case signer == nil:
+		var brought Brought
+		if brought, err = r.brought(ctx); err == nil && !brought.empty() {
+			p, _ = r.bring(m, brought, now, s, nil)
+		}
+	case !sameSigner(signer, s.Signer):
+		s.Signer, s.Roots = signer, nil
+		if signer.Roots != "" { // the MeshConfig does not have them any more
+			s.Roots = m.bundle
+		}
+		p, _, err = r.renew(ctx, m, now, s, &plan{})
+	}
+	if err != nil {
+		r.opts.Log.Info("what signs cannot be renewed now; trying again", "of", m.record.Signer.named(), "expires", m.notAfter(), "error", err.Error())
+	}
+	return p
+}
+
+func (r *Rotator) brought(ctx context.Context) (Brought, error) {
+	if r.opts.Brought == nil {
+		return Brought{}, nil
+	}
+	return r.opts.Brought.Brought(ctx)
 }
 
 // bring compares with what an operator has brought.
