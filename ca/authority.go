@@ -144,8 +144,9 @@ func (a *Authority) Bundle() Bundle {
 }
 
 // Roots are the root certificates that the control plane's servers are verified by,
-// in PEM: those of the [Bundle], and where leaves are signed by somebody else those
-// of the servers. They must not be modified.
+// in PEM: those of the [Bundle], or where leaves are signed by somebody else those
+// of the servers; both while a rotation leads from the one to the other. They must not
+// be modified.
 func (a *Authority) Roots() []byte { return a.material.Load().volumes }
 
 // Notify has f called after each change of the issuer, of the roots, or of the

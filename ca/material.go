@@ -58,7 +58,7 @@ type material struct {
 	chain   []*x509.Certificate
 	key     crypto.Signer
 	bundle  []byte              // roots, in PEM without anything between
-	volumes []byte              // the same, and those of servers
+	volumes []byte              // roots that servers are verified by, the same way
 	servers []*x509.Certificate // roots of servers alone
 	server  *material           // signs for servers; nil: issuer does
 	trusted map[string]struct{} // fingerprints of the roots, those of servers too
@@ -134,7 +134,7 @@ func parseMaterial(s Stored) (*material, error) {
 			return nil, err
 		}
 	}
-	m.bundle, m.volumes = encodeCertificates(m.roots), encodeCertificates(union(m.roots, m.servers))
+	m.bundle, m.volumes = encodeCertificates(m.roots), encodeCertificates(m.serving())
 	m.trusted = map[string]struct{}{}
 	for _, root := range union(m.roots, m.servers) {
 		m.trusted[fingerprint(root.Raw)] = struct{}{}

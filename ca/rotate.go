@@ -35,7 +35,7 @@ func (m *material) begin(now time.Time, next *material, r Rotation, request stri
 	s.NextServers, s.NextServersKey = encodeCertificates(next.servers), next.stored.ServersKey
 	roots, servers := union(m.roots, next.roots), union(m.servers, next.servers)
 	r.AddedRoots, r.AddedServers = len(roots)-len(m.roots), len(servers)-len(m.servers)
-	if r.AddedRoots+r.AddedServers > 0 {
+	if serving := m.serving(); r.AddedRoots+r.AddedServers > 0 || len(union(serving, next.serving())) > len(serving) {
 		s.Root, s.Servers = encodeCertificates(roots), encodeCertificates(servers)
 		return s.with(record)
 	}
@@ -151,6 +151,22 @@ func (m *material) leftOver() bool {
 		servers = 1
 	}
 	return past.GivenUp && sameSigner(past.To.Signer, m.record.Signer) && (len(m.roots) > 1 || len(m.servers) > servers)
+}
+
+// serving are the roots that the control plane's servers are verified by. Where somebody
+// else signs leaves, and did before a rotation, too, those of workloads are not among them:
+// what he signs for others under the same root may have any name.
+func (m *material) serving() []*x509.Certificate {
+	leaves := m.record.Delegation != nil
+	if r := m.record.Rotation; r != nil {
+		leaves = r.From.Issuer == "" && r.To.Issuer == ""
+	} else if leaves && m.leftOver() { // a server may still present what was signed before
+		leaves = m.record.History[0].From.Issuer == ""
+	}
+	if leaves {
+		return m.servers
+	}
+	return union(m.roots, m.servers)
 }
 
 // leaving reports whether there are roots that the rotation does not lead to.

@@ -222,3 +222,46 @@ func TestWhoIsNamedWhileAnotherDoesNotAnswerIsFollowed(t *testing.T) {
 		})
 	}
 }
+
+// An issuer that signs leaves may sign any name for others, that of the control plane too.
+func TestNothingThatASignerOfLeavesSignsIsTakenForTheControlPlane(t *testing.T) {
+	o := newOffice(t)
+	o.step()
+	e := refer(t, o, SignsLeaves)
+	poses := func() error {
+		template := e.template("not the control plane")
+		template.IsCA, template.KeyUsage, template.DNSNames = false, x509.KeyUsageDigitalSignature, []string{"tulled"}
+		template.NotBefore, template.NotAfter = o.clock.Add(-time.Minute), o.clock.Add(time.Hour)
+		chain := []*x509.Certificate{e.sign(template, e.root, ecKey(t, elliptic.P256()).Public())}
+		return verify(o.opts.Authority.Roots(), chain, o.clock, x509.ExtKeyUsageServerAuth)
+	}
+	o.step()
+	o.until("")
+	o.lives()
+	if poses() == nil {
+		t.Error("proxies take it while nothing is rotated")
+	}
+	o.settings.Request = ask(ScopeIssuer, false) // from leaves to leaves
+	o.step()
+	for _, phase := range []Phase{PhaseDistribute, PhaseSign, PhaseRetire, ""} {
+		o.until(phase)
+		o.lives()
+		if poses() == nil {
+			t.Errorf("proxies take it in the phase %q", phase)
+		}
+	}
+	// The same company's root is to sign for servers, by way of an intermediate: all have to
+	// know of it before.
+	o.settings.Signer = by(SignsIntermediate)
+	o.step()
+	o.is(PhaseDistribute, ReasonDistributing)
+	o.lives()
+	if poses() != nil {
+		t.Error("nobody is told of the root")
+	}
+	o.until("")
+	o.lives()
+	if m := o.material(); m.record.Signer.Signs != SignsIntermediate || len(m.servers) != 0 {
+		t.Errorf("%+v", m.record)
+	}
+}
