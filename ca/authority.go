@@ -98,12 +98,26 @@ func Open(ctx context.Context, opts AuthorityOptions) (*Authority, error) {
 
 // Sign signs a certificate with the issuing intermediate, or has it signed by
 // whoever signs leaves; none that its name constraints would have others refuse:
-// the mesh's trust domain may be another since the issuer was brought.
+// the mesh's trust domain may be another since the issuer was brought. What one signer
+// has not answered when another takes its place, that one is asked for.
 func (a *Authority) Sign(ctx context.Context, r Request) (Signed, error) {
-	m, now := a.material.Load(), a.now()
+	for {
+		a.mu.Lock()
+		other := a.other // before the material, whose end it tells
+		a.mu.Unlock()
+		m := a.material.Load()
+		signed, err := a.signBy(ctx, m, other, r)
+		if err == nil || ctx.Err() != nil || a.Epoch() == m.epoch {
+			return signed, err
+		}
+	}
+}
+
+func (a *Authority) signBy(ctx context.Context, m *material, other <-chan struct{}, r Request) (Signed, error) {
+	now := a.now()
 	switch {
 	case m.server != nil && r.Kind == Workload:
-		return a.delegate(ctx, m, r)
+		return a.delegate(ctx, m, other, r)
 	case m.server != nil:
 		chain, err := m.server.sign(now, a.opts.Rand, r)
 		return Signed{chain, Epoch{m.epoch.Issuer, m.server.epoch.Root}}, err
@@ -256,6 +270,9 @@ func (a *Authority) install(stored Stored) error {
 		a.other = make(chan struct{})
 	}
 	a.mu.Unlock()
+	if a.opts.Remote != nil && old.record.Delegation != nil && (m.record.Delegation == nil || !sameSigner(old.record.Signer, m.record.Signer)) {
+		a.opts.Remote.Withdraw(*old.record.Signer)
+	}
 	for _, f := range listeners {
 		f()
 	}

@@ -19,8 +19,9 @@ const leafMargin = MinLifetime / 2
 var errUntrusted = errors.New("leads to none of the roots that the mesh trusts")
 
 // delegate has a workload's certificate signed by whoever signs leaves. Nothing is
-// handed out that a peer would refuse, or that is good for more than was asked for.
-func (a *Authority) delegate(ctx context.Context, m *material, r Request) (Signed, error) {
+// handed out that a peer would refuse, or that is good for more than was asked for. Nobody
+// is waited for any more when other is closed.
+func (a *Authority) delegate(ctx context.Context, m *material, other <-chan struct{}, r Request) (Signed, error) {
 	signer := *m.record.Signer
 	if a.opts.Remote == nil {
 		return Signed{}, &NotSigned{ReasonUnavailable, fmt.Sprintf("nobody asks %s here", signer)}
@@ -31,9 +32,6 @@ func (a *Authority) delegate(ctx context.Context, m *material, r Request) (Signe
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	a.mu.Lock()
-	other := a.other
-	a.mu.Unlock()
 	go func() { // somebody else signs: an answer that comes yet is nothing
 		select {
 		case <-ctx.Done():

@@ -24,6 +24,8 @@ type elsewhere struct {
 	outlook Outlook                            // of all replicas
 	keeps   bool                               // the last answer that was not taken is there to see
 	signer  func(Signer) (c *company, ok bool) // nil: company signs for all
+
+	withdrawn []Signer
 }
 
 func (e *elsewhere) Sign(_ context.Context, o Order) (Answer, error) {
@@ -64,6 +66,8 @@ func (e *elsewhere) Sign(_ context.Context, o Order) (Answer, error) {
 	}
 	return answer, nil
 }
+
+func (e *elsewhere) Withdraw(s Signer) { e.withdrawn = append(e.withdrawn, s) }
 
 func (e *elsewhere) Look(context.Context, *Signer) (Outlook, error) { return e.outlook, nil }
 

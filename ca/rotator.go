@@ -426,6 +426,7 @@ func (r *Rotator) choose(ctx context.Context, m *material, now time.Time, s Sett
 	for signer := range r.ordered {
 		if !sameSigner(&signer, s.Signer) && !sameSigner(&signer, m.record.Signer) {
 			delete(r.ordered, signer)
+			r.opts.Authority.opts.Remote.Withdraw(signer)
 		}
 	}
 	p, problem, err := r.wanted(ctx, m, now, s, asked)

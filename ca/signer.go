@@ -63,6 +63,9 @@ type Remote interface {
 	// nobody waits for. It is for the leader. Where a signer of leaves is named, that
 	// he cannot be asked is an error, of the type [*NotSigned].
 	Look(ctx context.Context, leaves *Signer) (Outlook, error)
+	// Withdraw says that nobody on this replica waits for what the signer has not
+	// answered. It does not block.
+	Withdraw(s Signer)
 }
 
 // Order is what a Remote is to have signed.

@@ -1,9 +1,11 @@
 package ca
 
 import (
+	"context"
 	"crypto/elliptic"
 	"crypto/x509"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -200,13 +202,13 @@ func TestWhoIsNamedWhileAnotherDoesNotAnswerIsFollowed(t *testing.T) {
 	for _, signs := range []Signs{SignsIntermediate, SignsLeaves} {
 		t.Run(string(signs), func(t *testing.T) {
 			o := newOffice(t)
-			_, companies := hangs(t, o, signs)
+			e, companies := hangs(t, o, signs)
 			before := o.material()
 			o.settings.Signer = named("first", signs) // back
 			o.step()
 			o.is("", ReasonCurrent)
-			if o.material() != before || len(o.ordered) > 0 {
-				t.Errorf("something has changed, or %d requests are left", len(o.ordered))
+			if o.material() != before || len(o.ordered) > 0 || len(e.withdrawn) != 1 || e.withdrawn[0].Name != "second" {
+				t.Errorf("something has changed, or %d requests are left; withdrawn: %v", len(o.ordered), e.withdrawn)
 			}
 			o.settings.Signer = named("second", signs)
 			o.step()
@@ -264,4 +266,50 @@ func TestNothingThatASignerOfLeavesSignsIsTakenForTheControlPlane(t *testing.T) 
 	if m := o.material(); m.record.Signer.Signs != SignsIntermediate || len(m.servers) != 0 {
 		t.Errorf("%+v", m.record)
 	}
+}
+
+// silent is a Remote that takes requests and does not answer.
+type silent struct {
+	*elsewhere
+	asked chan Order
+}
+
+func (s *silent) Sign(ctx context.Context, o Order) (Answer, error) {
+	s.asked <- o
+	<-ctx.Done()
+	return Answer{}, &NotSigned{ReasonPending, "no answer yet"}
+}
+
+func TestWhoWaitsForALeafIsAnsweredByWhoeverSignsNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		e := refer(t, o, SignsLeaves)
+		o.step()
+		o.until("")
+		s := &silent{e, make(chan Order, 1)}
+		o.opts.Authority.opts.Remote = s
+		type answer struct {
+			Signed
+			err error
+		}
+		answers := make(chan answer, 1)
+		go func() {
+			signed, err := o.leaf()
+			answers <- answer{signed, err}
+		}()
+		<-s.asked
+		o.settings.Signer = nil
+		o.step()
+		o.until(PhaseSign)
+		a := <-answers
+		if a.err != nil || a.Epoch != o.opts.Authority.Epoch() {
+			t.Fatalf("signed by %+v: %v", a.Epoch, a.err)
+		}
+		if err := verify(o.opts.Authority.Bundle().Roots, a.Chain, o.clock, x509.ExtKeyUsageClientAuth); err != nil {
+			t.Error(err)
+		}
+		if len(e.withdrawn) != 1 || e.withdrawn[0] != *by(SignsLeaves) {
+			t.Errorf("withdrawn: %v", e.withdrawn)
+		}
+	})
 }

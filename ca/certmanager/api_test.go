@@ -65,6 +65,7 @@ func TestARealAPIServer(t *testing.T) {
 	t.Run("what is deleted while it is waited for is asked for again", h.deleted)
 	t.Run("what may be taken later is not asked for again", h.later)
 	t.Run("what nobody waits for is deleted", h.cleared)
+	t.Run("what is withdrawn is deleted at once", h.withdrawn)
 	t.Run("many are signed in their turn", h.many)
 }
 
@@ -543,6 +544,38 @@ func (h *house) cleared(t *testing.T) {
 	if n := len(of()); n != 0 {
 		t.Error("what was refused stays for ever")
 	}
+}
+
+func (h *house) withdrawn(t *testing.T) {
+	defer h.controller.Behave(fake.Sign)
+	h.controller.Behave(fake.Hold)
+	r := h.remote(t)
+	go func() { _ = r.Run(t.Context()) }()
+	for _, o := range []ca.Order{order(t, by("company", ca.SignsLeaves), "between-two-turns"), order(t, by("company", ca.SignsIntermediate), "")} {
+		_, err := r.Sign(soon(t), o)
+		refuses(t, err, ca.ReasonPending, "")
+	}
+	ctx, another := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Sign(ctx, order(t, by("company", ca.SignsLeaves), "waits"))
+		done <- err
+	}()
+	until := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); len(h.requests(t)) != n; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d requests are left, not %d", len(h.requests(t)), n)
+			}
+		}
+	}
+	until(3)
+	another()
+	r.Withdraw(by("company", ca.SignsLeaves))
+	refuses(t, <-done, ca.ReasonPending, "")
+	until(1)
+	r.Withdraw(by("company", ca.SignsIntermediate))
+	until(0)
 }
 
 func (h *house) many(t *testing.T) {

@@ -175,7 +175,8 @@ func (r *Remote) prune(ctx context.Context) {
 		if a.key {
 			most = abandonedKey
 		}
-		if now.Sub(a.last).Abs() < most {
+		// One that is just being made could be deleted before it is.
+		if gone := a.withdrawn && a.waiting == 0; !gone && now.Sub(a.last).Abs() < most {
 			continue
 		}
 		key = key || a.key

@@ -73,6 +73,8 @@ type Remote struct {
 	troubles map[subject]*trouble
 	issuers  map[ca.Signer]issuer
 	swept    bool // requests of an earlier process in this pod are gone
+
+	wake chan struct{} // requests were withdrawn
 }
 
 var _ ca.Remote = (*Remote)(nil)
@@ -86,8 +88,11 @@ type subject struct {
 
 // asked is a request that has no answer yet.
 type asked struct {
+	signer      ca.Signer
 	since, last time.Time // last: when somebody asked for it
 	key         bool      // its key is in the Secret
+	waiting     int       // for an answer, now
+	withdrawn   bool
 }
 
 // trouble is a subject that was refused.
@@ -115,6 +120,7 @@ func New(o Options) (*Remote, error) {
 	r := &Remote{
 		opts: o, turns: semaphore.NewWeighted(maxWaiting), rate: rate.NewLimiter(requestsPerSecond, requestsAtOnce),
 		asked: map[string]*asked{}, troubles: map[subject]*trouble{}, issuers: map[ca.Signer]issuer{},
+		wake: make(chan struct{}, 1),
 	}
 	var err error
 	r.metrics, err = newMetrics(o.Registerer, r.oldest)
@@ -130,8 +136,26 @@ func (r *Remote) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			r.prune(ctx)
+		case <-r.wake:
 		}
+		r.prune(ctx)
+	}
+}
+
+// Withdraw has requests to the signer deleted that have no answer. See [ca.Remote].
+func (r *Remote) Withdraw(s ca.Signer) {
+	r.mu.Lock()
+	for _, a := range r.asked {
+		a.withdrawn = a.withdrawn || a.signer == s
+	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *Remote) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -135,12 +135,20 @@ func (r *Remote) answered(ctx context.Context, o ca.Order, selfSigned bool) (*cm
 	a := r.asked[wanted.Name]
 	known := a != nil
 	if a == nil {
-		a = &asked{since: r.opts.Now()}
+		a = &asked{signer: o.Signer, since: r.opts.Now()}
 		r.asked[wanted.Name] = a
 	}
-	a.last, a.key = r.opts.Now(), selfSigned
+	a.last, a.key, a.withdrawn = r.opts.Now(), selfSigned, false
+	a.waiting++
 	since := a.since
 	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if a.waiting--; a.withdrawn {
+			r.poke()
+		}
+	}()
 	if selfSigned {
 		if failed := r.putKey(ctx, o, known); failed != nil {
 			return nil, failed
