@@ -152,7 +152,9 @@ func TestASignerOfLeavesIsFollowedForAsLongAsASwitchHangs(t *testing.T) {
 	// The root of servers is made anew, and once.
 	server := m.server.anchor
 	o.clock = server.NotAfter.Add(-server.NotAfter.Sub(server.NotBefore) / 4)
-	companies["first"] = newCompany(t, ecKey(t, elliptic.P256()), func(c *x509.Certificate) { c.NotBefore, c.NotAfter = o.clock.Add(-time.Hour), o.clock.Add(10000*time.Hour) })
+	companies["first"] = newCompany(t, ecKey(t, elliptic.P256()), func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = o.clock.Add(-time.Hour), o.clock.Add(10000*time.Hour)
+	})
 	e.edit = nil
 	for range 300 {
 		o.pass(time.Minute)
