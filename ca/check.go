@@ -88,7 +88,7 @@ func (m *material) probe(now time.Time, rand io.Reader, u usage) error {
 		case !now.Before(c.NotAfter):
 			return fmt.Errorf("certificate %q ended at %s", c.Subject, c.NotAfter.Format(time.RFC3339))
 		case now.Before(c.NotBefore):
-			return fmt.Errorf("certificate %q begins at %s only", c.Subject, c.NotBefore.Format(time.RFC3339))
+			return beginsAt(fmt.Sprintf("certificate %q", c.Subject), c, now)
 		}
 	}
 	requests := []Request{

@@ -72,6 +72,19 @@ func newRequest(a *Authority, key crypto.Signer, template *x509.CertificateReque
 	return x509.ParseCertificateRequest(der)
 }
 
+// soonTime is how far the clock of who signs may be ahead: what begins by then is waited
+// for.
+const soonTime = time.Minute
+
+// beginsAt is why a certificate is not taken yet.
+func beginsAt(what string, c *x509.Certificate, now time.Time) error {
+	text := fmt.Sprintf("%s begins at %s only", what, c.NotBefore.Format(time.RFC3339))
+	if c.NotBefore.Sub(now) <= soonTime {
+		return &NotSigned{ReasonPending, text + ": the clock of who signed it is ahead"}
+	}
+	return errors.New(text)
+}
+
 // presented is the chain without a root at its end, which some signers add.
 func presented(chain []*x509.Certificate) []*x509.Certificate {
 	for len(chain) > 1 && selfSigned(chain[len(chain)-1]) {
@@ -116,7 +129,7 @@ func (m *material) takes(now time.Time, r Request, chain []*x509.Certificate) (*
 	case leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return nil, errors.New("the certificate may not be used for signatures: the issuer has to allow the usage \"digital signature\"")
 	case now.Before(leaf.NotBefore):
-		return nil, fmt.Errorf("the certificate begins at %s only", leaf.NotBefore.Format(time.RFC3339))
+		return nil, beginsAt("the certificate", leaf, now)
 	case !now.Before(leaf.NotAfter):
 		return nil, fmt.Errorf("the certificate ended at %s", leaf.NotAfter.Format(time.RFC3339))
 	case leaf.NotAfter.Sub(now) < leafMargin:

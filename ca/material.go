@@ -85,8 +85,20 @@ func (m *material) notAfter() time.Time {
 	return end
 }
 
-// last reports whether what signs is about to end, see lastTime.
-func (m *material) last(now time.Time) bool { return ending(m.issuer().NotBefore, m.notAfter(), now) }
+// last reports whether what signs is about to end, see lastTime, or has not begun: it
+// was made by a clock that was ahead, and nobody takes anything of it.
+func (m *material) last(now time.Time) bool {
+	return now.Before(m.notBefore()) || ending(m.issuer().NotBefore, m.notAfter(), now)
+}
+
+// notBefore is when the last certificate above the leaves begins.
+func (m *material) notBefore() time.Time {
+	begin := m.anchor.NotBefore
+	for _, c := range m.chain {
+		begin = later(begin, c.NotBefore)
+	}
+	return begin
+}
 
 func ending(from, to, now time.Time) bool {
 	return to.Sub(now) < min(lastTime, to.Sub(from)/lastPart)

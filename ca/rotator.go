@@ -212,7 +212,8 @@ func (r *Rotator) Step(ctx context.Context) error {
 func (r *Rotator) drive(ctx context.Context, m *material) error {
 	a := r.opts.Authority
 	now, rotation := a.now(), m.record.Rotation
-	if now.Before(rotation.Since) { // the clock was set back
+	r.began = earlier(r.began, now) // the clock was set back
+	if now.Before(rotation.Since) {
 		return r.amend(ctx, m, "", func(to *Rotation) { to.Since = now })
 	}
 	if rotation.Phase == PhaseDistribute && m.late(now) {
@@ -547,6 +548,8 @@ func (r *Rotator) own(_ context.Context, m *material, now time.Time, s Settings,
 	}
 	last := min(left(issuer.NotBefore, m.notAfter(), now), left(root.NotBefore, root.NotAfter, now))
 	switch {
+	case scope == "" && now.Before(m.notBefore()):
+		return nil, Problem{ReasonInvalid, fmt.Sprintf("the issuer or its root begins at %s only, and nobody takes what it signs: tulle ca rotate --root", m.notBefore().UTC().Format(time.RFC3339))}, nil
 	case scope == "" && last < DefaultBefore/2:
 		return nil, Problem{ReasonEndsSoon, fmt.Sprintf("the issuer or its root ends at %s and is not rotated by itself: tulle ca rotate --root", m.notAfter().UTC().Format(time.RFC3339))}, nil
 	case scope == "":

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+
 	"github.com/tulle-mesh/tulle/ca"
 	"github.com/tulle-mesh/tulle/ca/certmanager/fake"
 )
@@ -99,4 +101,15 @@ func (h *house) withdrawn(t *testing.T) {
 	until(1)
 	r.Withdraw(by("company", ca.SignsIntermediate))
 	until(0)
+}
+
+func TestWhatWasRefusedIsAskedForAgainAfterTheClockWasSetBack(t *testing.T) {
+	now := &clock{ahead: 72 * time.Hour}
+	r, err := New(Options{Log: logr.Discard(), Now: now.now})
+	must(t, err)
+	s := subject{by("company", ca.SignsLeaves), "web"}
+	r.refused(t.Context(), s, &ca.NotSigned{Reason: ca.ReasonDenied, Message: "no"}, "")
+	refuses(t, r.paused(s), ca.ReasonDenied, "no")
+	now.ahead = 0
+	must(t, r.paused(s))
 }

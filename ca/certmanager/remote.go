@@ -241,10 +241,14 @@ func read(cr *cmapi.CertificateRequest) (ca.Answer, error) {
 func (r *Remote) paused(s subject) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if t := r.troubles[s]; t != nil && r.opts.Now().Before(t.until) {
-		return t.err
+	t := r.troubles[s]
+	if t == nil {
+		return nil
 	}
-	return nil
+	if left := t.until.Sub(r.opts.Now()); left <= 0 || left > t.pause { // the clock was set back
+		return nil
+	}
+	return t.err
 }
 
 // refused has a subject wait before it is asked for anew. Its request stays for a
