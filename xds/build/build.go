@@ -26,7 +26,8 @@ type Options struct {
 	// Config is the mesh's configuration until a change says otherwise.
 	Config *mesh.Config
 	// Issue makes, or remembers, the certificate of an identity. It may take
-	// long, and is called again after a while if it fails.
+	// long, and is called again after a while if it fails: then there is none, also of
+	// before, that is valid.
 	Issue func(ctx context.Context, identity string) (Certificate, error)
 	// Forget says that no stream needs the identity's certificate any longer.
 	Forget func(identity string)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -489,7 +490,11 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		calls := 0
+		var away atomic.Bool
 		b := New(Options{Config: config(), Issue: func(context.Context, string) (Certificate, error) {
+			if away.Load() {
+				return Certificate{}, errors.New("out of reach")
+			}
 			calls++
 			if calls == 1 {
 				time.Sleep(time.Second)
@@ -515,6 +520,20 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 		synctest.Wait()
 		if v := b.Value(cert); v.Version != "v3" {
 			t.Errorf("an invalidated certificate is %s, want v3", v.Version)
+		}
+		away.Store(true) // and the last one has ended
+		b.Invalidate(cert)
+		time.Sleep(5 * time.Second)
+		if v := b.Value(cert); v != nil {
+			t.Errorf("who asks now is given %s", v.Version)
+		}
+		if c.held[cert] != "v3" {
+			t.Errorf("who has the last one is told of %q", c.held[cert])
+		}
+		away.Store(false)
+		time.Sleep(5 * time.Second)
+		if v := b.Value(cert); v == nil || c.held[cert] != v.Version {
+			t.Errorf("the certificate is %v, and the client has %q", v, c.held[cert])
 		}
 		stop()
 		<-done

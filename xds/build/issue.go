@@ -66,7 +66,17 @@ func (b *Builder) finishIssue(w *work, r *issued) {
 		t.again = false
 		w.dirty[t] = struct{}{}
 	}
-	if r.err != nil || t.value != nil && t.value.Version == r.c.Version {
+	if r.err != nil {
+		if t.value != nil { // it has ended: who has it goes on with it, who has none waits
+			b.uses.Add(1)
+			b.stakes.Add(1)
+			b.lock.Lock()
+			t.value = nil
+			b.lock.Unlock()
+		}
+		return
+	}
+	if t.value != nil && t.value.Version == r.c.Version {
 		return
 	}
 	v := &Value{
