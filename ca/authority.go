@@ -53,6 +53,7 @@ type Authority struct {
 	opts     AuthorityOptions
 	material atomic.Pointer[material]
 	failures prometheus.Counter
+	unusable atomic.Pointer[string] // what is wrong with what is stored; nil: nothing
 
 	mu        sync.Mutex
 	listeners []func()
@@ -222,28 +223,45 @@ func (a *Authority) follow(ctx context.Context) (watched bool, err error) {
 	}
 }
 
-// refresh installs what is stored. Where nothing is, it stores what is in
-// memory: somebody has deleted it, and every proxy still trusts that root; or
-// something new if memory is empty too.
+// refresh installs what is stored. Where nothing is, or what was before, it stores
+// what is in memory: somebody has deleted it, or restored a backup, and proxies trust
+// the roots that they have; or something new if nothing is in memory either.
 func (a *Authority) refresh(ctx context.Context) error {
+	for {
+		stored, err := a.restored(ctx)
+		switch {
+		case err == nil:
+			return a.install(stored)
+		case ctx.Err() == nil && (errors.Is(err, ErrExists) || errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound)):
+			// Another replica was first.
+		default:
+			return fmt.Errorf("load the authority: %w", err)
+		}
+	}
+}
+
+// restored is what is stored, once it is what ought to be.
+func (a *Authority) restored(ctx context.Context) (Stored, error) {
 	stored, err := a.opts.Store.Load(ctx)
-	for errors.Is(err, ErrNotFound) {
-		m := a.material.Load()
+	m := a.material.Load()
+	switch {
+	case errors.Is(err, ErrNotFound):
 		if m == nil {
 			if m, err = newMaterial(a.now(), a.opts.Rand, a.opts.RootLifetime, a.opts.IssuerLifetime); err != nil {
-				return fmt.Errorf("create the authority: %w", err)
+				return Stored{}, err
 			}
 		}
 		if stored, err = a.opts.Store.Create(ctx, m.stored); err == nil {
 			a.opts.Log.Info("stored the certificate authority", "rootExpires", m.signer.NotAfter)
-		} else if errors.Is(err, ErrExists) {
-			stored, err = a.opts.Store.Load(ctx) // another replica was first
+		}
+	case err == nil && m != nil && m.supersedes(stored):
+		again := m.stored
+		again.Revision = stored.Revision
+		if stored, err = a.opts.Store.Update(ctx, again); err == nil {
+			a.opts.Log.Info("what was stored of the certificate authority was of before its last rotation, and is replaced by what proxies have", "sequence", m.record.Sequence)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("load the authority: %w", err)
-	}
-	return a.install(stored)
+	return stored, err
 }
 
 // install makes the stored material the one to sign with. What cannot be used
@@ -251,8 +269,12 @@ func (a *Authority) refresh(ctx context.Context) error {
 func (a *Authority) install(stored Stored) error {
 	m, err := parseMaterial(stored)
 	if err != nil {
-		return fmt.Errorf("the stored authority (revision %s) cannot be used, and is not overwritten; repair or delete it: %w", stored.Revision, err)
+		err = fmt.Errorf("the stored authority (revision %s) cannot be used, and is not overwritten; repair or delete it: %w", stored.Revision, err)
+		text := err.Error()
+		a.unusable.Store(&text)
+		return err
 	}
+	a.unusable.Store(nil)
 	old := a.material.Swap(m)
 	if old == nil || old.epoch == m.epoch && old.record.Sequence == m.record.Sequence && bytes.Equal(old.volumes, m.volumes) {
 		return nil

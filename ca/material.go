@@ -129,6 +129,10 @@ func parseMaterial(s Stored) (*material, error) {
 			return nil, fmt.Errorf("root certificates of servers: %w", err)
 		}
 	}
+	if r := m.record.Rotation; r != nil && r.Phase == PhaseDistribute &&
+		(r.AddedRoots < 0 || r.AddedRoots >= len(m.roots) || r.AddedServers < 0 || r.AddedServers > len(m.servers)) {
+		return nil, fmt.Errorf("record of rotations: %d roots and %d of servers cannot be new, of %d and %d", r.AddedRoots, r.AddedServers, len(m.roots), len(m.servers))
+	}
 	switch {
 	case m.record.Delegation != nil:
 		err = m.delegate(s)

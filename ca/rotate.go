@@ -196,6 +196,28 @@ func (m *material) amend(request string, change func(*Rotation)) (Stored, error)
 	return m.stored.with(record)
 }
 
+// supersedes reports whether what is stored is of before a rotation that this material
+// has gone on with. What somebody has put in its place is not: it has other keys.
+func (m *material) supersedes(s Stored) bool {
+	record, err := parseRecord(s.Record)
+	if err != nil || record.Sequence >= m.record.Sequence {
+		return false
+	}
+	before, err := parseMaterial(s)
+	if err != nil {
+		return false
+	}
+	known := []Keys{m.keys()}
+	if r := m.record.Rotation; r != nil {
+		known = append(known, r.From)
+	}
+	for _, past := range m.record.History {
+		known = append(known, past.From, past.To)
+	}
+	keys := before.keys()
+	return slices.ContainsFunc(known, func(k Keys) bool { return k.Issuer == keys.Issuer && k.Root == keys.Root })
+}
+
 // union are the certificates of both, in their order, each once.
 func union(a, b []*x509.Certificate) []*x509.Certificate {
 	out := slices.Clone(a)

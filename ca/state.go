@@ -95,7 +95,12 @@ func (r *Rotator) Verdict() (reason, message string, ok bool) {
 // verdict is what there is to say. The caller holds the lock.
 func (r *Rotator) verdict(m *material) (reason, message string) {
 	rotation := m.record.Rotation
+	unusable := r.opts.Authority.unusable.Load()
 	switch {
+	case unusable != nil:
+		return ReasonInvalid, *unusable
+	case r.failed != "":
+		return ReasonUnavailable, r.failed
 	case rotation == nil && r.problem != Problem{}:
 		return r.problem.Reason, r.problem.Message
 	case rotation == nil && m.record.Delegation != nil:
