@@ -38,7 +38,7 @@ func (r *Rotator) choose(ctx context.Context, m *material, now time.Time, s Sett
 		return p, problem, nil
 	}
 	// Until what is wanted signs, what does is rotated in time.
-	if kept := r.keep(ctx, m, now, s); kept != nil {
+	if kept := r.keep(ctx, m, now, s, asked); kept != nil {
 		return kept, problem, nil
 	}
 	return p, problem, err
@@ -60,13 +60,17 @@ func (r *Rotator) wanted(ctx context.Context, m *material, now time.Time, s Sett
 	return r.own(ctx, m, now, s, asked)
 }
 
-// keep renews what signs now, whatever is wanted; nil: it need not, or cannot, be.
-func (r *Rotator) keep(ctx context.Context, m *material, now time.Time, s Settings) *plan {
+// keep renews what signs now, whatever is wanted; nil: it need not, or cannot, be. What
+// was asked for is for what is wanted, unless what signs now is about to end.
+func (r *Rotator) keep(ctx context.Context, m *material, now time.Time, s Settings, asked *Ask) *plan {
 	var p *plan
 	var err error
+	if left(m.issuer().NotBefore, m.notAfter(), now) > DefaultBefore {
+		asked = nil
+	}
 	switch signer := m.record.Signer; {
 	case m.rootKey != nil:
-		p, _, err = r.own(ctx, m, now, s, nil)
+		p, _, err = r.own(ctx, m, now, s, asked)
 	case signer == nil:
 		var brought Brought
 		if brought, err = r.brought(ctx); err == nil && !brought.empty() {
@@ -77,7 +81,11 @@ func (r *Rotator) keep(ctx context.Context, m *material, now time.Time, s Settin
 		if signer.Roots != "" { // the MeshConfig does not have them any more
 			s.Roots = m.bundle
 		}
-		p, _, err = r.renew(ctx, m, now, s, &plan{})
+		next := &plan{}
+		if asked != nil {
+			next = &plan{why: WhyRequested, request: s.Request, forced: asked.Forced}
+		}
+		p, _, err = r.renew(ctx, m, now, s, next)
 	}
 	if err != nil {
 		r.opts.Log.Info("what signs cannot be renewed now; trying again", "of", m.record.Signer.named(), "expires", m.notAfter(), "error", err.Error())

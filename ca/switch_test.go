@@ -99,7 +99,7 @@ func TestWhatSignsIsRenewedForAsLongAsASwitchHangs(t *testing.T) {
 			answer := c.begin(t, o)
 			epochs := map[Epoch]bool{}
 			for until := o.clock.Add(8 * life); o.clock.Before(until); {
-				o.pass(time.Hour)
+				o.pass(2 * time.Hour)
 				o.lives()
 				epochs[o.opts.Authority.Epoch()] = true
 				if m := o.material(); m.record.Signer.nameOr("") != c.of {
@@ -314,4 +314,32 @@ func TestWhoWaitsForALeafIsAnsweredByWhoeverSignsNext(t *testing.T) {
 			t.Errorf("withdrawn: %v", e.withdrawn)
 		}
 	})
+}
+
+func TestWhatSignsAndIsNotRotatedByItselfIsUponRequestAsItEndsWhileASwitchHangs(t *testing.T) {
+	for _, of := range []string{"the mesh", "a company"} {
+		t.Run(of, func(t *testing.T) {
+			o := newOffice(t)
+			o.settings.Issuer = Terms{Lifetime: DefaultIssuerLifetime}
+			if of == "a company" {
+				hangs(t, o, SignsIntermediate, func(c *x509.Certificate) { c.NotAfter = start.Add(DefaultRootLifetime) })
+			} else {
+				e := refer(t, o, SignsIntermediate)
+				e.err = &NotSigned{ReasonPending, "no answer yet"}
+			}
+			before := o.material()
+			o.settings.Request = ask(ScopeIssuer, false)
+			o.step()
+			o.is("", ReasonPending) // it is for the other, who may answer
+			o.pass(DefaultIssuerLifetime * 3 / 4)
+			o.is(PhaseSign, ReasonSigning)
+			o.until("")
+			o.step()
+			o.is("", ReasonPending)
+			if m := o.material(); !m.notAfter().After(before.notAfter()) || m.record.History[0].Why != WhyRequested {
+				t.Errorf("the issuer ends at %s", m.notAfter())
+			}
+			o.lives()
+		})
+	}
 }
