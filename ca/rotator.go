@@ -129,13 +129,19 @@ type Rotator struct {
 	problem Problem
 	said    string
 	outlook Outlook
-	failed  string // why the last step was not done
+	failed  failed
 
 	// What follows is that of the goroutine that rotates.
 	ordered  map[Signer]*ordered
 	looked   time.Time // at how requests fare
 	foreign  bool      // the signer may have another root than those that are trusted
 	compared time.Time // when that was found not to be so, or was followed
+}
+
+// failed is why the last step was not done, and since when none was.
+type failed struct {
+	why   string
+	since time.Time
 }
 
 // settled is since when all proxies have what a sequence is about. It is not
@@ -174,7 +180,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 	r.began = r.opts.Authority.now()
 	r.ordered, r.looked, r.foreign = map[Signer]*ordered{}, time.Time{}, false
 	defer r.tell(func() {
-		r.leading, r.waits, r.held, r.problem, r.outlook, r.failed = false, "", false, Problem{}, Outlook{}, ""
+		r.leading, r.waits, r.held, r.problem, r.outlook, r.failed = false, "", false, Problem{}, Outlook{}, failed{}
 	})
 	r.tell(func() { r.leading = true })
 	for {
@@ -204,11 +210,18 @@ func (r *Rotator) Run(ctx context.Context) error {
 // Step does what is to be done now: one write at most.
 func (r *Rotator) Step(ctx context.Context) error {
 	err := r.step(ctx)
-	failed := ""
-	if err != nil {
-		failed = err.Error()
-	}
-	r.tell(func() { r.failed = failed })
+	now := r.opts.Authority.now()
+	r.tell(func() {
+		switch {
+		case err == nil:
+			r.failed = failed{}
+		case r.failed.since.IsZero():
+			r.failed.since = now
+			fallthrough
+		default:
+			r.failed.why = err.Error()
+		}
+	})
 	return err
 }
 

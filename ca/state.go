@@ -99,8 +99,8 @@ func (r *Rotator) verdict(m *material) (reason, message string) {
 	switch {
 	case unusable != nil:
 		return ReasonInvalid, *unusable
-	case r.failed != "":
-		return ReasonUnavailable, r.failed
+	case !r.failed.since.IsZero() && r.opts.Authority.now().Sub(r.failed.since).Abs() >= troubleTime:
+		return ReasonUnavailable, r.failed.why
 	case rotation == nil && r.problem != Problem{}:
 		return r.problem.Reason, r.problem.Message
 	case rotation == nil && m.record.Delegation != nil:
