@@ -4,7 +4,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/go-logr/logr"
 )
 
 // ahead is what a clock made that was so far ahead.
@@ -84,6 +87,72 @@ func TestWhatBeginsInAMomentIsTakenThen(t *testing.T) {
 			if _, err := o.leaf(); err == nil || pending(err) {
 				t.Errorf("a leaf that begins in hours: %v", err)
 			}
+		})
+	}
+}
+
+// A clock that jumps, and a node that was suspended, which is a jump forward to it.
+func TestNothingThatHasEndedIsUsedAndNoStormIsIssuedAfterTheClockJumps(t *testing.T) {
+	for _, signs := range []Signs{"", SignsIntermediate, SignsLeaves} {
+		t.Run("signs "+string(signs), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := newOffice(t)
+				jumps := []time.Duration{13 * time.Hour, 30 * 24 * time.Hour, -72 * time.Hour, 5 * time.Hour, -5 * time.Hour}
+				if signs == "" {
+					jumps = append(jumps, -60*24*time.Hour, 60*24*time.Hour) // to before the root began
+				} else {
+					e := refer(t, o, signs)
+					e.edit = func(c *x509.Certificate) { c.NotBefore = o.clock } // not backdated
+				}
+				o.step()
+				o.until("")
+				id, due := frontend.String(), false
+				c, err := NewCertificates(Options{
+					Issuer: o.opts.Authority, ServingNames: []string{"tulled"}, Log: logr.Discard(),
+					Now: func() time.Time { return o.clock }, OnRenew: func(string) { due = true },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustIssue(t, c, frontend)
+				for _, jump := range append([]time.Duration{0}, jumps...) {
+					o.clock = o.clock.Add(jump)
+					serials := map[string]bool{}
+					for range 30 {
+						o.pass(30 * time.Second)
+						due = false
+						c.tick(t.Context())
+						synctest.Wait()
+						if due {
+							_, _ = c.Issue(t.Context(), id)
+						}
+						for _, e := range c.entries {
+							if e.cert != nil {
+								serials[e.cert.serial] = true
+							}
+						}
+					}
+					for s, e := range c.entries {
+						roots := o.opts.Authority.Bundle().Roots
+						if s.kind == Serving {
+							roots = o.opts.Authority.Roots()
+						}
+						chain, err := parseCertificates(e.cert.Chain)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if err := verify(roots, chain, o.clock, x509.ExtKeyUsageServerAuth); err != nil {
+							t.Errorf("after %s the certificate of %s is refused: %v", jump, s, err)
+						}
+					}
+					if m := o.material(); o.clock.Before(m.notBefore()) {
+						t.Errorf("after %s what signs begins at %s", jump, m.notBefore())
+					}
+					if n := len(serials); n > 8 { // one by the jump and one by another issuer, of two subjects
+						t.Errorf("after %s there were %d certificates of two subjects", jump, n)
+					}
+				}
+			})
 		})
 	}
 }
