@@ -201,6 +201,10 @@ func grpcMatches(g mesh.GRPCMethod, path string) bool {
 	return (g.Service == "" || g.Service == service) && (g.Method == "" || g.Method == method)
 }
 
+// plainHost is a host and its port, if there are any: a name, an IPv4 address or an IPv6
+// address in brackets (RFC 9110, section 7.2).
+var plainHost = regexp.MustCompile(`^([A-Za-z0-9._~*-]*|\[[0-9A-Fa-f:.]*\])(:[0-9]*)?$`)
+
 // hostMatches compares hosts in any case, with any port or none (RFC 9110, section
 // 4.2.3), and with the last dot of a fully qualified name or without.
 func hostMatches(pattern, host string) bool {
