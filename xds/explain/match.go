@@ -137,7 +137,9 @@ func (m matcher) remoteClient(s mesh.Source) bool {
 	if !told {
 		return !m.strict
 	}
-	return m.known(s.RemoteIPBlocks, s.NotRemoteIPBlocks, client)
+	return either(s.RemoteIPBlocks, s.NotRemoteIPBlocks, func(b netip.Prefix) bool {
+		return b.Contains(client) || b.Addr().Is4() && b.Contains(client.Unmap()) // written as IPv6
+	})
 }
 
 // client is whom X-Forwarded-For says that the first trusted proxy heard from; false

@@ -235,6 +235,11 @@ func TestClientBeforeTheGatewayIsBelievedAsFarAsConfigured(t *testing.T) {
 		{"the word of many", 4, allow, []string{"192.0.2.7,10.0.0.1", "unknown,2001:db8::1"}, friend, 200},
 		{"the word about IPv6", 1, mesh6, []string{"2001:db8::7"}, friend, 200},
 		{"another about IPv6", 1, mesh6, []string{"2001:db9::7"}, friend, 403},
+		{"the word about IPv4 as IPv6", 1, allow, []string{"::ffff:192.0.2.7"}, friend, 200},
+		{"the word about IPv4 as IPv6, and denied", 1, deny, []string{"::ffff:192.0.2.7"}, friend, 403},
+		{"the word about IPv4 as IPv6 in hexadecimals, and denied", 1, deny, []string{"::FFFF:C000:0207"}, friend, 403},
+		{"the word about IPv4 as IPv6, and excepted", 1, except, []string{"0:0:0:0:0:ffff:192.0.2.7"}, friend, 403},
+		{"another about IPv4 as IPv6", 1, deny, []string{"::ffff:192.0.3.7"}, friend, 200},
 		// Fewer proxies have written into it than are trusted: who is meant by what is there
 		// nobody knows, be it the client itself that wrote it.
 		{"fewer words than proxies", 2, allow, []string{"192.0.2.7"}, friend, 403},
