@@ -53,7 +53,7 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 			filters[jwtName] = f
 		}
 		out.verdicts[l.Name] = verdicts
-		out.authorization[l.Name], out.spoofed[l.Name] = filters, tokens.spoofed()
+		out.authorization[l.Name], out.spoofed[l.Name] = filters, slices.Concat(verdicts.spoofed(), tokens.spoofed())
 		out.clusters = append(out.clusters, verdicts.clusters()...)
 		for _, p := range mostSpecificLimits(attached(g, l.Name, mesh.SectionRateLimit, v)) {
 			if at[p] == nil {
