@@ -388,8 +388,18 @@ func jwtFaults(p *mesh.Policy, v *mesh.View) []*fault {
 	return append(out, incomplete...)
 }
 
-// jwtConflict finds a policy with the same selector that wins over this one.
+// jwtConflict finds a policy with the same selector that wins over this one, or one of the
+// mesh's namespace that picks all of its workloads: of equally specific ones those go
+// before.
 func jwtConflict(p *mesh.Policy, v *mesh.View) *fault {
+	root := v.Config().RootNamespace
+	if p.Selector != nil && p.Meta.Namespace != root {
+		for _, q := range v.Policies(root, mesh.SectionJWT, all) {
+			if q.Selector != nil && q.Selector.Matches(p.Selector.MatchLabels) {
+				return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s has a jwt section for the same workloads, which holds as a whole: those of %s go before; have it leave out the workloads, or delete this one", q.Meta.Name, root)}
+			}
+		}
+	}
 	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionJWT, all) {
 		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) || !slices.Equal(p.Targets, q.Targets) {
 			continue
