@@ -247,7 +247,10 @@ func (m matcher) condition(c mesh.Condition) bool {
 	case m.sni == "":
 		return !m.strict
 	}
-	return either(c.SNI, c.NotSNI, func(p string) bool { return matchesOpen(strings.ToLower(p), strings.ToLower(m.sni)) })
+	return either(c.SNI, c.NotSNI, func(p string) bool {
+		p, name := strings.ToLower(p), strings.ToLower(m.sni)
+		return matchesOpen(p, name) || matchesOpen(strings.TrimSuffix(p, "."), strings.TrimSuffix(name, "."))
+	})
 }
 
 func all[T any](values []T, holds func(T) bool) bool {
