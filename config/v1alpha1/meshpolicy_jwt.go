@@ -138,7 +138,7 @@ type JWTHeader struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$`
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9]+(-[A-Za-z0-9]+){0,5}$`
 	Name string `json:"name"`
 
 	// prefix before the token, such as "Bearer " with its blank; none by default.

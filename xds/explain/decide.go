@@ -126,9 +126,12 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 // they are. Some says that its path is normalised.
 func (k *facts) learn(policies []*mesh.Policy, t translate.Tokens, some bool) refused {
 	if some {
-		if problem := k.normalize(askPaths(policies)); problem != "" {
+		if problem := k.normalize(asked(policies, (*mesh.Operation).HasPaths)); problem != "" {
 			return refused{why: problem}
 		}
+	}
+	if asked(policies, (*mesh.Operation).HasHosts) && !plainHost.MatchString(k.http.Host) {
+		return refused{why: fmt.Sprintf("rules are about hosts, and %q could be read as another one", k.http.Host)}
 	}
 	if name := ambiguousHeader(k.http.Headers, policies); name != "" {
 		return refused{why: fmt.Sprintf("the header %q could be read as another one that rules ask for", name)}
@@ -203,11 +206,11 @@ func authorizations(w *mesh.Workload, v *mesh.View) []*mesh.Policy {
 // decides reports whether what the rule asks for must not be told two ways.
 func decides(r mesh.Rule) bool { return r.Action != mesh.Audit && !r.DryRun }
 
-// askPaths reports whether a rule that decides asks for paths.
-func askPaths(policies []*mesh.Policy) bool {
+// asked reports whether a rule that decides asks for something.
+func asked(policies []*mesh.Policy, asks func(*mesh.Operation) bool) bool {
 	return slices.ContainsFunc(policies, func(p *mesh.Policy) bool {
 		return slices.ContainsFunc(p.Authorization.Rules, func(r mesh.Rule) bool {
-			return decides(r) && slices.ContainsFunc(r.To, func(o mesh.Operation) bool { return o.HasPaths() })
+			return decides(r) && slices.ContainsFunc(r.To, func(o mesh.Operation) bool { return asks(&o) })
 		})
 	})
 }

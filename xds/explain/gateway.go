@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -60,6 +61,10 @@ func arrive(v *mesh.View, g *mesh.Gateway, port uint16, secure bool, peer netip.
 		out.Reason = "the gateway answers " + out.Answer
 		return out, nil
 	}
+	if entry.OneHost && !oneHost.MatchString(k.http.Host) {
+		out.Reason = fmt.Sprintf("listeners have policies of their own, and %q could be read as the host of another", k.http.Host)
+		return out, nil
+	}
 	if no := k.learn(entry.Policies, entry.Tokens, true); no.why != "" {
 		out.Reason, out.Status = no.why, no.status
 		return out, nil
@@ -71,6 +76,9 @@ func arrive(v *mesh.View, g *mesh.Gateway, port uint16, secure bool, peer netip.
 	}
 	return out, nil
 }
+
+// oneHost is a host without its last dot, and its port, if there are any.
+var oneHost = regexp.MustCompile(`^([A-Za-z0-9_~*-]+(\.[A-Za-z0-9_~*-]+)*|\[[0-9A-Fa-f:.]*\])?(:[0-9]*)?$`)
 
 // hostOf is the host as routes compare it: without its port, and without the dot of a fully
 // qualified name.

@@ -137,7 +137,9 @@ func (m matcher) remoteClient(s mesh.Source) bool {
 	if !told {
 		return !m.strict
 	}
-	return m.known(s.RemoteIPBlocks, s.NotRemoteIPBlocks, client)
+	return either(s.RemoteIPBlocks, s.NotRemoteIPBlocks, func(b netip.Prefix) bool {
+		return b.Contains(client) || b.Addr().Is4() && b.Contains(client.Unmap()) // written as IPv6
+	})
 }
 
 // client is whom X-Forwarded-For says that the first trusted proxy heard from; false
@@ -201,6 +203,10 @@ func grpcMatches(g mesh.GRPCMethod, path string) bool {
 	return (g.Service == "" || g.Service == service) && (g.Method == "" || g.Method == method)
 }
 
+// plainHost is a host and its port, if there are any: a name, an IPv4 address or an IPv6
+// address in brackets (RFC 9110, section 7.2).
+var plainHost = regexp.MustCompile(`^([A-Za-z0-9._~*-]*|\[[0-9A-Fa-f:.]*\])(:[0-9]*)?$`)
+
 // hostMatches compares hosts in any case, with any port or none (RFC 9110, section
 // 4.2.3), and with the last dot of a fully qualified name or without.
 func hostMatches(pattern, host string) bool {
@@ -241,7 +247,10 @@ func (m matcher) condition(c mesh.Condition) bool {
 	case m.sni == "":
 		return !m.strict
 	}
-	return either(c.SNI, c.NotSNI, func(p string) bool { return matchesOpen(strings.ToLower(p), strings.ToLower(m.sni)) })
+	return either(c.SNI, c.NotSNI, func(p string) bool {
+		p, name := strings.ToLower(p), strings.ToLower(m.sni)
+		return matchesOpen(p, name) || matchesOpen(strings.TrimSuffix(p, "."), strings.TrimSuffix(name, "."))
+	})
 }
 
 func all[T any](values []T, holds func(T) bool) bool {

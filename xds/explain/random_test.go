@@ -78,7 +78,7 @@ var (
 	grpcMethods = []mesh.GRPCMethod{{Service: "shop.Cart", Method: "Add"}, {Service: "shop.Cart"}, {Method: "Add"}, {Method: "Reset"}, {Service: "other", Method: "Add"}}
 	hosts       = []string{"shop.example", "*.example", "shop.*", "*", "SHOP.example", "*.internal", "shop.example.", "a.shop.example", "xn--bcher-kva.example", "*example", "shop*", "127.0.0.1", "*.example."}
 	sentHosts   = []string{
-		"shop.example", "SHOP.Example", "shop.example:80", "shop.example:", "shop.example.", "shop.example.:8080", "shop.example..", "a.shop.example", "example", ".example", "shop.", "shop", "shopx.example", "shop.example.org", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:80", "xn--bcher-kva.example:443", "shop.example:80:80", "shop.example.:", "*", "a_b.internal", "shop.example:0080", "shop-example",
+		"shop.example", "SHOP.Example", "shop.example:80", "shop.example:", "shop.example.", "shop.example.:8080", "shop.example..", "a.shop.example", "example", ".example", "shop.", "shop", "shopx.example", "shop.example.org", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:80", "xn--bcher-kva.example:443", "shop.example:80:80", "shop.example.:", "*", "a_b.internal", "shop.example:0080", "shop-example", "shop.example:x", "shop.example,a.shop.example", "x@shop.example", "[shop.example]",
 	}
 	headerNames = []string{"x-role", "x-user-role", "x-a"}
 	values      = []string{"admin", "admin*", "*admin", "*", "user", "Admin", "a*", "*-op", "root-*", `"admin"`, "a b", "é*"[2:], "x;q=1", "*\"", `a\b`, "a.b", "(a)*", "[a]", "a'b"}

@@ -197,12 +197,15 @@ func (m matcher) claim(c mesh.ClaimCondition) bool {
 		return false
 	}
 	value, has := valueAt(m.claims, c.Path)
-	return either(c.Values, c.NotValues, func(want string) bool { return has && claimIs(value, want) })
+	is := func(lenient bool) func(string) bool {
+		return func(want string) bool { return has && claimIs(value, want, lenient) }
+	}
+	return either(c.Values, nil, is(!m.strict)) && !slices.ContainsFunc(c.NotValues, is(m.strict))
 }
 
 // claimIs compares a claim, or each of its members if it is a list. "*" is any that is
-// there.
-func claimIs(claim any, want string) bool {
+// there. Where that lets in, a number is one that is written so.
+func claimIs(claim any, want string, lenient bool) bool {
 	is := func(v any) bool {
 		switch v := v.(type) {
 		case string:
@@ -211,7 +214,7 @@ func claimIs(claim any, want string) bool {
 			return strconv.FormatBool(v) == want
 		case float64:
 			n, err := strconv.ParseFloat(want, 64)
-			return err == nil && n == v
+			return err == nil && n == v && (lenient || mesh.IsNumber(want))
 		}
 		return false
 	}

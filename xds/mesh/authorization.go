@@ -105,8 +105,11 @@ type GRPCMethod struct{ Service, Method string }
 
 // HasHTTP reports whether the operation can only be decided on a request.
 func (o *Operation) HasHTTP() bool {
-	return len(o.Methods) > 0 || len(o.NotMethods) > 0 || len(o.Hosts) > 0 || len(o.NotHosts) > 0 || o.HasPaths()
+	return len(o.Methods) > 0 || len(o.NotMethods) > 0 || o.HasHosts() || o.HasPaths()
 }
+
+// HasHosts reports whether the operation asks for the request's host.
+func (o *Operation) HasHosts() bool { return len(o.Hosts) > 0 || len(o.NotHosts) > 0 }
 
 // HasPaths reports whether the operation asks for the request's path.
 func (o *Operation) HasPaths() bool {

@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,6 +64,15 @@ type ClaimCondition struct {
 	Path              []string // names of members, from the outermost
 	Values, NotValues []string
 }
+
+// IsNumber reports whether the text is how JSON has a number, and no other number is
+// taken for that: by all who read numbers as IEEE 754 has them (RFC 8259, section 6).
+func IsNumber(text string) bool {
+	n, err := strconv.ParseFloat(text, 64)
+	return err == nil && jsonNumber.MatchString(text) && math.Abs(n) < 1<<53
+}
+
+var jsonNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,6})?$`)
 
 // RequestPrincipal is who a valid token speaks of; a Subject that ends in "*" is a
 // prefix, and an empty Issuer stands for all of them.

@@ -182,6 +182,9 @@ func refuseAmbiguous(deny *ruleSet, policies []*mesh.Policy) {
 	if matchesPaths(policies) {
 		deny.put("ambiguous path", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{urlPath(regex(ambiguousPath))}, Principals: anyPrincipal()})
 	}
+	if matchesHosts(policies) {
+		deny.put("ambiguous host", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(headerPermission(":authority", regex(plainHost)))}, Principals: anyPrincipal()})
+	}
 	var others []*rbacconfig.Permission
 	for _, name := range headersNamed(policies) {
 		for _, other := range otherSpellings(name) {
@@ -202,11 +205,25 @@ func refuseAmbiguous(deny *ruleSet, policies []*mesh.Policy) {
 // alone, and /%2e%2e;/, of which Envoy makes /..;/ and leaves it.
 const ambiguousPath = `(?s).*(//|\\|%(2[D-Fd-f]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEe])).*|.*/\.\.?([/;].*)?`
 
+// plainHost is a host and its port, if there are any. Envoy takes more: two lines of Host
+// it joins with a comma, and a user, escapes and what is no port it passes on, of which
+// applications make the host that they like.
+const plainHost = `([A-Za-z0-9._~*-]*|\[[0-9A-Fa-f:.]*\])(:[0-9]*)?`
+
 // matchesPaths reports whether any rule that decides asks for a path.
 func matchesPaths(policies []*mesh.Policy) bool {
+	return asksFor(policies, (*mesh.Operation).HasPaths)
+}
+
+// matchesHosts reports whether any rule that decides asks for a host.
+func matchesHosts(policies []*mesh.Policy) bool {
+	return asksFor(policies, (*mesh.Operation).HasHosts)
+}
+
+func asksFor(policies []*mesh.Policy, asks func(*mesh.Operation) bool) bool {
 	for _, p := range policies {
 		for _, r := range p.Authorization.Rules {
-			if decides(r) && slices.ContainsFunc(r.To, func(op mesh.Operation) bool { return op.HasPaths() }) {
+			if decides(r) && slices.ContainsFunc(r.To, func(op mesh.Operation) bool { return asks(&op) }) {
 				return true
 			}
 		}

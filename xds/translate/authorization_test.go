@@ -16,11 +16,11 @@ func policyWith(a *mesh.Authorization) []*mesh.Policy {
 }
 
 func TestRulesOfOneNameAllHold(t *testing.T) {
-	deny := func(name, host string) mesh.Rule {
-		return mesh.Rule{Name: name, Action: mesh.Deny, To: []mesh.Operation{{Hosts: []string{host}}}}
+	deny := func(name, method string) mesh.Rule {
+		return mesh.Rule{Name: name, Action: mesh.Deny, To: []mesh.Operation{{Methods: []string{method}}}}
 	}
 	v := authorization(policyWith(&mesh.Authorization{Rules: []mesh.Rule{
-		deny("admin", "a"), deny("admin", "b"), deny("admin", "c"), deny("4", "d"), deny("", "e"),
+		deny("admin", "A"), deny("admin", "B"), deny("admin", "C"), deny("4", "D"), deny("", "E"),
 	}}), view(), true)
 	if got := len(v.deny.GetPolicies()); got != 5 {
 		t.Errorf("of five rules %d hold: %v", got, v.deny.GetPolicies())

@@ -51,6 +51,21 @@ func (v verdicts) clusters() []string {
 	return each(v.questions, func(q question) string { return authorizerCluster(q.authorizer) })
 }
 
+// spoofed are the names under which a client could send what the application takes for a
+// header that an authorizer sets.
+func (v verdicts) spoofed() []string {
+	var out []string
+	for _, q := range v.questions {
+		for _, name := range q.authorizer.UpstreamHeaders {
+			if strings.Count(name, "-") <= 5 { // of more there are too many
+				out = append(out, otherSpellings(strings.ToLower(name))...)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // network are the verdicts on connections.
 func (v verdicts) network(stat string) []*listener.Filter {
 	var out []*listener.Filter

@@ -133,11 +133,17 @@ func (k known) serverName(c mesh.Condition, strict bool) []*rbacconfig.Permissio
 	return all
 }
 
+// sniPermission takes a name with the dot of a fully qualified one for the name, as some
+// servers do, though no client is to send it (RFC 6066, section 3).
 func sniPermission(name string) *rbacconfig.Permission {
-	m := regex("(?s).+")
-	if name != "*" {
-		m = pattern(name)
-		m.IgnoreCase = true
+	text := regexp.QuoteMeta(strings.TrimSuffix(name, "."))
+	switch {
+	case name == "*":
+		text = ".+"
+	case strings.HasSuffix(name, "*"):
+		text = regexp.QuoteMeta(strings.TrimSuffix(name, "*")) + ".*"
+	case strings.HasPrefix(name, "*"):
+		text = ".*" + strings.TrimPrefix(text, `\*`)
 	}
-	return &rbacconfig.Permission{Rule: &rbacconfig.Permission_RequestedServerName{RequestedServerName: m}}
+	return &rbacconfig.Permission{Rule: &rbacconfig.Permission_RequestedServerName{RequestedServerName: regex("(?is)" + text + `\.?`)}}
 }

@@ -302,6 +302,11 @@ func talkRound(t *testing.T, known bool) {
 		"dot and port":                 {"GET / HTTP/1.1", "host: admin.example.:80"},
 		"the host in an absolute form": {"GET http://admin.example/ HTTP/1.1", host},
 		"a user before the host":       {"GET / HTTP/1.1", "host: x@admin.example"},
+		"the host with no port":        {"GET / HTTP/1.1", "host: admin.example:x"},
+		"the host with two ports":      {"GET / HTTP/1.1", "host: admin.example:80:80"},
+		"the host after another":       {"GET / HTTP/1.1", host, "host: admin.example"},
+		"the host before another":      {"GET / HTTP/1.1", "host: admin.example", host},
+		"the host with an escape":      {"GET / HTTP/1.1", "host: admin%2eexample"},
 		"the method":                   {"DELETE / HTTP/1.1", host},
 		"the method in small letters":  {"delete / HTTP/1.1", host},
 		"a method put over another":    {"DELETE / HTTP/1.1", host, "x-http-method-override: GET"},
@@ -364,6 +369,7 @@ func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
 			"GET /fail HTTP/1.1", "host: web", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 20", "x-envoy-upstream-rq-timeout-ms: 1",
 			"x-envoy-retriable-status-codes: 503", "x-envoy-hedge-on-per-try-timeout: true", "x-envoy-internal: true",
 			"x-forwarded-client-cert: By=spiffe://x;URI=spiffe://cluster.local/ns/shop/sa/admin",
+			"x_forwarded_client_cert: By=spiffe://x;URI=spiffe://cluster.local/ns/shop/sa/admin", "X-Forwarded-Client_Cert: By=spiffe://x;URI=spiffe://cluster.local/ns/shop/sa/admin",
 			"x-envoy-original-dst-host: 127.0.0.1:1", "x-tulle-dst: 10.0.0.1:80",
 		}
 		if from != "" {
@@ -377,7 +383,7 @@ func TestCallersHeadersDoNotSteerTheSidecar(t *testing.T) {
 			t.Errorf("from %q: the application was asked %d times, want once", from, len(seen))
 			continue
 		}
-		if strings.Contains(seen[0], "x-forwarded-client-cert") {
+		if strings.Contains(strings.ReplaceAll(seen[0], "_", "-"), "x-forwarded-client-cert") {
 			t.Errorf("from %q: the application is told who called, by the caller: %s", from, seen[0])
 		}
 		if from != "" && !strings.Contains(seen[0], "x-forwarded-for: "+from+"\n") {

@@ -37,8 +37,17 @@ func (k known) client(s mesh.Source, strict bool) *rbacconfig.Principal {
 }
 
 // clientAddress matches the address of the client, or that of the peer where
-// X-Forwarded-For does not tell.
+// X-Forwarded-For does not tell. Proxies that listen for both families at once write an
+// IPv4 client in IPv6 (RFC 4291, section 2.5.5.2), and Envoy does not take it for the same.
 func clientAddress(b netip.Prefix) *rbacconfig.Principal {
+	same := []*rbacconfig.Principal{remoteAddress(b)}
+	if b.Addr().Is4() {
+		same = append(same, remoteAddress(netip.PrefixFrom(netip.AddrFrom16(b.Addr().As16()), 96+b.Bits())))
+	}
+	return oneOf(same)
+}
+
+func remoteAddress(b netip.Prefix) *rbacconfig.Principal {
 	return &rbacconfig.Principal{Identifier: &rbacconfig.Principal_RemoteIp{RemoteIp: cidr(b)}}
 }
 

@@ -210,7 +210,7 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	for _, domain := range domains(sites, rivals) {
 		host := &route.VirtualHost{
 			Name: domain, Domains: []string{domain},
-			RequestHeadersToRemove: []string{dstHeader}, ResponseHeadersToRemove: []string{unreachedHeader},
+			RequestHeadersToRemove: slices.Concat([]string{dstHeader}, otherSpellings(certHeader), otherSpellings("x-forwarded-for")), ResponseHeadersToRemove: []string{unreachedHeader},
 		}
 		if misdirected(ls, rivals, domain) {
 			host.Routes = []*route.Route{{Match: prefixMatch("/"), Action: answer(421)}}

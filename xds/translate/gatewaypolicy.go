@@ -2,9 +2,11 @@ package translate
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -48,12 +50,15 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 		}
 		about.tokens = tokens
 		verdicts := about.authorization(slices.Concat(attached(g, l.Name, mesh.SectionAuthorization, v)...), v)
+		if !inside && toldApart(g, l, v) {
+			verdicts.deny = ofOneHost(verdicts.deny)
+		}
 		filters := verdicts.filters()
 		if f := tokens.filter(); f != nil {
 			filters[jwtName] = f
 		}
 		out.verdicts[l.Name] = verdicts
-		out.authorization[l.Name], out.spoofed[l.Name] = filters, tokens.spoofed()
+		out.authorization[l.Name], out.spoofed[l.Name] = filters, slices.Concat(verdicts.spoofed(), tokens.spoofed())
 		out.clusters = append(out.clusters, verdicts.clusters()...)
 		for _, p := range mostSpecificLimits(attached(g, l.Name, mesh.SectionRateLimit, v)) {
 			if at[p] == nil {
@@ -87,6 +92,26 @@ func guardsOf(g *mesh.Gateway, ls []mesh.Listener, v *mesh.View) guards {
 		out.limits = filters
 	}
 	return out
+}
+
+// toldApart reports whether a policy names another listener of the port, so that it decides
+// whose a request is.
+func toldApart(g *mesh.Gateway, l mesh.Listener, v *mesh.View) bool {
+	return slices.ContainsFunc(g.Listeners, func(other mesh.Listener) bool {
+		return other.Port == l.Port && other.Name != l.Name &&
+			len(attached(g, other.Name, mesh.SectionAuthorization, v)[1])+len(attached(g, other.Name, mesh.SectionJWT, v)[1]) > 0
+	})
+}
+
+// oneHost is a host, and its port, if there are any, of which a gateway has taken the last
+// dot. See plainHost: what else there is in it no listener's host is, and some application
+// may find that of another listener.
+const oneHost = `([A-Za-z0-9_~*-]+(\.[A-Za-z0-9_~*-]+)*|\[[0-9A-Fa-f:.]*\])?(:[0-9]*)?`
+
+func ofOneHost(deny *rbacconfig.RBAC) *rbacconfig.RBAC {
+	rules := ruleSet{policies: maps.Clone(deny.GetPolicies())}
+	rules.put("ambiguous host", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(headerPermission(":authority", regex(oneHost)))}, Principals: anyPrincipal()})
+	return rules.rules(rbacconfig.RBAC_DENY)
 }
 
 // edge is what is known of requests at a gateway, which hears from clients itself.

@@ -273,6 +273,27 @@ func TestPolicyOfAGatewayConcernsTheGatewaysProxiesAlone(t *testing.T) {
 	}
 }
 
+// A Host that applications may read as that of a listener with policies of its own does not
+// come in by another listener.
+func TestNoListenerTakesTheHostOfAnother(t *testing.T) {
+	toAll := &mesh.Route{
+		Meta: mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "all"}}, Of: mesh.KindHTTPRoute,
+		Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: edgeName()}},
+		Rules: []mesh.RouteRule{{Matches: []mesh.RequestMatch{{}}, Backends: []mesh.RouteBackend{
+			{Backend: mesh.Backend{Kind: mesh.BackendService, Name: mesh.Name{Namespace: "shop", Name: "web"}, Port: 80}, Weight: 1},
+		}}},
+	}
+	e := startEdge(t, toAll, at("api", "api", mesh.Policy{Authorization: &mesh.Authorization{DefaultDeny: true}}))
+	for host, want := range map[string]int{
+		"other.example": 200, "other.example:80": 200, "127.0.0.1:80": 200, "[::1]:80": 200, "a_b": 200, "other.example.": 200,
+		"api.example": 403, "API.example:80": 403, "api.example.": 403,
+		"api.example..": 403, "api.example:80:80": 403, "x,api.example": 403, "api.example,x": 403, "api%2eexample": 403,
+		"other.example\r\nhost: api.example": 403, "api.example\r\nhost: other.example": 403,
+	} {
+		e.expect(edgeCall{"a Host", local, 1, host, "/", want})
+	}
+}
+
 // A listener that changes is drained: what is enforced must not be in it.
 func TestChangedPolicyLeavesTheGatewaysListenerAsItIs(t *testing.T) {
 	of := func(ps ...mesh.Entity) proto.Message {

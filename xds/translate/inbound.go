@@ -31,6 +31,10 @@ const (
 	chainClosed    = "closed"
 )
 
+// certHeader says who called. Envoy takes away what clients write there, but not what they
+// write under the names that some applications take for it.
+const certHeader = "x-forwarded-client-cert"
+
 // statPlain is the prefix of the metrics of HTTP that comes in without mesh mTLS. TCP's
 // is the name of its chain.
 const statPlain = "inbound-plain"
@@ -339,7 +343,7 @@ func inboundRoutes(name, profile string, v *mesh.View) Result {
 		filters[globalLimitName] = limit
 	}
 	r.VirtualHosts[0].TypedPerFilterConfig = filters
-	r.VirtualHosts[0].RequestHeadersToRemove = in.tokens.spoofed()
+	r.VirtualHosts[0].RequestHeadersToRemove = slices.Concat(otherSpellings(certHeader), verdicts.spoofed(), in.tokens.spoofed())
 	// An answer of the application is never tried again, whatever it says.
 	r.VirtualHosts[0].ResponseHeadersToRemove = []string{unreachedHeader}
 	clusters := slices.Concat([]string{to}, verdicts.clusters(), askedClusters(in.limits, in.config))

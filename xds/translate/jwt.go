@@ -3,7 +3,6 @@ package translate
 import (
 	"cmp"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterchain "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	jwtauthn "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
-	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	setmetadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -109,12 +107,8 @@ func (t believed) filter() *anypb.Any {
 		return nil
 	}
 	chain := &filterchain.FilterChain{}
-	if twice := t.twice(); len(twice) > 0 { // before anything is taken off
-		chain.Filters = append(chain.Filters, &core.TypedExtensionConfig{Name: "once", TypedConfig: typed(&rbac.RBAC{
-			Rules: &rbacconfig.RBAC{Action: rbacconfig.RBAC_DENY, Policies: map[string]*rbacconfig.Policy{
-				"more than one token in a place": {Permissions: anyPermission(), Principals: anyPrincipal(), Condition: parsed(or(twice))},
-			}},
-		})})
+	if once := t.once(); once != nil { // before anything is taken off
+		chain.Filters = append(chain.Filters, once)
 	}
 	for n, only := range t.apart() {
 		// Of several tokens Envoy takes a valid one for all, where none is required.
@@ -249,50 +243,6 @@ func (t believed) refuse(deny *ruleSet) {
 	deny.put("tokens not looked at", &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{not(tokensLookedAt())}, Principals: anyPrincipal()})
 }
 
-// twice are expressions in CEL that hold where a place has more than one value, of which
-// Envoy takes the first. In CEL a header is all its lines, joined by commas. Of
-// "Authorization", where nothing else is written, Envoy does not take two for valid.
-func (t believed) twice() []string {
-	var out []string
-	add := func(expression string) {
-		if !slices.Contains(out, expression) {
-			out = append(out, expression)
-		}
-	}
-	header := func(name, test string) {
-		add(and(quoted(name)+" in request.headers", "request.headers["+quoted(name)+"]"+test))
-	}
-	for _, i := range t.issuers {
-		for _, h := range i.Headers {
-			name := strings.ToLower(h.Name)
-			test := `.contains(",")`
-			if h.Prefix != "" { // other schemes have lists
-				test += " && request.headers[" + quoted(name) + "].contains(" + quoted(h.Prefix) + ")"
-			}
-			header(name, test)
-		}
-		for _, p := range i.Params {
-			name := `(^|[?&])` + anyEscape(p) + `=`
-			header(":path", ".matches("+quoted(name+`.*`+name)+")")
-		}
-		for _, c := range i.Cookies {
-			name := `(^|[;, ])` + regexp.QuoteMeta(c) + `=`
-			header("cookie", ".matches("+quoted(name+`.*`+name)+")")
-		}
-	}
-	return out
-}
-
-// anyEscape is a regular expression for a name in a query, any character of which may be
-// escaped (RFC 3986, section 2.1).
-func anyEscape(name string) string {
-	var out strings.Builder
-	for _, c := range []byte(name) {
-		fmt.Fprintf(&out, "(%s|%%(?i:%02x))", regexp.QuoteMeta(string(c)), c)
-	}
-	return out.String()
-}
-
 // spoofed are the names under which a client could send what the application takes for
 // a header with a claim. The header itself is removed by the filter, before it is set.
 func (t believed) spoofed() []string {
@@ -359,24 +309,28 @@ func claims(cs []mesh.ClaimCondition, strict bool) []*rbacconfig.Permission {
 	var all []*rbacconfig.Permission
 	for _, c := range cs {
 		path := append([]string{payloadKey}, c.Path...)
-		one := func(value string) *rbacconfig.Permission {
-			return metadataPermission(jwtMetadata, claimValue(value), path...)
+		one := func(lenient bool) func(string) *rbacconfig.Permission {
+			return func(value string) *rbacconfig.Permission {
+				return metadataPermission(jwtMetadata, claimValue(value, lenient), path...)
+			}
 		}
 		if len(c.Values) > 0 {
-			all = append(all, anyOfPermissions(each(c.Values, one)))
+			all = append(all, anyOfPermissions(each(c.Values, one(!strict))))
 		}
 		if len(c.NotValues) > 0 {
 			if strict {
 				all = append(all, tokenUnder(payloadKey))
 			}
-			all = append(all, not(anyOfPermissions(each(c.NotValues, one))))
+			all = append(all, not(anyOfPermissions(each(c.NotValues, one(strict)))))
 		}
 	}
 	return all
 }
 
-// claimValue matches a value as a text, a number or a bool, or a list that has it.
-func claimValue(value string) *matcher.ValueMatcher {
+// claimValue matches a value as a text, a number or a bool, or a list that has it. Where
+// it lets in it is a number if that is written so alone: a text 007 is not the number 7,
+// and of those beyond 2^53 one cannot be told from the next (RFC 8259, section 6).
+func claimValue(value string, lenient bool) *matcher.ValueMatcher {
 	if value == "*" {
 		return there()
 	}
@@ -384,7 +338,7 @@ func claimValue(value string) *matcher.ValueMatcher {
 	if value == "true" || value == "false" {
 		single = append(single, &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: value == "true"}})
 	}
-	if n, err := strconv.ParseFloat(value, 64); err == nil {
+	if n, err := strconv.ParseFloat(value, 64); err == nil && (lenient || mesh.IsNumber(value)) {
 		single = append(single, &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_DoubleMatch{
 			DoubleMatch: &matcher.DoubleMatcher{MatchPattern: &matcher.DoubleMatcher_Exact{Exact: n}},
 		}})
@@ -434,8 +388,18 @@ func jwtFaults(p *mesh.Policy, v *mesh.View) []*fault {
 	return append(out, incomplete...)
 }
 
-// jwtConflict finds a policy with the same selector that wins over this one.
+// jwtConflict finds a policy with the same selector that wins over this one, or one of the
+// mesh's namespace that picks all of its workloads: of equally specific ones those go
+// before.
 func jwtConflict(p *mesh.Policy, v *mesh.View) *fault {
+	root := v.Config().RootNamespace
+	if p.Selector != nil && p.Meta.Namespace != root {
+		for _, q := range v.Policies(root, mesh.SectionJWT, all) {
+			if q.Selector != nil && q.Selector.Matches(p.Selector.MatchLabels) {
+				return &fault{conditionAccepted, reasonConflicted, fmt.Sprintf("MeshPolicy %s has a jwt section for the same workloads, which holds as a whole: those of %s go before; have it leave out the workloads, or delete this one", q.Meta.Name, root)}
+			}
+		}
+	}
 	for _, q := range v.Policies(p.Meta.Namespace, mesh.SectionJWT, all) {
 		if q.Meta.Name == p.Meta.Name || !sameSelector(p.Selector, q.Selector) || !slices.Equal(p.Targets, q.Targets) {
 			continue

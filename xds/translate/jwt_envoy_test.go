@@ -125,6 +125,10 @@ func bearer(token string) []string {
 	return []string{"GET / HTTP/1.1", "host: web", "authorization: Bearer " + token}
 }
 
+func auth(value string) []string {
+	return []string{"GET / HTTP/1.1", "host: web", "authorization: " + value}
+}
+
 func withTokens(issuers ...mesh.Issuer) *mesh.Policy {
 	return &mesh.Policy{
 		Meta: mesh.Meta{Name: mesh.Name{Namespace: "shop", Name: "tokens"}},
@@ -168,6 +172,12 @@ func TestTokenThatIsThereMustBeValid(t *testing.T) {
 		"another scheme":                  {lines: []string{"GET / HTTP/1.1", "host: web", "authorization: Basic YTpi"}, want: 200},
 		"two, of which one is not valid":  {lines: append(bearer(rs.token(nil)), "authorization: Bearer "+rs.unsigned()), want: 401},
 		"two, of which the first is bad":  {lines: append(bearer(rs.unsigned()), "authorization: Bearer "+rs.token(nil)), want: 401},
+		"another case of the scheme":      {lines: auth("bearer " + rs.unsigned()), want: 403},
+		"a valid one in another case":     {lines: auth("BEARER " + rs.token(nil)), want: 403},
+		"a tab after the scheme":          {lines: auth("Bearer\t" + rs.unsigned()), want: 403},
+		"another scheme before":           {lines: append(auth("Basic YTpi"), "authorization: bearer "+rs.unsigned()), want: 403},
+		"a valid one before":              {lines: append(bearer(rs.token(nil)), "authorization: bearer "+rs.unsigned()), want: 401},
+		"two blanks after the scheme":     {lines: auth("Bearer  " + rs.token(nil)), want: 200},
 		"an expired one in the query":     {lines: []string{"GET /?access_token=" + rs.unsigned() + " HTTP/1.1", "host: web"}, want: 200},
 	}
 	for i, token := range rs.confused() {
@@ -279,6 +289,16 @@ func TestTokenIsLookedForWhereThePolicySays(t *testing.T) {
 		"two header lines, bad last":   {lines: get("/", "x-raw: "+good, "x-raw: "+bad), want: 403},
 		"two with a prefix, bad last":  {lines: get("/", "x-token: Token "+good, "x-token: Token "+bad), want: 403},
 		"two with a prefix in a list":  {lines: get("/", "x-token: Token "+good+", Token "+bad), want: 403},
+		"another case of the prefix":   {lines: get("/", "x-raw: "+good, "x-token: token "+bad), want: 403},
+		"another spelling of the name": {lines: get("/", "x-raw: "+good, "x_token: Token "+bad), want: 403},
+		"the other's name, too":        {lines: get("/", "x-raw: "+good, "X_Raw: "+bad), want: 403},
+		"a blank after the cookie":     {lines: get("/", "x-raw: "+good, "cookie: a=b; session ="+bad), want: 403},
+		"a tab before the cookie":      {lines: get("/", "x-raw: "+good, "cookie: a=b;\tsession="+bad), want: 403},
+		"a blank between cookies":      {lines: get("/", "x-raw: "+good, "cookie: a=b session="+bad), want: 403},
+		"a comma between cookies":      {lines: get("/", "x-raw: "+good, "cookie: a=b, session="+bad), want: 403},
+		"another cookie like it":       {lines: get("/", "x-raw: "+good, "cookie: a=b; xsession=c; session2=d; e=session"), want: 200},
+		"a semicolon in the query":     {lines: get("/?a=b;%74oken="+bad, "x-raw: "+good), want: 403},
+		"another parameter like it":    {lines: get("/;token=x?a=b;xtoken=c;token2=d", "x-raw: "+good), want: 200},
 		"another scheme with a list":   {lines: get("/", "x-token: Digest a=b, c=d", "x-raw: "+good), want: 200},
 		"escaped name, bad last":       {lines: get("/?token=" + good + "&%74oken=" + bad), want: 403},
 		"escaped name, bad":            {lines: get("/?%74oken=" + bad), want: 401},
@@ -293,6 +313,32 @@ func TestTokenIsLookedForWhereThePolicySays(t *testing.T) {
 			t.Errorf("%s: the application got the token, and was not to:\n%s", name, got)
 		}
 	}
+}
+
+// What the API takes for a place Envoy takes, too, and what is refused there is.
+func TestTheLongestPlacesOfTokensAreTaken(t *testing.T) {
+	app := startApplication(t)
+	rs := newIssuer(t, "https://rs.example", jose.RS256)
+	good, bad := rs.token(nil), rs.unsigned()
+	name, prefix := strings.Repeat("o", 64), strings.Repeat("k", 31)+" "
+	s := startSidecar(t, app.Addr(), meshConfig(), withTokens(mesh.Issuer{
+		Issuer: rs.name, Keys: rs.keys(),
+		Headers: []mesh.TokenHeader{{Name: "a-b-c-d-e-" + name[:54], Prefix: prefix}}, Params: []string{name}, Cookies: []string{name},
+	}))
+	get := func(target string, headers ...string) []string {
+		return append([]string{"GET " + target + " HTTP/1.1", "host: web"}, headers...)
+	}
+	s.expect(map[string]attempt{
+		"header":                   {lines: get("/", "a-b-c-d-e-"+name[:54]+": "+prefix+good), want: 200},
+		"query":                    {lines: get("/?" + name + "=" + good), want: 200},
+		"cookie":                   {lines: get("/", "cookie: "+name+"="+good), want: 200},
+		"two in the query":         {lines: get("/?" + name + "=" + good + "&" + name + "=" + bad), want: 403},
+		"two cookies":              {lines: get("/", "cookie: "+name+"="+good+"; "+name+"="+bad), want: 403},
+		"another case":             {lines: get("/", "a-b-c-d-e-"+name[:54]+": "+strings.ToUpper(prefix)+bad), want: 403},
+		"another name":             {lines: get("/", "a_b-c_d-e-"+name[:54]+": "+prefix+bad), want: 403},
+		"a semicolon":              {lines: get("/?a;" + name + "=" + bad), want: 403},
+		"a blank after the cookie": {lines: get("/", "cookie: "+name+" ="+bad), want: 403},
+	})
 }
 
 // Claims of the token decide, and nothing that is not in a valid token does.
@@ -352,6 +398,17 @@ func TestRulesAboutClaims(t *testing.T) {
 		{"other kinds of values", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"v"}, Values: []string{"true", "7"}}), tries{
 			"bool": {a.token(claimsOf{"v": true}), 200}, "number": {a.token(claimsOf{"v": 7}), 200}, "number in a list": {a.token(claimsOf{"v": []int{5, 7}}), 200},
 			"text": {a.token(claimsOf{"v": "7"}), 200}, "false": {a.token(claimsOf{"v": false}), 403}, "another": {a.token(claimsOf{"v": 8}), 403},
+		}},
+		{"numbers that are no such text", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"v"}, Values: []string{"007", "1e3", "9007199254740993", "9007199254740991"}}), tries{
+			"7": {a.token(claimsOf{"v": 7}), 403}, "a text": {a.token(claimsOf{"v": "007"}), 200}, "1000": {a.token(claimsOf{"v": 1000}), 403},
+			"next to one that is too large": {a.token(claimsOf{"v": int64(9007199254740992)}), 403}, "too large": {a.token(claimsOf{"v": int64(9007199254740993)}), 403},
+			"as a text": {a.token(claimsOf{"v": "9007199254740993"}), 200}, "the largest": {a.token(claimsOf{"v": int64(9007199254740991)}), 200},
+		}},
+		{"deny numbers that are no such text", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"v"}, Values: []string{"007", "9007199254740993"}}), tries{
+			"7": {a.token(claimsOf{"v": 7}), 403}, "too large": {a.token(claimsOf{"v": int64(9007199254740993)}), 403}, "8": {a.token(claimsOf{"v": 8}), 200},
+		}},
+		{"deny all but a number that is too large", claim(mesh.Deny, mesh.ClaimCondition{Path: []string{"v"}, NotValues: []string{"9007199254740993"}}), tries{
+			"next to it": {a.token(claimsOf{"v": int64(9007199254740992)}), 403}, "as a text": {a.token(claimsOf{"v": "9007199254740993"}), 200},
 		}},
 		{"any value", claim(mesh.Allow, mesh.ClaimCondition{Path: []string{"https://a.example/team"}, Values: []string{"*"}}), tries{
 			"has": {a.token(claimsOf{"https://a.example/team": "x"}), 200}, "has not": {a.token(nil), 403},

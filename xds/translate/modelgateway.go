@@ -18,7 +18,10 @@ type Entry struct {
 	// Policies are those whose rules of authorization hold there, the least specific first.
 	Policies []*mesh.Policy
 	Tokens   Tokens
-	Rules    []Rule // in the order in which they are tried
+	// OneHost says that a request is refused whose Host could be read as another one: it
+	// decides which listener's policies hold.
+	OneHost bool
+	Rules   []Rule // in the order in which they are tried
 }
 
 // EntryOf is where requests come in for a host, in lower case and without a port, that
@@ -78,6 +81,7 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 	e.Listener = at.Name
 	e.Policies = slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)
 	e.Tokens = Tokens{tokensAt(attached(g, at.Name, mesh.SectionJWT, v), v)}
+	e.OneHost = toldApart(g, at.Listener, v)
 	e.Rules = each(hostRules(at, domain, v), shownRule)
 	return e, ""
 }

@@ -122,3 +122,32 @@ func TestConsumersTrafficPolicyWinsForItsOwnNamespace(t *testing.T) {
 		t.Errorf("the mesh's timeout: %s, want 1s", got)
 	}
 }
+
+// Which of two jwt sections holds is told to the one that does not.
+func TestTheMeshsTokensGoBeforeThoseOfEquallySpecificPolicies(t *testing.T) {
+	policy := func(namespace, issuer string, created int64, labels map[string]string) *mesh.Policy {
+		return &mesh.Policy{
+			Meta:     mesh.Meta{Name: mesh.Name{Namespace: namespace, Name: "tokens"}, Created: time.Unix(created, 0)},
+			Selector: &mesh.Selector{MatchLabels: labels}, JWT: &mesh.JWT{Issuers: []mesh.Issuer{{Issuer: issuer, Keys: &mesh.KeySet{JWKS: noKeys}}}},
+		}
+	}
+	web := map[string]string{"app": "web", "tier": "front"}
+	own := policy("shop", "own", 1, web)
+	for _, c := range []struct {
+		labels map[string]string
+		want   string
+		told   bool
+	}{
+		{map[string]string{"app": "web"}, "mesh", true},
+		{web, "mesh", true},
+		{map[string]string{"app": "other"}, "own", false},
+	} {
+		v := viewOf(meshConfig(), own, policy("tulle-system", "mesh", 2, c.labels))
+		if got := tokensAt(selected("shop", web, mesh.SectionJWT, v), v).issuers[0].Issuer.Issuer; got != c.want {
+			t.Errorf("%v: the tokens of %s are believed, want %s", c.labels, got, c.want)
+		}
+		if f := policyFindings(own, v)[0]; f.OK == c.told {
+			t.Errorf("%v: the policy's Accepted is %v: %s", c.labels, f.OK, f.Message)
+		}
+	}
+}

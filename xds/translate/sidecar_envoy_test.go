@@ -2,6 +2,7 @@ package translate
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -235,6 +236,11 @@ func TestClientBeforeTheGatewayIsBelievedAsFarAsConfigured(t *testing.T) {
 		{"the word of many", 4, allow, []string{"192.0.2.7,10.0.0.1", "unknown,2001:db8::1"}, friend, 200},
 		{"the word about IPv6", 1, mesh6, []string{"2001:db8::7"}, friend, 200},
 		{"another about IPv6", 1, mesh6, []string{"2001:db9::7"}, friend, 403},
+		{"the word about IPv4 as IPv6", 1, allow, []string{"::ffff:192.0.2.7"}, friend, 200},
+		{"the word about IPv4 as IPv6, and denied", 1, deny, []string{"::ffff:192.0.2.7"}, friend, 403},
+		{"the word about IPv4 as IPv6 in hexadecimals, and denied", 1, deny, []string{"::FFFF:C000:0207"}, friend, 403},
+		{"the word about IPv4 as IPv6, and excepted", 1, except, []string{"0:0:0:0:0:ffff:192.0.2.7"}, friend, 403},
+		{"another about IPv4 as IPv6", 1, deny, []string{"::ffff:192.0.3.7"}, friend, 200},
 		// Fewer proxies have written into it than are trusted: who is meant by what is there
 		// nobody knows, be it the client itself that wrote it.
 		{"fewer words than proxies", 2, allow, []string{"192.0.2.7"}, friend, 403},
@@ -334,6 +340,63 @@ func TestNameThatAClientAsksForInTLS(t *testing.T) {
 			if got != want {
 				t.Errorf("%v and the name %q: passes %t, want %t", c.policy.Authorization.Rules[0], name, got, want)
 			}
+		}
+	}
+}
+
+// Some servers take a name with the dot of a fully qualified one for the name, and clients
+// of TLS may be made to send it.
+func TestNameInTLSWithItsLastDotIsTheName(t *testing.T) {
+	l := listen(t)
+	t.Cleanup(func() { l.Close() })
+	reached := make(chan bool, 1)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				reached <- true
+			}
+			c.Close()
+		}
+	}()
+	hello := func(name string) []byte {
+		ours, theirs := net.Pipe()
+		go func() {
+			_ = tls.Client(theirs, &tls.Config{ServerName: name + "-", InsecureSkipVerify: true}).HandshakeContext(t.Context())
+			theirs.Close()
+		}()
+		defer ours.Close()
+		out := make([]byte, 1<<14)
+		n, err := ours.Read(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.ReplaceAll(out[:n], []byte(name+"-"), []byte(name+"."))
+	}
+	s := startSidecar(t, l.Addr(), meshConfig(), authorized(mesh.Rule{Action: mesh.Deny, When: mesh.Condition{SNI: []string{"a.example", "*.b.example"}}}))
+	for name, want := range map[string]bool{"a.example": false, "x.b.example": false, "c.example": true} {
+		c, err := net.Dial("tcp", s.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(hello(name)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Read(make([]byte, 1)) // until it is closed
+		c.Close()
+		got := false
+		select {
+		case got = <-reached:
+		default:
+		}
+		if got != want {
+			t.Errorf("%s.: reaches the application %t, want %t", name, got, want)
 		}
 	}
 }
