@@ -98,7 +98,15 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		"gateway/edge https://a.test:8443/x/../y?z --source-ip 192.0.2.7": `{"pod":"shop/edge-1","address":"192.0.2.7","port":8443,"scheme":"https","method":"GET","path":"/x/../y?z","host":"a.test:8443"}`,
 		"gateway/edge a.test":                                             `{"pod":"shop/edge-1","port":80,"scheme":"http","method":"GET","path":"/","host":"a.test"}`,
 		"gateway/edge https://local/%2f":                                  `{"pod":"shop/edge-1","port":443,"scheme":"https","method":"GET","path":"/%2f","host":"local"}`,
-		"web-1 cart --sni db":                                             `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
+		"web-1 cart --sni db":                                             `{"pod":"shop/web-1","service":"shop/cart","sni":"db"}`,
+		"web-1 cart --sni db --path /x":                                   `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/x"}`,
+		"gateway/edge tls://db.test:5432":                                 `{"pod":"shop/edge-1","port":5432,"scheme":"tls","method":"GET","path":"/","host":"db.test:5432"}`,
+		"gateway/edge tcp://edge:6379":                                    `{"pod":"shop/edge-1","port":6379,"scheme":"tcp","method":"GET","path":"/","host":"edge:6379"}`,
+		"web-1 api.test":                                                  `{"pod":"shop/web-1","outside":"api.test","method":"GET","path":"/"}`,
+		"web-1 api.test:8443/x":                                           `{"pod":"shop/web-1","port":8443,"outside":"api.test","method":"GET","path":"/x"}`,
+		"sa/web https://api.test/x":                                       `{"serviceAccount":"shop/web","outside":"api.test","scheme":"https","method":"GET","path":"/x"}`,
+		"web-1 192.0.2.7:5432 --tcp":                                      `{"pod":"shop/web-1","port":5432,"outside":"192.0.2.7","tcp":true,"method":"GET","path":"/"}`,
+		"web-1 [2001:db8::7]:443 --sni api.test":                          `{"pod":"shop/web-1","port":443,"outside":"2001:db8::7","sni":"api.test"}`,
 	} {
 		var asked string
 		h := harness{
@@ -115,7 +123,10 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		"web-1 cart --jwt-claims []":       "these are no claims",
 		"web-1 cart --jwt-claims @/no":     "no such file",
 		"web-1 cart --tcp --jwt-claims {}": "none of the others can be",
-		"web-1 http://a.test/x":            "is asked of a Gateway",
+		"web-1 ftp://a.test/x":             "is no URL of HTTP",
+		"web-1 tls://a.test --sni b":       "the URL says it",
+		"web-1 a.test/x --path /y":         "the URL says it",
+		"gateway/edge tcp://a.test":        "says no port",
 		"gateway/edge ftp://a.test/x":      "is no URL of HTTP",
 		"gateway/edge a.test:0/x":          "is no port",
 		"gateway/edge a.test/x --path /y":  "the URL says it all",
