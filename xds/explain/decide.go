@@ -166,9 +166,10 @@ func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 	case ends && r.SNI == "" && r.Identity == "":
 		return fmt.Sprintf("TLS of clients ends at port %d, which takes nothing in the clear", r.Port)
 	case ends:
-		if k.http = copied(r.HTTP); k.http != nil {
-			k.noName = true
+		if r.SNI == "" || r.Identity == "" { // else that TLS is in the TLS that ends
+			k.http = copied(r.HTTP)
 		}
+		k.noName = k.http != nil
 	case mode == mesh.MTLSStrict:
 		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)
 	case r.Identity != "":
