@@ -213,6 +213,15 @@ func socketAddress(host string, port uint16) *core.Address {
 	}}}
 }
 
+func socketAddresses(hosts []string, ports []uint16) (out []*core.Address) {
+	for _, h := range hosts {
+		for _, p := range ports {
+			out = append(out, socketAddress(h, p))
+		}
+	}
+	return out
+}
+
 // host is the address of the i-th mesh's workload.
 func (l *lab) host(i int) string { return fmt.Sprintf("127.%d.%d.%d", l.addresses, 1+i/200, 1+i%200) }
 
@@ -227,10 +236,7 @@ var endedSecret = mesh.Name{Namespace: "shop", Name: "web"}
 func (l *lab) listener(i int, s *mesh.Snapshot, w *mesh.Workload) *listener.Listener {
 	l.t.Helper()
 	v := mesh.NewView(s)
-	at := []*core.Address{}
-	for _, p := range []uint16{portOpen, portHTTP, portTCP, portOther} {
-		at = append(at, socketAddress(l.host(i), p))
-	}
+	at := socketAddresses([]string{l.host(i)}, []uint16{portOpen, portHTTP, portTCP, portOther})
 	return l.settled(built[*listener.Listener](v, translate.Listener, translate.ListenerInbound, translate.ForInbound(s.Profile(w), false)), fmt.Sprint("mesh-", i), translate.SecretWorkload,
 		func(name string) *route.RouteConfiguration {
 			return built[*route.RouteConfiguration](v, translate.Route, name, s.Profile(w))

@@ -131,13 +131,25 @@ func explainOutside(v *mesh.View, q Question) (*Answer, error) {
 		return nil, err
 	}
 	a := &Answer{Caller: caller, Port: q.Port, Verdict: Allowed}
-	out := &Outside{Called: net.JoinHostPort(q.Outside, strconv.Itoa(int(q.Port))), Leads: asSent}
-	b := Backend{Port: q.Port, Weight: 1, Outside: out}
-	if !caller.Meshed {
-		out.Decision = Decision{Verdict: Allowed, Reason: "the caller has no sidecar: nothing of the mesh stands before it"}
-		a.Backends = []Backend{b}
-		return a, nil
+	b := Backend{Outside: &Outside{Leads: asSent}}
+	if caller.Meshed {
+		b = c.backend(v, l, account, Request{Peer: peer, Identity: caller.Identity, HTTP: c.http, SNI: c.sni})
+	} else {
+		b.Outside.Decision = Decision{Verdict: Allowed, Reason: "the caller has no sidecar: nothing of the mesh stands before it"}
 	}
+	b.Port, b.Weight, b.Outside.Called = q.Port, 1, net.JoinHostPort(q.Outside, strconv.Itoa(int(q.Port)))
+	if b.Service != "" && c.at.IsValid() && c.at.String() != q.Outside {
+		b.Outside.Reason += fmt.Sprintf("; it is known by its addresses, here %s", c.at)
+	}
+	a.Backends = []Backend{b}
+	a.Verdict = verdict(a.Backends)
+	return a, nil
+}
+
+// backend is what becomes of a call that leaves by a sidecar.
+func (c leaving) backend(v *mesh.View, l translate.Leaving, account mesh.Name, r Request) (b Backend) {
+	out := &Outside{}
+	b.Outside = out
 	o, found, status, problem := c.meaning(l, account, v)
 	if found {
 		b.Service = o.Object().Meta.Name.String()
@@ -145,19 +157,14 @@ func explainOutside(v *mesh.View, q Question) (*Answer, error) {
 	switch {
 	case problem != "":
 		out.Decision = Decision{Verdict: Denied, Reason: problem, Status: int(status)}
-		out.Leads = ""
 	case !found:
+		out.Leads = asSent
 		out.Decision = Decision{Verdict: Allowed, Reason: "no ExternalService names it for the caller, and what none names is passed on as it is (MeshConfig, egress.mode: AllowAny)"}
 	default:
 		out.Decision = Decision{Verdict: Allowed, Reason: admission(o, account)}
-		out.onwards(v, o, Request{Peer: peer, Identity: caller.Identity, HTTP: c.http, SNI: c.sni}, true)
+		out.onwards(v, o, r, true)
 	}
-	if found && c.at.IsValid() && o.Host() == "" && c.at.String() != q.Outside {
-		out.Reason += fmt.Sprintf("; it is known by its addresses, here %s", c.at)
-	}
-	a.Backends = []Backend{b}
-	a.Verdict = verdict(a.Backends)
-	return a, nil
+	return b
 }
 
 // asSent is where what goes that nobody leads elsewhere.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
@@ -73,14 +72,10 @@ func (g generator) gateway() (*mesh.Snapshot, []mesh.Entity) {
 // gatewayListener is that of the random Gateway, at the i-th address.
 func (l *lab) gatewayListener(i int, v *mesh.View, ports ...uint16) *listener.Listener {
 	l.t.Helper()
-	var at []*core.Address
-	for _, p := range ports {
-		at = append(at, socketAddress(l.host(i), p))
-	}
 	return l.settled(built[*listener.Listener](v, translate.Listener, translate.ListenerGateway, edge.String()), fmt.Sprint("edge-", i), translate.SecretWorkload,
 		func(name string) *route.RouteConfiguration {
 			return built[*route.RouteConfiguration](v, translate.Route, name, edge.String())
-		}, at...)
+		}, socketAddresses([]string{l.host(i)}, ports)...)
 }
 
 // What a gateway lets in, and by which rule of which route it sends it on, is what Envoy

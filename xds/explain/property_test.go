@@ -114,10 +114,18 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 	return n
 }
 
-// try sends the request on the caller's connection, or on a new one where that was
-// closed meanwhile.
+// try sends the request to the i-th mesh on the caller's connection, or on a new one where
+// that was closed meanwhile.
 func (l *lab) try(i int, r Request, name string, kept connections) (reached bool, answer string) {
-	key := fmt.Sprint(r.Peer, r.Identity, r.Port, r.SNI, r.Unseen, name)
+	return l.tryBy(func() (*connection, error) { return l.dial(i, r, name) }, fmt.Sprint(r.Peer, r.Identity, r.Port, r.SNI, r.Unseen, name), r, kept)
+}
+
+// tryAt sends it to the address.
+func (l *lab) tryAt(to string, r Request, kept connections) (reached bool, answer string) {
+	return l.tryBy(func() (*connection, error) { return l.connect(to, r, "") }, to, r, kept)
+}
+
+func (l *lab) tryBy(dial func() (*connection, error), key string, r Request, kept connections) (reached bool, answer string) {
 	var err error
 	for range 2 {
 		c, old := kept[key]
@@ -125,7 +133,7 @@ func (l *lab) try(i int, r Request, name string, kept connections) (reached bool
 			c, old = nil, false
 		}
 		if c == nil {
-			if c, err = l.dial(i, r, name); err != nil {
+			if c, err = dial(); err != nil {
 				var no tls.RecordHeaderError // what should be TLS is the application's answer to it
 				return errors.As(err, &no) && no.RecordHeader[0] == 'T', err.Error()
 			}

@@ -191,6 +191,15 @@ func (g generator) ended() *mesh.EndedTLS {
 	return out
 }
 
+// authorizers are what Custom rules may ask: one that is not there, one that says no, and one
+// that says yes.
+func authorizers() (out []mesh.Authorizer) {
+	for _, name := range []string{"gone", "no", "yes"} {
+		out = append(out, mesh.Authorizer{Name: name, Service: mesh.Name{Namespace: "auth", Name: name}, Port: 80, HTTP: true, Timeout: 5 * time.Second})
+	}
+	return out
+}
+
 // mesh is a random one, with one workload; the second result is of all that policies
 // are.
 func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
@@ -244,12 +253,9 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 		policies = append(policies, p)
 		changes = append(changes, mesh.Put(p))
 	}
-	at := func(name string) mesh.Authorizer {
-		return mesh.Authorizer{Name: name, Service: mesh.Name{Namespace: "auth", Name: name}, Port: 80, HTTP: true, Timeout: 5 * time.Second}
-	}
 	config := &mesh.Config{
 		TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: pick(g, []mesh.MTLSMode{mesh.MTLSUnset, mesh.MTLSPermissive, mesh.MTLSPermissive, mesh.MTLSStrict, mesh.MTLSDisabled}),
-		TrustedHops: uint32(g.IntN(3)), Authorizers: []mesh.Authorizer{at("gone"), at("no"), at("yes")},
+		TrustedHops: uint32(g.IntN(3)), Authorizers: authorizers(),
 	}
 	if g.chance(60) {
 		config.Aliases = []string{"old.local"}

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"bytes"
 	"flag"
 	"slices"
 	"testing"
@@ -55,7 +56,10 @@ func (l *lab) settled(out *listener.Listener, name, own string, routes func(name
 	out.ListenerFilters = slices.DeleteFunc(out.ListenerFilters, func(f *listener.ListenerFilter) bool { return f.GetName() == "envoy.filters.listener.original_dst" })
 	for _, c := range out.FilterChains {
 		l.settleTLS(c.TransportSocket, own)
-		c.Filters = slices.DeleteFunc(c.Filters, func(f *listener.Filter) bool { return slices.Contains(absent, f.GetName()) })
+		c.Filters = slices.DeleteFunc(c.Filters, func(f *listener.Filter) bool {
+			// One is about the address that a resolver found.
+			return slices.Contains(absent, f.GetName()) || bytes.Contains(f.GetTypedConfig().GetValue(), []byte("upstream_ip_port"))
+		})
 		for _, f := range c.Filters {
 			manager, proxy := &hcm.HttpConnectionManager{}, &tcpproxy.TcpProxy{}
 			switch {
