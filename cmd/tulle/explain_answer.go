@@ -166,16 +166,16 @@ func outsideNotes(t *table, o *explain.Outside, entered bool) {
 	if entered {
 		who = "the gateway"
 	}
-	said := o.Called + " is sent "
+	said := o.Called + " goes "
 	if o.Exit != nil {
-		who = "Gateway " + o.Exit.Gateway
-		said += fmt.Sprintf("by %s, listener %s, which sends it ", who, o.Exit.Listener)
+		who = "the gateway"
+		said += fmt.Sprintf("by listener %s of Gateway %s ", o.Exit.Listener, o.Exit.Gateway)
 	}
 	said += where
 	if o.TLS != nil {
-		said += fmt.Sprintf(", in TLS of %s for the server name %s", who, o.TLS.ServerName)
+		said += fmt.Sprintf(", in TLS that %s speaks for the server name %s", who, o.TLS.ServerName)
 		if len(o.TLS.Names) > 1 || o.TLS.Names[0] != o.TLS.ServerName {
-			said += " with a certificate for " + list(o.TLS.Names, 3)
+			said += ", with a certificate for " + list(o.TLS.Names, 3)
 		}
 	}
 	t.note("%s.", said)

@@ -80,6 +80,36 @@ It is routed by HTTPRoute shop/cart, rule cart#0.0.
 	}
 }
 
+const left = `{"verdict":"Denied","caller":{"pod":"shop/web-1","meshed":true,"identity":"spiffe://cluster.local/ns/shop/sa/web"},"port":80,
+"backends":[{"service":"shop/api","port":80,"weight":1,"endpoints":0,"outside":{"called":"api.test:80","verdict":"Allowed","reason":"ExternalService shop/api names it",
+"gateway":{"gateway":"egress/exit","listener":"out","endpoints":2,"verdict":"Denied","reason":"rule a of MeshPolicy egress/p denies it","status":403,
+"rules":[{"policy":"egress/p","rule":"a","action":"Deny","decides":true}]},"servers":["192.0.2.7:443"],"tls":{"serverName":"api.test","names":["*.test"]}}}]}`
+
+func TestExplainShowsWhoLetsACallOutAndWhereItGoes(t *testing.T) {
+	h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": left}}
+	code, out, errOut := h.run(t, "explain web-1 api.test")
+	const want = `VERDICT   BACKEND                       SHARE   PODS   MTLS   WHY
+Allowed   ExternalService shop/api:80   100%    -      -      ExternalService shop/api names it
+Denied    Gateway egress/exit           -       2/2    mTLS   rule a of MeshPolicy egress/p denies it (answered with 403)
+
+The caller is spiffe://cluster.local/ns/shop/sa/web.
+api.test:80 goes by listener out of Gateway egress/exit to 192.0.2.7:443, in TLS that the gateway speaks for the server name api.test, with a certificate for *.test.
+  * Deny rule a of MeshPolicy egress/p
+`
+	if code != exitLacking || out != want {
+		t.Errorf("exit code %d %s\n%s\nwant\n%s", code, errOut, out, want)
+	}
+	h.replies["tulled-1"] = `{"verdict":"Denied","caller":{"meshed":true,"identity":"i"},"port":443,"backends":[{"service":"","port":443,"weight":1,"endpoints":0,"outside":{"called":"x.test:443","verdict":"Denied","reason":"no ExternalService names it","status":502}}]}`
+	const refused = `VERDICT   BACKEND      SHARE   PODS   MTLS   WHY
+Denied    x.test:443   100%    -      -      no ExternalService names it (answered with 502)
+
+The caller is i.
+`
+	if code, out, _ := h.run(t, "explain web-1 x.test:443"); code != exitLacking || out != refused {
+		t.Errorf("exit code %d\n%s\nwant\n%s", code, out, refused)
+	}
+}
+
 // What the flags say is what the control plane is asked.
 func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "claims.json")

@@ -190,7 +190,6 @@ func leavingOf(v *mesh.View, l translate.Leaving, q *Question) (leaving, error) 
 		}
 	}
 	var ports []uint16 // at which some object names it
-	var protocol mesh.Protocol
 	for _, e := range l.Objects() {
 		for _, p := range e.Ports {
 			at := e.At(p)
@@ -200,7 +199,7 @@ func leavingOf(v *mesh.View, l translate.Leaving, q *Question) (leaving, error) 
 				continue
 			}
 			if !slices.Contains(ports, p.Number) {
-				ports, protocol = append(ports, p.Number), p.Protocol
+				ports = append(ports, p.Number)
 			}
 		}
 	}
@@ -229,10 +228,8 @@ func leavingOf(v *mesh.View, l translate.Leaving, q *Question) (leaving, error) 
 		scheme = schemeTCP
 	case q.SNI != "":
 		scheme = schemeTLS
-	case scheme == "" && (len(ports) > 0 && protocol == mesh.TLS || len(ports) == 0 && c.port == 443):
-		scheme = schemeTLS
-	case scheme == "" && len(ports) > 0 && protocol == mesh.TCP:
-		scheme = schemeTCP
+	case scheme == "":
+		scheme = c.spoken(l, host)
 	}
 	switch scheme {
 	case schemeHTTPS, schemeTLS:
@@ -252,6 +249,23 @@ func leavingOf(v *mesh.View, l translate.Leaving, q *Question) (leaving, error) 
 		}
 	}
 	return c, nil
+}
+
+// spoken is the scheme of what is spoken at the port, as far as it is known.
+func (c leaving) spoken(l translate.Leaving, host string) string {
+	o, known := l.Named(c.port, host, func(mesh.Protocol) bool { return true })
+	if c.at.IsValid() {
+		if at, ok := l.At(netip.AddrPortFrom(c.at, c.port)); ok {
+			o, known = at, true
+		}
+	}
+	switch {
+	case known && o.Port().Protocol == mesh.TLS, !known && c.port == 443:
+		return schemeTLS
+	case known && o.Port().Protocol == mesh.TCP:
+		return schemeTCP
+	}
+	return schemeHTTP
 }
 
 // inCluster is the Service whose name in the cluster's DNS the host is.
