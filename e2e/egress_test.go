@@ -51,6 +51,13 @@ func TestCallsLeaveByAnEgressGateway(t *testing.T) {
 	s.deploy(app{name: "client"}, app{name: "other"})
 	outside.deploy(app{name: "server"}, app{name: "stranger"})
 	s.gateway("exit", "  - {name: out, port: 15443, protocol: mesh.tulle.dev/Egress}")
+	tulle := cli(t)
+	explained := func(caller, host string, want int, says string) {
+		t.Helper()
+		if out, code := tulle("explain", caller, host, "-n", s.name); code != want || !strings.Contains(out, says) {
+			t.Errorf("explain %s %s: exit code %d, want %d and %q\n%s", caller, host, code, want, says, out)
+		}
+	}
 
 	server := outside.running("server").Status.PodIP
 	r := outside.callUntil(outside.in("server"), works, "tls", outside.host("server")+":8443")
@@ -92,6 +99,10 @@ func TestCallsLeaveByAnEgressGateway(t *testing.T) {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
+	explained("deploy/client", "mine.outside.test", 0, "by listener out of Gateway "+s.name+"/exit to "+server+":8080")
+	explained("deploy/client", "secure.outside.test", 0, "in TLS that the gateway speaks for the server name echo.application.test")
+	explained("deploy/other", "mine.outside.test", 2, "does not admit the service account "+s.name+"/other")
+	explained("deploy/other", "192.0.2.3:3306", 2, "does not admit the service account "+s.name+"/other")
 	if works(outside.call(outside.in("stranger"), "tls", s.host("exit-tulle")+":15443", "--host", "api.outside.test")) == nil {
 		t.Error("the gateway takes connections from outside of the mesh")
 	}
@@ -102,6 +113,7 @@ func TestCallsLeaveByAnEgressGateway(t *testing.T) {
 	if err := by(gateways)(s.call(from, host("api")...)); err != nil {
 		t.Errorf("whom the gateway's policy does not name: %v", err)
 	}
+	explained("deploy/other", "api.outside.test:80", 2, "MeshPolicy "+s.name+"/not-the-other denies it")
 	s.remove("MeshPolicy", "not-the-other")
 	s.callUntil(other, by(gateways), host("api")...)
 

@@ -5,13 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,142 +24,6 @@ const (
 	labelGateway = "gateway.networking.k8s.io/gateway-name"
 )
 
-// explanation is the answer to `tulle explain`.
-type explanation struct{ explain.Answer }
-
-func (e *explanation) data() any { return &e.Answer }
-
-// lacks reports whether the call is not allowed, whatever authorizers say and wherever
-// it goes.
-func (e *explanation) lacks() bool { return e.Verdict != explain.Allowed }
-
-func (e *explanation) table(time.Time) *table {
-	t := &table{header: []string{"VERDICT", "BACKEND", "SHARE", "PODS", "MTLS", "WHY"}}
-	var sum uint64
-	for _, b := range e.Backends {
-		sum += uint64(b.Weight)
-	}
-	if in := e.Entrance; in != nil {
-		t.row(string(in.Verdict), "Gateway "+in.Gateway, "", "", "", in.Reason)
-	}
-	for _, b := range e.Backends {
-		name, share := backendName(b), fmt.Sprintf("%.3g%%", 100*float64(b.Weight)/float64(sum))
-		if len(b.Pods) == 0 {
-			why := "it has no endpoint that is ready"
-			if b.Service == "" {
-				why = "the rule names what does not exist, or may not be referred to: this share is answered with 500"
-			}
-			t.row("", name, share, fmt.Sprintf("0/%d", b.Endpoints), "", why)
-		}
-		for _, p := range b.Pods {
-			t.row(string(p.Verdict), name, share, fmt.Sprintf("%d/%d", len(p.Endpoints), b.Endpoints), encryption(p), p.Reason)
-		}
-	}
-	e.notes(t)
-	return t
-}
-
-func backendName(b explain.Backend) string {
-	if b.Service == "" {
-		return ""
-	}
-	name := fmt.Sprintf("%s:%d", b.Service, b.Port)
-	for _, k := range slices.Sorted(maps.Keys(b.Subset)) {
-		name += fmt.Sprintf(" %s=%s", k, b.Subset[k])
-	}
-	return name
-}
-
-// encryption is how the caller speaks to the pods, and what they would take.
-func encryption(p explain.Pods) string {
-	how := "plaintext"
-	if p.MTLS {
-		how = "mTLS"
-	}
-	return fmt.Sprintf("%s (%s)", how, p.Mode)
-}
-
-// notes say who calls, what routes the call, and which rules match.
-func (e *explanation) notes(t *table) {
-	who := "The caller has no sidecar: no identity, and no route"
-	switch {
-	case e.Entrance != nil:
-		who = "The caller is a client of the Gateway"
-	case e.Caller.Meshed:
-		who = "The caller is " + e.Caller.Identity
-	}
-	if e.Caller.Address != "" {
-		who += ", from " + e.Caller.Address
-	}
-	t.note("%s.", who)
-	answers := "the caller's sidecar"
-	if in := e.Entrance; in != nil {
-		answers = "the gateway"
-		if in.Listener != "" {
-			t.note("It comes in at listener %s of Gateway %s, port %d.", in.Listener, in.Gateway, e.Port)
-		}
-		for _, m := range in.Rules {
-			t.note("  %s", ruleText(m))
-		}
-		dryRun(t, in.Decision)
-	}
-	if r := e.Route; r != nil {
-		said := fmt.Sprintf("It is routed by %s %s", r.Kind, r.Name)
-		if r.Rule != "" && r.Rule != r.Name {
-			said += ", rule " + r.Rule
-		}
-		switch {
-		case r.Kind == "":
-			said = fmt.Sprintf("%s%s answers %s", strings.ToUpper(answers[:1]), answers[1:], r.Answer)
-		case r.Answer != "":
-			said += fmt.Sprintf(", and %s answers %s", answers, r.Answer)
-		case r.Kind == "Gateway":
-			said += "; the request is taken to leave it as it stands (ask for a URL to have its routes looked at)"
-		}
-		t.note("%s.", said)
-	}
-	for _, b := range e.Backends {
-		for _, p := range b.Pods {
-			if len(p.Rules)+len(p.Enforced)+len(p.Path) == 0 {
-				continue
-			}
-			t.note("\n%s, port %d:", list(p.Endpoints, 3), p.Port)
-			if p.Path != "" {
-				t.note("  are asked for %s", p.Path)
-			}
-			for _, m := range p.Rules {
-				t.note("  %s", ruleText(m))
-			}
-			dryRun(t, p.Decision)
-		}
-	}
-}
-
-func dryRun(t *table, d explain.Decision) {
-	if d.Enforced != "" {
-		t.note("  Enforced, the rules of DryRun would make this %s.", d.Enforced)
-	}
-}
-
-// ruleText is a rule that matches, the one that decides marked.
-func ruleText(m explain.Match) string {
-	mark := " "
-	if m.Decides {
-		mark = "*"
-	}
-	text := fmt.Sprintf("%s %s rule %s of MeshPolicy %s", mark, m.Action, m.Rule, m.Policy)
-	if m.Authorizer != "" {
-		text += ", which asks " + m.Authorizer
-	}
-	if m.Unasked {
-		text += " (there is nobody to ask, so that it denies)"
-	}
-	if m.DryRun {
-		text += " (DryRun: it decides nothing)"
-	}
-	return text
-}
-
 // call is what the flags of `tulle explain` say.
 type call struct {
 	headers []string
@@ -169,11 +31,14 @@ type call struct {
 	explain.Question
 }
 
+// requestFlags are of a request of HTTP.
+var requestFlags = []string{"method", "path", "host", "header", "jwt-claims"}
+
 func (a *app) explainCommand() *cobra.Command {
 	var format string
 	var q call
 	cmd := &cobra.Command{
-		Use:   "explain CALLER SERVICE[:PORT] | gateway/NAME [SCHEME://]HOST[:PORT]/PATH",
+		Use:   "explain CALLER SERVICE[:PORT] | [gateway/NAME | CALLER] [SCHEME://]HOST[:PORT]/PATH",
 		Short: "Is a call allowed, by which rule, and where does it go",
 		Long: a.text(`
 Says what becomes of a call: whether the pods that it may go to let it in, which
@@ -205,12 +70,17 @@ asked, or pods differ, or no backend has any.`),
   {tulle} explain outside shop/reviews --source-ip 192.0.2.7
   {tulle} explain sa/frontend reviews --jwt-claims '{"iss":"https://accounts.example","sub":"alice"}'
   {tulle} explain gateway/edge https://shop.example/cart --source-ip 192.0.2.7
+  {tulle} explain gateway/edge tls://db.example:5432
+  {tulle} explain deploy/frontend api.outside.test:443 -n shop
   {tulle} explain frontend-7d9f-x2 mysql:3306 --tcp -o json`),
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkFormat(format); err != nil {
 				return err
+			}
+			if q.SNI != "" && !slices.ContainsFunc(requestFlags, cmd.Flags().Changed) {
+				q.Method, q.Path = "", "" // anything may be in it
 			}
 			return a.explain(cmd.Context(), args[0], args[1], q, format)
 		},
@@ -223,11 +93,11 @@ asked, or pods differ, or no backend has any.`),
 	f.StringVar(&q.claims, "jwt-claims", "", "Claims of the request's token, as JSON or @FILE; it is taken to be well signed, in its time and in its place")
 	f.StringVar(&q.Address, "source-ip", "", "Address that the call comes from (default: the pod's)")
 	f.BoolVar(&q.TCP, "tcp", false, "A connection that is not HTTP")
-	f.StringVar(&q.SNI, "sni", "", "A connection of the application's own TLS, for a server of this name")
-	for _, http := range []string{"method", "path", "host", "header", "jwt-claims"} {
+	f.StringVar(&q.SNI, "sni", "", "The application's own TLS, for a server of this name, with HTTP in it where flags are of a request")
+	for _, http := range requestFlags {
 		cmd.MarkFlagsMutuallyExclusive(http, "tcp")
-		cmd.MarkFlagsMutuallyExclusive(http, "sni")
 	}
+	cmd.MarkFlagsMutuallyExclusive("sni", "tcp")
 	outputFlag(cmd, &format)
 	return cmd
 }
@@ -250,7 +120,7 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 	atGateway := strings.HasPrefix(caller, "gateway/") || strings.Contains(caller, "/gateway/")
 	switch {
 	case isURL(service) && !atGateway:
-		return fmt.Errorf("%s is asked of a Gateway: name gateway/NAME before it, or else a SERVICE", service)
+		err = outsideOf(service, &q.Question)
 	case isURL(service):
 		err = urlOf(service, &q.Question)
 	default:
@@ -275,26 +145,76 @@ func (a *app) explain(ctx context.Context, caller, service string, q call, forma
 	return nil
 }
 
-// isURL reports whether the argument is what a client asks a Gateway for: it has a scheme,
-// or a host with a dot, which neither a namespace nor a Service has.
+// isURL reports whether the argument is what a client asks a Gateway for, or something
+// outside of the cluster: it has a scheme, or a host with a dot, which neither a namespace
+// nor a Service has, or is an address of IPv6.
 func isURL(arg string) bool {
 	host, _, _ := strings.Cut(arg, "/")
-	return strings.Contains(arg, "://") || strings.Contains(host, ".")
+	return strings.Contains(arg, "://") || strings.Contains(host, ".") || strings.HasPrefix(arg, "[")
 }
 
-// urlOf reads HOST, HOST:PORT, each with a scheme and a path or without.
+// schemePorts are the schemes of URLs, with their ports; 0: it has none of its own.
+var schemePorts = map[string]uint16{"http": 80, "https": 443, "tls": 443, "tcp": 0}
+
+// urlOf reads HOST, HOST:PORT, each with a scheme and a path or without: what a client asks a
+// Gateway for.
 func urlOf(arg string, q *explain.Question) error {
 	if !strings.Contains(arg, "://") {
 		arg = "http://" + arg
 	}
-	u, err := url.Parse(arg)
-	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("%q is no URL of HTTP: write http://HOST/PATH, or https://HOST:PORT/PATH", arg)
-	}
 	if q.Host != "" || q.Path != "/" || q.TCP || q.SNI != "" {
 		return errors.New("the URL says it all: leave out --host, --path, --tcp and --sni")
 	}
-	q.Scheme, q.Host, q.Port = u.Scheme, u.Host, map[string]uint16{"http": 80, "https": 443}[u.Scheme]
+	if err := readURL(arg, q); err != nil {
+		return err
+	}
+	if q.Port == 0 {
+		if q.Port = schemePorts[q.Scheme]; q.Port == 0 {
+			return fmt.Errorf("%s says no port: write tcp://HOST:PORT", arg)
+		}
+	}
+	return nil
+}
+
+// outsideOf reads the same of what is outside of the cluster.
+func outsideOf(arg string, q *explain.Question) error {
+	bare := !strings.Contains(arg, "://")
+	if bare {
+		arg = "http://" + arg
+	}
+	asked := *q
+	asked.Path = "/"
+	if err := readURL(arg, &asked); err != nil {
+		return err
+	}
+	if q.Path != "/" && asked.Path != "/" || !bare && (q.TCP || q.SNI != "") {
+		return errors.New("the URL says it: leave out --path, --tcp and --sni")
+	}
+	u, err := url.Parse(arg)
+	if err != nil {
+		return err
+	}
+	if asked.Path != "/" {
+		q.Path = asked.Path
+	}
+	q.Outside, q.Port = u.Hostname(), asked.Port
+	if !bare {
+		q.Scheme = asked.Scheme
+	}
+	return nil
+}
+
+// readURL reads a URL. Without a port there is none.
+func readURL(arg string, q *explain.Question) error {
+	u, err := url.Parse(arg)
+	if err != nil {
+		return fmt.Errorf("%q is no URL: write http://HOST/PATH, https://HOST:PORT/PATH, tls://HOST or tcp://HOST:PORT", arg)
+	}
+	_, known := schemePorts[u.Scheme]
+	if u.Hostname() == "" || !known {
+		return fmt.Errorf("%q is no URL of HTTP, TLS or TCP: write http://HOST/PATH, https://HOST:PORT/PATH, tls://HOST or tcp://HOST:PORT", arg)
+	}
+	q.Scheme, q.Host = u.Scheme, u.Host
 	// As it is written, escapes and dots too.
 	_, rest, _ := strings.Cut(arg, "://")
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {

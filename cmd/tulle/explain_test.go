@@ -80,6 +80,36 @@ It is routed by HTTPRoute shop/cart, rule cart#0.0.
 	}
 }
 
+const left = `{"verdict":"Denied","caller":{"pod":"shop/web-1","meshed":true,"identity":"spiffe://cluster.local/ns/shop/sa/web"},"port":80,
+"backends":[{"service":"shop/api","port":80,"weight":1,"endpoints":0,"outside":{"called":"api.test:80","verdict":"Allowed","reason":"ExternalService shop/api names it",
+"gateway":{"gateway":"egress/exit","listener":"out","endpoints":2,"verdict":"Denied","reason":"rule a of MeshPolicy egress/p denies it","status":403,
+"rules":[{"policy":"egress/p","rule":"a","action":"Deny","decides":true}]},"servers":["192.0.2.7:443"],"tls":{"serverName":"api.test","names":["*.test"]}}}]}`
+
+func TestExplainShowsWhoLetsACallOutAndWhereItGoes(t *testing.T) {
+	h := harness{objects: []runtime.Object{pod("shop/web-1", withProxy), tulled("tulled-1", isReady)}, replies: map[string]string{"tulled-1": left}}
+	code, out, errOut := h.run(t, "explain web-1 api.test")
+	const want = `VERDICT   BACKEND                       SHARE   PODS   MTLS   WHY
+Allowed   ExternalService shop/api:80   100%    -      -      ExternalService shop/api names it
+Denied    Gateway egress/exit           -       2/2    mTLS   rule a of MeshPolicy egress/p denies it (answered with 403)
+
+The caller is spiffe://cluster.local/ns/shop/sa/web.
+api.test:80 goes by listener out of Gateway egress/exit to 192.0.2.7:443, in TLS that the gateway speaks for the server name api.test, with a certificate for *.test.
+  * Deny rule a of MeshPolicy egress/p
+`
+	if code != exitLacking || out != want {
+		t.Errorf("exit code %d %s\n%s\nwant\n%s", code, errOut, out, want)
+	}
+	h.replies["tulled-1"] = `{"verdict":"Denied","caller":{"meshed":true,"identity":"i"},"port":443,"backends":[{"service":"","port":443,"weight":1,"endpoints":0,"outside":{"called":"x.test:443","verdict":"Denied","reason":"no ExternalService names it","status":502}}]}`
+	const refused = `VERDICT   BACKEND      SHARE   PODS   MTLS   WHY
+Denied    x.test:443   100%    -      -      no ExternalService names it (answered with 502)
+
+The caller is i.
+`
+	if code, out, _ := h.run(t, "explain web-1 x.test:443"); code != exitLacking || out != refused {
+		t.Errorf("exit code %d\n%s\nwant\n%s", code, out, refused)
+	}
+}
+
 // What the flags say is what the control plane is asked.
 func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "claims.json")
@@ -98,7 +128,15 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		"gateway/edge https://a.test:8443/x/../y?z --source-ip 192.0.2.7": `{"pod":"shop/edge-1","address":"192.0.2.7","port":8443,"scheme":"https","method":"GET","path":"/x/../y?z","host":"a.test:8443"}`,
 		"gateway/edge a.test":                                             `{"pod":"shop/edge-1","port":80,"scheme":"http","method":"GET","path":"/","host":"a.test"}`,
 		"gateway/edge https://local/%2f":                                  `{"pod":"shop/edge-1","port":443,"scheme":"https","method":"GET","path":"/%2f","host":"local"}`,
-		"web-1 cart --sni db":                                             `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/"}`,
+		"web-1 cart --sni db":                                             `{"pod":"shop/web-1","service":"shop/cart","sni":"db"}`,
+		"web-1 cart --sni db --path /x":                                   `{"pod":"shop/web-1","service":"shop/cart","sni":"db","method":"GET","path":"/x"}`,
+		"gateway/edge tls://db.test:5432":                                 `{"pod":"shop/edge-1","port":5432,"scheme":"tls","method":"GET","path":"/","host":"db.test:5432"}`,
+		"gateway/edge tcp://edge:6379":                                    `{"pod":"shop/edge-1","port":6379,"scheme":"tcp","method":"GET","path":"/","host":"edge:6379"}`,
+		"web-1 api.test":                                                  `{"pod":"shop/web-1","outside":"api.test","method":"GET","path":"/"}`,
+		"web-1 api.test:8443/x":                                           `{"pod":"shop/web-1","port":8443,"outside":"api.test","method":"GET","path":"/x"}`,
+		"sa/web https://api.test/x":                                       `{"serviceAccount":"shop/web","outside":"api.test","scheme":"https","method":"GET","path":"/x"}`,
+		"web-1 192.0.2.7:5432 --tcp":                                      `{"pod":"shop/web-1","port":5432,"outside":"192.0.2.7","tcp":true,"method":"GET","path":"/"}`,
+		"web-1 [2001:db8::7]:443 --sni api.test":                          `{"pod":"shop/web-1","port":443,"outside":"2001:db8::7","sni":"api.test"}`,
 	} {
 		var asked string
 		h := harness{
@@ -115,7 +153,10 @@ func TestExplainAsksForTheCallThatIsMeant(t *testing.T) {
 		"web-1 cart --jwt-claims []":       "these are no claims",
 		"web-1 cart --jwt-claims @/no":     "no such file",
 		"web-1 cart --tcp --jwt-claims {}": "none of the others can be",
-		"web-1 http://a.test/x":            "is asked of a Gateway",
+		"web-1 ftp://a.test/x":             "is no URL of HTTP",
+		"web-1 tls://a.test --sni b":       "the URL says it",
+		"web-1 a.test/x --path /y":         "the URL says it",
+		"gateway/edge tcp://a.test":        "says no port",
 		"gateway/edge ftp://a.test/x":      "is no URL of HTTP",
 		"gateway/edge a.test:0/x":          "is no port",
 		"gateway/edge a.test/x --path /y":  "the URL says it all",

@@ -23,11 +23,16 @@ type Question struct {
 
 	Service string `json:"service,omitempty"` // namespace/name
 	Port    uint16 `json:"port,omitempty"`    // 0: the only one
-	// Scheme, http or https, is of what a client outside of the mesh asks the Gateway for
-	// whose proxy Pod is, at Port; then there is no Service, and Address is the client's.
+	// Outside is a host or an IP address outside of the cluster that is called, at Port, in
+	// place of a Service.
+	Outside string `json:"outside,omitempty"`
+	// Scheme is http, https, tls (with anything in it) or tcp. Without Outside it is of what a
+	// client outside of the mesh asks the Gateway for whose proxy Pod is, at Port; then there is
+	// no Service, and Address is the client's. With it, empty is what is said of the port.
 	Scheme string `json:"scheme,omitempty"`
 
-	// TCP is a connection that is not HTTP; SNI is of the application's own TLS on it.
+	// TCP is a connection that is not HTTP. SNI is of the application's own TLS, with a
+	// request of HTTP in it where one is described.
 	TCP     bool     `json:"tcp,omitempty"`
 	SNI     string   `json:"sni,omitempty"`
 	Method  string   `json:"method,omitempty"` // empty: GET
@@ -67,8 +72,8 @@ type Answer struct {
 
 // Route is the rule of an object that says where the request goes.
 type Route struct {
-	// Kind is HTTPRoute, GRPCRoute, TrafficSplit or Service; or Gateway, where the question
-	// is what its proxy sends to a Service, and not by which of its routes.
+	// Kind is HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, TrafficSplit or Service; or Gateway,
+	// where the question is what its proxy sends to a Service, and not by which of its routes.
 	Kind string `json:"kind"`
 	Name string `json:"name"`           // namespace/name
 	Rule string `json:"rule,omitempty"` // as in access logs
@@ -79,12 +84,15 @@ type Route struct {
 
 // Backend takes a share of the requests.
 type Backend struct {
-	Service   string            `json:"service"` // namespace/name; empty: none that exists, and its share fails
+	// Service is namespace/name: of an ExternalService, where Outside is set. Empty: none that
+	// exists, and its share fails; or no ExternalService.
+	Service   string            `json:"service"`
 	Port      uint16            `json:"port,omitempty"`
 	Subset    map[string]string `json:"subset,omitempty"` // labels of the pods that are meant
 	Weight    uint32            `json:"weight"`
 	Endpoints int               `json:"endpoints"` // that are ready
 	Pods      []Pods            `json:"pods,omitempty"`
+	Outside   *Outside          `json:"outside,omitempty"` // nil: it is in the cluster
 }
 
 // Pods are endpoints that decide alike.
@@ -101,7 +109,10 @@ var errAmbiguous = errors.New("the Service has several ports: name one, as in we
 
 // Explain answers the question, or says what is wrong with it.
 func Explain(v *mesh.View, q Question) (*Answer, error) {
-	if q.Scheme != "" {
+	switch {
+	case q.Outside != "":
+		return explainOutside(v, q)
+	case q.Scheme != "":
 		return explainEntry(v, q)
 	}
 	svc, port, err := called(v, q)
@@ -116,11 +127,16 @@ func Explain(v *mesh.View, q Question) (*Answer, error) {
 		return nil, err
 	}
 	a := &Answer{Caller: caller, Service: svc.Name.String(), Port: port.Port, Backends: []Backend{}}
-	var request *HTTP
-	if !q.TCP && q.SNI == "" {
-		if request, err = httpOf(q, svc, port); err != nil {
-			return nil, err
-		}
+	request, err := inQuestion(q, svc, port)
+	if err != nil {
+		return nil, err
+	}
+	if port.Protocol == mesh.TLS && request != nil && q.SNI == "" {
+		q.SNI = hostOf(request.Host)
+	}
+	as := translate.SentHTTP
+	if request == nil || q.SNI != "" || port.Protocol.Opaque() {
+		as = translate.SentBytes
 	}
 	shares := []translate.Share{{Service: svc.Name, Port: port.Port, Weight: 1}}
 	asked := func(int) *HTTP { return request }
@@ -128,16 +144,26 @@ func Explain(v *mesh.View, q Question) (*Answer, error) {
 	case w != nil && w.Gateway != "":
 		a.Route = &Route{Kind: translate.KindGateway, Name: mesh.Name{Namespace: w.Namespace, Name: w.Gateway}.String()}
 	case caller.Meshed:
-		rule := chosen(translate.Calls(svc, port, client, request != nil, v), request)
+		rule := chosen(translate.Calls(svc, port, client, as == translate.SentHTTP, v), request)
 		a.Route, shares, asked = taken(rule, request)
 	}
 	for i, s := range shares {
 		if s.Weight > 0 {
-			a.Backends = append(a.Backends, backend(v, s, Request{Peer: peer, Identity: caller.Identity, SNI: q.SNI, HTTP: asked(i)}, request))
+			a.Backends = append(a.Backends, backend(v, s, as, Request{Peer: peer, Identity: caller.Identity, SNI: q.SNI, HTTP: asked(i)}, request))
 		}
 	}
 	a.Verdict = verdict(a.Backends)
 	return a, nil
+}
+
+// inQuestion is the request of HTTP that the question is about; nil: it is about none. That
+// of TLS is described, or is not looked for.
+func inQuestion(q Question, svc *mesh.Service, port mesh.ServicePort) (*HTTP, error) {
+	described := q.Method != "" || q.Path != "" || q.Host != "" || len(q.Headers)+len(q.Claims) > 0
+	if q.TCP || q.SNI != "" && !described {
+		return nil, nil
+	}
+	return httpOf(q, svc, port)
 }
 
 // called is what the question names.
@@ -161,7 +187,7 @@ func called(v *mesh.View, q Question) (*mesh.Service, mesh.ServicePort, error) {
 
 // gatewayBehind is the Gateway, namespace/name, whose proxies are behind the Service.
 func gatewayBehind(v *mesh.View, svc *mesh.Service, port mesh.ServicePort) string {
-	for _, e := range translate.Ready(translate.Share{Service: svc.Name, Port: port.Port}, v) {
+	for _, e := range translate.Ready(translate.Share{Service: svc.Name, Port: port.Port}, translate.SentHTTP, v) {
 		if w, ok := v.WorkloadAt(e.At.Addr()); ok && w.Gateway != "" {
 			return mesh.Name{Namespace: w.Namespace, Name: w.Gateway}.String()
 		}
@@ -230,26 +256,31 @@ func httpOf(q Question, svc *mesh.Service, port mesh.ServicePort) (*HTTP, error)
 	return r, nil
 }
 
-// backend is what becomes of the share's part of the requests. Sent is the request as
-// its caller sends it.
-func backend(v *mesh.View, s translate.Share, r Request, sent *HTTP) Backend {
+// backend is what becomes of the share's part of the requests, which are sent on as said.
+// Sent is the request as its caller sends it.
+func backend(v *mesh.View, s translate.Share, as translate.Sent, r Request, sent *HTTP) Backend {
 	b := Backend{Port: s.Port, Subset: s.Labels, Weight: s.Weight}
 	if s.Service == (mesh.Name{}) {
 		return b
 	}
 	b.Service = s.Service.String()
 	at := map[string]int{} // in b.Pods, by what the decision reads of a pod
-	for _, e := range translate.Ready(s, v) {
+	for _, e := range translate.Ready(s, as, v) {
 		b.Endpoints++
 		to := r
-		to.Port = e.At.Port()
-		if !e.MTLS {
-			to.Identity = ""
-		}
+		to.Port, to.Unseen = e.At.Port(), as != translate.SentHTTP
 		w, known := v.WorkloadAt(e.At.Addr())
 		name, key := e.At.Addr().String(), "none"
 		if known {
 			name, key = w.Name.String(), fmt.Sprint(mesh.ProfileOf(w).ID, w.Meshed, w.Direct)
+		}
+		if known && r.Identity == "" && to.HTTP != nil && to.SNI == "" {
+			if ends, _ := translate.InboundOf(w, v).EndsTLS(to.Port); ends {
+				to.SNI = cmp.Or(hostOf(to.HTTP.Host), "-") // nothing else is let in there
+			}
+		}
+		if !e.MTLS {
+			to.Identity = ""
 		}
 		key = fmt.Sprint(key, to.Port, e.MTLS)
 		if i, ok := at[key]; ok {
@@ -277,6 +308,9 @@ func verdict(bs []Backend) Verdict {
 	for _, b := range bs {
 		for _, p := range b.Pods {
 			all = append(all, p.Verdict)
+		}
+		if b.Outside != nil {
+			all = append(all, b.Outside.verdict())
 		}
 	}
 	slices.Sort(all)

@@ -243,7 +243,7 @@ func TestAPortIsAsOpenAsItsOwnModeSays(t *testing.T) {
 		"an identity of another trust domain": {Request{Port: portOpen, HTTP: get, Identity: identities[4]}, false},
 	} {
 		c.r.Peer = netip.MustParseAddr("127.0.0.1")
-		reached, answer := l.try(0, c.r, "", map[string]*connection{})
+		reached, answer := l.try(0, c.r, "", connections{})
 		if said := Decide(mesh.NewView(s), w, c.r).Verdict == Allowed; reached != c.want || said != c.want {
 			t.Errorf("%s: it reaches the application: %t (%s), and is said to: %t; want %t", what, reached, answer, said, c.want)
 		}
@@ -284,7 +284,7 @@ func TestARequestWithoutATokenMeetsRulesAboutTokens(t *testing.T) {
 	defer l.run(listeners)()
 	for i, c := range all {
 		r := Request{Port: portOpen, HTTP: &HTTP{Method: "GET", Path: "/", Host: "web"}, Peer: netip.MustParseAddr("127.0.0.1")}
-		reached, answer := l.try(i, r, "", map[string]*connection{})
+		reached, answer := l.try(i, r, "", connections{})
 		if said := Decide(mesh.NewView(c.s), w, r); reached != (said.Verdict == Allowed) {
 			t.Errorf("%s: it reaches the application: %t (%s), and is said to be %s (%s)", c.what, reached, answer, said.Verdict, said.Reason)
 		}

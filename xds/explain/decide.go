@@ -19,7 +19,9 @@ type Request struct {
 	Identity string     // the SPIFFE ID that mesh mTLS proved; empty: it comes without
 	Port     uint16     // the workload's
 	SNI      string     // of TLS that the mesh did not make; empty: there is none
-	HTTP     *HTTP      // nil: anything but HTTP
+	HTTP     *HTTP      // in that TLS where there is some; nil: anything but HTTP
+	// Unseen says, of HTTP with an identity, that who sends it takes it for bytes.
+	Unseen bool
 }
 
 // HTTP is a request of HTTP as a client sends it.
@@ -62,7 +64,8 @@ type Decision struct {
 	Verdict Verdict `json:"verdict"`
 	Reason  string  `json:"reason"` // a clause
 	// Status is of the answer to a request of HTTP that is denied for a token, or by a
-	// rule: 401 where it needs a valid token, else 403. 0: it is not said.
+	// rule: 401 where it needs a valid token, else 403; or that may not leave the cluster.
+	// 0: it is not said.
 	Status int `json:"status,omitempty"`
 	// Rules are all that match, in the order of their policies. None decides where
 	// Reason names something else.
@@ -101,7 +104,7 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	ended, _ := in.EndsTLS(r.Port)
 	ended = ended && known.identity == ""
 	if ended && known.http == nil {
-		d.Verdict, d.Reason = Depends, fmt.Sprintf("TLS of clients ends at port %d, and the request of HTTP in it is decided about", r.Port)
+		d.Verdict, d.Reason = Depends, fmt.Sprintf("TLS of clients ends at port %d, and the request of HTTP in it is decided about: say which it is", r.Port)
 		return d
 	}
 	policies := authorizations(w, v)
@@ -117,7 +120,7 @@ func Decide(v *mesh.View, w *mesh.Workload, r Request) Decision {
 	}
 	d = known.decide(d, policies, v)
 	if ended {
-		d.Reason += fmt.Sprintf("; in TLS, which ends at port %d and is all that it takes", r.Port)
+		d.Reason += fmt.Sprintf("; in TLS of the client's own, which ends at port %d", r.Port)
 	}
 	return d
 }
@@ -150,22 +153,31 @@ func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 	case r.Identity != "" && mode != mesh.MTLSDisabled && !k.ours(r.Identity):
 		return fmt.Sprintf("the identity %s is of no trust domain of the mesh", r.Identity)
 	case r.Identity != "" && mode != mesh.MTLSDisabled:
-		k.identity, k.http = r.Identity, copied(r.HTTP)
+		k.identity = r.Identity
+		if r.SNI == "" && (!r.Unseen || protocol.IsHTTP()) {
+			k.http = copied(r.HTTP)
+		}
 		k.noName = k.http != nil
+		if k.http == nil && ends {
+			return fmt.Sprintf("port %d takes HTTP alone by mesh mTLS, and this is not HTTP", r.Port)
+		}
 		if k.http == nil && protocol.IsHTTP() {
 			return fmt.Sprintf("port %d is declared HTTP, and this is not HTTP", r.Port)
 		}
 	case ends && !served:
 		return fmt.Sprintf("TLS of clients ends at port %d, and its certificate cannot be used: the MeshPolicy's status says why", r.Port)
+	case ends && r.SNI == "" && r.Identity == "":
+		return fmt.Sprintf("TLS of clients ends at port %d, which takes nothing in the clear", r.Port)
 	case ends:
-		if k.http = copied(r.HTTP); k.http != nil {
-			k.noName = true
+		if r.SNI == "" || r.Identity == "" { // else that TLS is in the TLS that ends
+			k.http = copied(r.HTTP)
 		}
+		k.noName = k.http != nil
 	case mode == mesh.MTLSStrict:
 		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)
 	case r.Identity != "":
 		return fmt.Sprintf("port %d takes no mesh mTLS (Disabled)", r.Port)
-	case r.HTTP != nil && !protocol.Opaque():
+	case r.HTTP != nil && r.SNI == "" && !protocol.Opaque():
 		k.http, k.noName = copied(r.HTTP), true
 	case protocol.IsHTTP():
 		return fmt.Sprintf("port %d is declared HTTP, and this is not HTTP", r.Port)

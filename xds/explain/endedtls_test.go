@@ -26,12 +26,15 @@ func TestPortAtWhichTLSOfClientsEnds(t *testing.T) {
 		verdict Verdict
 		says    string
 	}{
-		{"a request in TLS", Request{Port: 8443, HTTP: get}, true, Allowed, "in TLS, which ends at port 8443"},
-		{"one that no rule allows", Request{Port: 8443, HTTP: post}, true, Denied, "no Allow rule matches"},
+		{"a request in TLS", Request{Port: 8443, HTTP: get, SNI: "web.example"}, true, Allowed, "in TLS of the client's own, which ends at port 8443"},
+		{"one that no rule allows", Request{Port: 8443, HTTP: post, SNI: "web.example"}, true, Denied, "no Allow rule matches"},
+		{"a request in the clear", Request{Port: 8443, HTTP: get}, true, Denied, "nothing in the clear"},
 		{"TLS", Request{Port: 8443, SNI: "web.example"}, true, Depends, "the request of HTTP in it"},
-		{"without the certificate", Request{Port: 8443, HTTP: get}, false, Denied, "cannot be used"},
+		{"without the certificate", Request{Port: 8443, HTTP: get, SNI: "web.example"}, false, Denied, "cannot be used"},
 		{"by mesh mTLS", Request{Port: 8443, HTTP: get, Identity: friend}, false, Allowed, "allows it"},
 		{"no HTTP by mesh mTLS", Request{Port: 8443, Identity: friend}, true, Denied, "this is not HTTP"},
+		{"HTTP that its caller took for bytes", Request{Port: 8443, HTTP: get, Identity: friend, Unseen: true}, true, Allowed, "allows it"},
+		{"TLS in mesh mTLS", Request{Port: 8443, HTTP: get, Identity: friend, SNI: "web.example"}, true, Denied, "this is not HTTP"},
 		{"at another port", Request{Port: 8080, HTTP: get}, true, Denied, "Strict"},
 	} {
 		changes := []mesh.Change{mesh.Put(w), mesh.Put(policy)}

@@ -29,8 +29,6 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	envoytls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -51,7 +49,8 @@ type lab struct {
 	app       net.Addr
 	yes, no   net.Addr           // authorizers
 	clusters  []*cluster.Cluster // besides those that all have
-	addresses byte               // the second byte of the addresses of this process's listeners
+	secrets   []*envoytls.Secret
+	addresses byte // the second byte of the addresses of this process's listeners
 }
 
 func newLab(t *testing.T) *lab {
@@ -65,6 +64,11 @@ func newLab(t *testing.T) *lab {
 	}
 	l.app = l.serve("200 OK")
 	l.yes, l.no = l.serve("200 OK"), l.serve("403 Forbidden")
+	l.secrets = []*envoytls.Secret{
+		l.certificate(translate.SecretWorkload, l.identity("spiffe://cluster.local/ns/shop/sa/web")),
+		l.certificate(translate.PrefixEnded+endedSecret.String(), l.identity("https://web.example")),
+		{Name: translate.SecretRoots, Type: &envoytls.Secret_ValidationContext{ValidationContext: &envoytls.CertificateValidationContext{TrustedCa: block("CERTIFICATE", l.ca.Raw)}}},
+	}
 	return l
 }
 
@@ -100,27 +104,29 @@ func (l *lab) identity(id string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{c.Raw}, PrivateKey: key, Leaf: c}
 }
 
-// secrets are the workload's own certificate, and the roots.
-func (l *lab) secrets() []*envoytls.Secret {
-	c := l.identity("spiffe://cluster.local/ns/shop/sa/web")
+// certificate is the secret with a certificate and its key.
+func (l *lab) certificate(name string, c tls.Certificate) *envoytls.Secret {
+	l.t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	block := func(kind string, der []byte) *core.DataSource {
-		return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})}}
-	}
-	return []*envoytls.Secret{
-		{Name: translate.SecretWorkload, Type: &envoytls.Secret_TlsCertificate{TlsCertificate: &envoytls.TlsCertificate{
-			CertificateChain: block("CERTIFICATE", c.Certificate[0]), PrivateKey: block("PRIVATE KEY", key),
-		}}},
-		{Name: translate.SecretRoots, Type: &envoytls.Secret_ValidationContext{ValidationContext: &envoytls.CertificateValidationContext{TrustedCa: block("CERTIFICATE", l.ca.Raw)}}},
-	}
+	return &envoytls.Secret{Name: name, Type: &envoytls.Secret_TlsCertificate{TlsCertificate: &envoytls.TlsCertificate{
+		CertificateChain: block("CERTIFICATE", c.Certificate[0]), PrivateKey: block("PRIVATE KEY", key),
+	}}}
+}
+
+func block(kind string, der []byte) *core.DataSource {
+	return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})}}
 }
 
 // serve answers requests with the status, and with what it sees of them, and anything
-// else with a "T", whatever is strange about them.
-func (l *lab) serve(status string) net.Addr {
+// else with some "T", whatever is strange about them.
+func (l *lab) serve(status string) net.Addr { return l.serveAs(status, "", nil) }
+
+// serveAs says its name besides, in the last line of what it sees and after the "T", and may
+// have clients speak TLS.
+func (l *lab) serveAs(status, name string, secure *tls.Config) net.Addr {
 	at, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		l.t.Fatal(err)
@@ -134,6 +140,14 @@ func (l *lab) serve(status string) net.Addr {
 			}
 			go func() {
 				defer c.Close()
+				said := name
+				if secure != nil {
+					secured := tls.Server(c, secure)
+					if secured.Handshake() != nil {
+						return
+					}
+					c, said = secured, name+" by "+secured.ConnectionState().ServerName
+				}
 				in := bufio.NewReader(c)
 				for {
 					first, err := in.Peek(1)
@@ -141,7 +155,10 @@ func (l *lab) serve(status string) net.Addr {
 						return
 					}
 					if first[0] < ' ' {
-						_, _ = io.WriteString(c, "T")
+						_, _ = io.WriteString(c, "TTTTT"+said+"\n")
+						// What is not read before the end would take back what was written.
+						_ = c.SetReadDeadline(time.Now().Add(time.Second))
+						_, _ = io.Copy(io.Discard, in)
 						return
 					}
 					seen := ""
@@ -153,7 +170,7 @@ func (l *lab) serve(status string) net.Addr {
 							seen += strings.TrimRight(line, "\r\n") + "\t"
 						}
 					}
-					answer := "HTTP/1.1 " + status + "\r\nx-app: 1\r\nx-seen: " + seen + "\r\ncontent-length: 0\r\n\r\n"
+					answer := "HTTP/1.1 " + status + "\r\nx-app: 1\r\nx-seen: " + seen + said + "\r\ncontent-length: 0\r\n\r\n"
 					if _, err := io.WriteString(c, answer); err != nil {
 						return
 					}
@@ -196,55 +213,34 @@ func socketAddress(host string, port uint16) *core.Address {
 	}}}
 }
 
+func socketAddresses(hosts []string, ports []uint16) (out []*core.Address) {
+	for _, h := range hosts {
+		for _, p := range ports {
+			out = append(out, socketAddress(h, p))
+		}
+	}
+	return out
+}
+
 // host is the address of the i-th mesh's workload.
 func (l *lab) host(i int) string { return fmt.Sprintf("127.%d.%d.%d", l.addresses, 1+i/200, 1+i%200) }
 
 // port6 is the port of the i-th mesh's workload by IPv6, of which there is one address.
 func (l *lab) port6(i int) uint16 { return uint16(12000 + int(l.addresses)*50 + i) }
 
+// endedSecret is that of the certificate with which the workload ends TLS of clients.
+var endedSecret = mesh.Name{Namespace: "shop", Name: "web"}
+
 // listener is the inbound listener that is translated for the workload, as far as it is
-// not about the network of a pod: it listens at the i-th address, and what would come
-// from the control plane is in it.
+// not about the network of a pod, at the i-th address.
 func (l *lab) listener(i int, s *mesh.Snapshot, w *mesh.Workload) *listener.Listener {
 	l.t.Helper()
-	of := translate.ForInbound(s.Profile(w), false)
-	out := proto.CloneOf(translate.Build(translate.Key{Type: translate.Listener, Name: translate.ListenerInbound, For: of}, mesh.NewView(s)).Message.(*listener.Listener))
-	out.Name = fmt.Sprint("mesh-", i)
-	out.Address, out.AdditionalAddresses = socketAddress(l.host(i), portOpen), nil
-	for _, p := range []uint16{portHTTP, portTCP, portOther} {
-		out.AdditionalAddresses = append(out.AdditionalAddresses, &listener.AdditionalAddress{Address: socketAddress(l.host(i), p)})
-	}
-	out.AdditionalAddresses = append(out.AdditionalAddresses, &listener.AdditionalAddress{Address: socketAddress("::1", l.port6(i))})
-	if out.ListenerFilters[0].GetName() != "envoy.filters.listener.original_dst" {
-		l.t.Fatalf("the first listener filter is %s", out.ListenerFilters[0].GetName())
-	}
-	out.ListenerFilters = out.ListenerFilters[1:]
-	routes := translate.Build(translate.Key{Type: translate.Route, Name: translate.RouteInbound, For: s.Profile(w)}, mesh.NewView(s)).Message.(*route.RouteConfiguration)
-	for _, c := range out.FilterChains {
-		if c.TransportSocket != nil {
-			context := &envoytls.DownstreamTlsContext{}
-			l.unmarshal(c.TransportSocket.GetTypedConfig(), context)
-			for _, s := range context.CommonTlsContext.TlsCertificateSdsSecretConfigs {
-				s.SdsConfig = nil
-			}
-			context.CommonTlsContext.GetCombinedValidationContext().ValidationContextSdsSecretConfig.SdsConfig = nil
-			c.TransportSocket.ConfigType = &core.TransportSocket_TypedConfig{TypedConfig: any1(l.t, context)}
-		}
-		last := c.Filters[len(c.Filters)-1]
-		manager, proxy := &hcm.HttpConnectionManager{}, &tcpproxy.TcpProxy{}
-		switch {
-		case last.GetTypedConfig().MessageIs(manager):
-			l.unmarshal(last.GetTypedConfig(), manager)
-			manager.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routes}
-			manager.AccessLog = nil
-			last.ConfigType = &listener.Filter_TypedConfig{TypedConfig: any1(l.t, manager)}
-		case last.GetTypedConfig().MessageIs(proxy):
-			l.unmarshal(last.GetTypedConfig(), proxy)
-			proxy.AccessLog = nil
-			last.ConfigType = &listener.Filter_TypedConfig{TypedConfig: any1(l.t, proxy)}
-		}
-	}
-	return out
+	v := mesh.NewView(s)
+	at := socketAddresses([]string{l.host(i)}, []uint16{portOpen, portHTTP, portTCP, portOther})
+	return l.settled(built[*listener.Listener](v, translate.Listener, translate.ListenerInbound, translate.ForInbound(s.Profile(w), false)), fmt.Sprint("mesh-", i), translate.SecretWorkload,
+		func(name string) *route.RouteConfiguration {
+			return built[*route.RouteConfiguration](v, translate.Route, name, s.Profile(w))
+		}, append(at, socketAddress("::1", l.port6(i)))...)
 }
 
 func (l *lab) unmarshal(from *anypb.Any, to proto.Message) {
@@ -278,8 +274,8 @@ func (l *lab) run(listeners []*listener.Listener) (stop func()) {
 	b := &bootstrap.Bootstrap{
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{Name: "static", LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer}}}},
 		StaticResources: &bootstrap.Bootstrap_StaticResources{
-			Listeners: listeners, Secrets: l.secrets(),
-			Clusters: append(l.clusters, static(translate.ClusterInbound, l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)),
+			Listeners: listeners, Secrets: l.secrets,
+			Clusters: append(l.clusters, static(translate.ClusterInbound, l.app), static(fmt.Sprintf("%s|%d|http1", translate.ClusterInbound, endedTarget), l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)),
 		},
 	}
 	j, err := protojson.Marshal(b)
@@ -299,7 +295,8 @@ func (l *lab) run(listeners []*listener.Listener) (stop func()) {
 	}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
-	last := net.JoinHostPort(l.host(len(listeners)-1), fmt.Sprint(portOther))
+	end := listeners[len(listeners)-1].GetAddress().GetSocketAddress()
+	last := net.JoinHostPort(end.GetAddress(), fmt.Sprint(end.GetPortValue()))
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial("tcp", last)
 		if err == nil {
@@ -324,31 +321,56 @@ type connection struct {
 	in *bufio.Reader
 }
 
+// connections are those that are kept, by who has them.
+type connections map[string]*connection
+
+func (k connections) close() {
+	for _, c := range k {
+		c.Close()
+	}
+}
+
 // dial opens a connection as the request's caller to the i-th mesh.
 func (l *lab) dial(i int, r Request, name string) (*connection, error) {
 	host := l.host(i)
 	if r.Peer.Is6() {
 		host = "::1"
 	}
+	return l.connect(net.JoinHostPort(host, fmt.Sprint(r.Port)), r, name)
+}
+
+func (l *lab) connect(to string, r Request, name string) (*connection, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: r.Peer.AsSlice()}, Timeout: 10 * time.Second}
-	c, err := d.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(r.Port)))
+	c, err := d.Dial("tcp", to)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		l.t.Fatal(err)
 	}
-	if r.Identity != "" {
-		alpn := translate.ALPNHTTP
-		if r.HTTP == nil {
-			alpn = translate.ALPNTCP
-		}
-		secured := tls.Client(c, &tls.Config{Certificates: []tls.Certificate{l.callers[r.Identity]}, InsecureSkipVerify: true, NextProtos: []string{alpn}, ServerName: name})
+	secure := func(config *tls.Config) error {
+		config.InsecureSkipVerify = true
+		secured := tls.Client(c, config)
 		if err := secured.Handshake(); err != nil {
 			c.Close()
-			return nil, err
+			return err
 		}
 		c = secured
+		return nil
+	}
+	if r.Identity != "" {
+		alpn := translate.ALPNHTTP
+		if r.HTTP == nil || r.Unseen || r.SNI != "" {
+			alpn = translate.ALPNTCP
+		}
+		if err := secure(&tls.Config{Certificates: []tls.Certificate{l.callers[r.Identity]}, NextProtos: []string{alpn}, ServerName: name}); err != nil {
+			return nil, fmt.Errorf("mesh mTLS: %s", err) // whatever it is
+		}
+	}
+	if r.HTTP != nil && r.SNI != "" {
+		if err := secure(&tls.Config{ServerName: r.SNI}); err != nil {
+			return nil, err
+		}
 	}
 	return &connection{c, bufio.NewReader(c)}, nil
 }
@@ -366,7 +388,11 @@ func (c *connection) ask(l *lab, r Request) (reached bool, answer string, err er
 			return false, "", err
 		}
 		b, err := c.in.ReadByte()
-		return err == nil && b == 'T', fmt.Sprint("byte ", b, " ", err), err
+		if err != nil || b != 'T' {
+			return false, fmt.Sprint("byte ", b, " ", err), err
+		}
+		line, _ := c.in.ReadString('\n')
+		return true, strings.Trim(line, "T\n"), nil
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s %s HTTP/1.1\r\nhost: %s\r\n", r.HTTP.Method, r.HTTP.Path, r.HTTP.Host)

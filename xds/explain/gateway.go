@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -155,31 +156,112 @@ func explainEntry(v *mesh.View, q Question) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	request, err := httpOf(q, nil, mesh.ServicePort{})
+	var request *HTTP
+	if q.Scheme == schemeHTTP || q.Scheme == schemeHTTPS {
+		if request, err = httpOf(q, nil, mesh.ServicePort{}); err != nil {
+			return nil, err
+		}
+	}
+	secure := q.Scheme == schemeHTTPS || q.Scheme == schemeTLS
+	a := &Answer{Caller: caller, Port: q.Port, Backends: []Backend{}}
+	self, _, from, err := callerOf(v, Question{Pod: q.Pod})
 	if err != nil {
 		return nil, err
 	}
-	at, err := arrive(v, g, q.Port, q.Scheme == "https", peer, request)
+	send := func(shares []translate.Share, as translate.Sent, what func(i int) Request, sent *HTTP) {
+		for i, s := range shares {
+			if s.Weight == 0 {
+				continue
+			}
+			r := what(i)
+			r.Peer, r.Identity = from, self.Identity
+			if s.External {
+				a.Backends = append(a.Backends, outwards(v, s, g, r))
+			} else {
+				a.Backends = append(a.Backends, backend(v, s, as, r, sent))
+			}
+		}
+		if said := verdict(a.Backends); said != Allowed {
+			a.Verdict = said
+		}
+	}
+	name := ""
+	if secure {
+		name = hostOf(q.Host)
+	}
+	if p, passes := translate.PassageOf(g, q.Port, secure, name, v); passes {
+		a.Entrance = passed(v, g, p, Request{Peer: peer, Port: q.Port, SNI: name})
+		a.Verdict = a.Entrance.Verdict
+		if a.Verdict == Denied {
+			return a, nil
+		}
+		var shares []translate.Share
+		a.Route, shares = connected(p.Route)
+		as, r := translate.SentBytes, Request{SNI: name, HTTP: request}
+		if p.Decoded {
+			as, r.SNI = translate.SentDecoded, ""
+		}
+		send(shares, as, func(int) Request { return r }, request)
+		return a, nil
+	}
+	if request == nil {
+		return nil, noPassage(v, g, q, name, secure)
+	}
+	at, err := arrive(v, g, q.Port, secure, peer, request)
 	if err != nil {
 		return nil, err
 	}
-	a := &Answer{Caller: caller, Port: q.Port, Entrance: &at.Entrance, Backends: []Backend{}, Verdict: at.Verdict}
+	a.Entrance, a.Verdict = &at.Entrance, at.Verdict
 	if at.http == nil || at.Verdict == Denied {
 		return a, nil
 	}
 	route, shares, asked := taken(chosen(at.rules, at.http), at.http)
 	a.Route = route
-	self, _, from, err := callerOf(v, Question{Pod: q.Pod})
-	if err != nil {
-		return nil, err
-	}
-	for i, s := range shares {
-		if s.Weight > 0 {
-			a.Backends = append(a.Backends, backend(v, s, Request{Peer: from, Identity: self.Identity, HTTP: forwarded(asked(i), peer)}, at.http))
-		}
-	}
-	if a.Verdict = verdict(a.Backends); a.Verdict == Allowed {
-		a.Verdict = at.Verdict
-	}
+	send(shares, translate.SentHTTP, func(i int) Request { return Request{HTTP: forwarded(asked(i), peer)} }, at.http)
 	return a, nil
+}
+
+// The schemes of questions.
+const (
+	schemeHTTP  = "http"
+	schemeHTTPS = "https"
+	schemeTLS   = "tls"
+	schemeTCP   = "tcp"
+)
+
+// passed is what the gateway does with a connection before it passes it on.
+func passed(v *mesh.View, g *mesh.Gateway, p translate.Passage, r Request) *Entrance {
+	out := &Entrance{Gateway: g.Meta.Name.String(), Listener: p.Listener}
+	if p.Closed != "" {
+		out.Decision = Decision{Verdict: Denied, Reason: "the gateway closes the connection: " + p.Closed}
+		return out
+	}
+	k := facts{peer: r.Peer, port: r.Port, domains: v.Config().TrustDomains(), place: "the listener"}
+	if p.Named {
+		k.sni, k.noName = r.SNI, r.SNI == ""
+	}
+	out.Decision = k.decide(Decision{}, p.Policies, v)
+	return out
+}
+
+// connected is where a route of connections has them go.
+func connected(rule translate.Rule) (*Route, []translate.Share) {
+	out := &Route{Kind: kindName(rule.Of.Kind), Name: rule.Of.Name.String()}
+	if !slices.ContainsFunc(rule.Backends, func(s translate.Share) bool { return s.Weight > 0 && s.Service != (mesh.Name{}) }) {
+		out.Answer = "nothing and closes the connection: the rule has no backend that exists and has a weight"
+		return out, nil
+	}
+	return out, rule.Backends
+}
+
+// noPassage is why the gateway takes no such connection.
+func noPassage(v *mesh.View, g *mesh.Gateway, q Question, name string, secure bool) error {
+	if e, problem := translate.EntryOf(g, q.Port, name, secure, v); problem == "" {
+		scheme := schemeHTTP
+		if secure {
+			scheme = schemeHTTPS
+		}
+		return fmt.Errorf("listener %s of Gateway %s takes requests of HTTP: ask for %s://HOST:%d/PATH", e.Listener, g.Meta.Name, scheme, q.Port)
+	}
+	return errors.New(translate.NoEntry(g, q.Port, name, q.Scheme, v))
 }

@@ -8,11 +8,8 @@ import (
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -73,35 +70,19 @@ func (g generator) gateway() (*mesh.Snapshot, []mesh.Entity) {
 }
 
 // gatewayListener is that of the random Gateway, at the i-th address.
-func (l *lab) gatewayListener(i int, v *mesh.View) *listener.Listener {
+func (l *lab) gatewayListener(i int, v *mesh.View, ports ...uint16) *listener.Listener {
 	l.t.Helper()
-	out := proto.CloneOf(translate.Build(translate.Key{Type: translate.Listener, Name: translate.ListenerGateway, For: edge.String()}, v).Message.(*listener.Listener))
-	out.Name = fmt.Sprint("edge-", i)
-	out.Address, out.AdditionalAddresses = socketAddress(l.host(i), portOpen), []*listener.AdditionalAddress{{Address: socketAddress(l.host(i), portOther)}}
-	for _, c := range out.FilterChains {
-		manager := &hcm.HttpConnectionManager{}
-		last := c.Filters[len(c.Filters)-1]
-		l.unmarshal(last.GetTypedConfig(), manager)
-		name := manager.GetRds().GetRouteConfigName()
-		routes := proto.CloneOf(translate.Build(translate.Key{Type: translate.Route, Name: name, For: edge.String()}, v).Message.(*route.RouteConfiguration))
-		for _, h := range routes.VirtualHosts {
-			h.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-route", Value: "%ROUTE_NAME%"}}}
-		}
-		manager.RouteSpecifier, manager.AccessLog = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routes}, nil
-		last.ConfigType = &listener.Filter_TypedConfig{TypedConfig: any1(l.t, manager)}
-	}
-	return out
+	return l.settled(built[*listener.Listener](v, translate.Listener, translate.ListenerGateway, edge.String()), fmt.Sprint("edge-", i), translate.SecretWorkload,
+		func(name string) *route.RouteConfiguration {
+			return built[*route.RouteConfiguration](v, translate.Route, name, edge.String())
+		}, socketAddresses([]string{l.host(i)}, ports)...)
 }
 
 // What a gateway lets in, and by which rule of which route it sends it on, is what Envoy
 // does.
 func TestGatewaysDecideAsEnvoyTakesThem(t *testing.T) {
 	const gateways, requests, each = 100, 60, 25
-	first := *seedFlag
-	if first == 0 {
-		first = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d; to replay: go test ./xds/explain -run Gateways -seed=%d", first, first)
+	first := firstSeed(t, t.Name())
 	l := newLab(t)
 	l.clusters = []*cluster.Cluster{static("h1|shop/cart|80", l.app)}
 	count := map[string]int{}
@@ -115,11 +96,11 @@ func TestGatewaysDecideAsEnvoyTakesThem(t *testing.T) {
 			g.tokens = i%3 == 0
 			s, entities := g.gateway()
 			gs, views, made = append(gs, g), append(views, mesh.NewView(s)), append(made, entities)
-			listeners = append(listeners, l.gatewayListener(i, views[i]))
+			listeners = append(listeners, l.gatewayListener(i, views[i], portOpen, portOther))
 		}
 		stop := l.run(listeners)
 		for i, g := range gs {
-			kept := map[string]*connection{}
+			kept := connections{}
 			gw, _ := translate.GatewayOf(edge, views[i])
 			for range requests {
 				r := Request{Peer: netip.MustParseAddr(pick(g, peers[:3])), Port: gw.Listeners[g.IntN(len(gw.Listeners))].Port, HTTP: g.http()}
@@ -151,9 +132,7 @@ func TestGatewaysDecideAsEnvoyTakesThem(t *testing.T) {
 				}
 				count[want[:3]]++
 			}
-			for _, c := range kept {
-				c.Close()
-			}
+			kept.close()
 		}
 		stop()
 	}
@@ -175,14 +154,5 @@ func expected(at arrived) string {
 	case at.Verdict == Denied, at.Verdict == Depends && (len(at.Authorizers) != 1 || at.Authorizers[0] != "yes"):
 		return "denied"
 	}
-	rule := chosen(at.rules, at.http)
-	r, _, as := taken(rule, at.http)
-	switch {
-	case rule.Name == "":
-		return "404"
-	case r.Answer != "":
-		return r.Answer[:3] + " x-route: " + rule.Name
-	}
-	out := as(0)
-	return fmt.Sprintf("200 %s %s host %s x-beta %q x-route: %s", out.Method, out.Path, out.Host, strings.Join(out.values("x-beta"), ","), rule.Name)
+	return routedBy(at.rules, at.http)
 }

@@ -100,11 +100,13 @@ func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 		q    Question
 		want string
 	}{
-		"no listener":          {Question{Scheme: "http", Port: 8080, Host: "shop.example"}, "no listener that takes requests for shop.example at port 8080 by http; it has http://HOST:80 (clear), https://*.example:443 (wide)"},
-		"no name of a secure":  {Question{Scheme: "https", Port: 443, Host: "other.test"}, "no listener that takes requests for other.test"},
+		"no listener":          {Question{Scheme: "http", Port: 8080, Host: "shop.example"}, "no listener that takes what is for shop.example at port 8080 by http; it has http://HOST:80 (clear), https://*.example:443 (wide)"},
+		"no name of a secure":  {Question{Scheme: "https", Port: 443, Host: "other.test"}, "no listener that takes what is for other.test"},
 		"in the clear to TLS":  {Question{Scheme: "http", Port: 443, Host: "shop.example"}, "at port 443 by http"},
 		"without certificate":  {Question{Scheme: "https", Port: 443, Host: "bare.example"}, "lacks its certificate"},
-		"what is passed on":    {Question{Scheme: "https", Port: 443, Host: "through.example"}, "it passes connections on"},
+		"TLS of anything":      {Question{Scheme: "tls", Port: 443, Host: "shop.example"}, "listener narrow of Gateway front/edge takes requests of HTTP: ask for https://HOST:443/PATH"},
+		"bytes":                {Question{Scheme: "tcp", Port: 80, Host: "shop.example"}, "listener clear of Gateway front/edge takes requests of HTTP"},
+		"bytes nowhere":        {Question{Scheme: "tcp", Port: 81, Host: "shop.example"}, "no listener that takes what is for no name at port 81 by tcp"},
 		"a pod that is no one": {Question{Scheme: "http", Port: 80, Host: "shop.example", Pod: "front/web-0"}, "is no Gateway's"},
 	} {
 		if c.q.Pod == "" {

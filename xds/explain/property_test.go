@@ -1,7 +1,9 @@
 package explain
 
 import (
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"regexp"
@@ -15,10 +17,7 @@ import (
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-var (
-	seedFlag  = flag.Uint64("seed", 0, "replay the random meshes that begin with this seed")
-	decisions = flag.Int("decisions", 10000, "how many decisions are compared with Envoy's")
-)
+var decisions = flag.Int("decisions", 10000, "how many decisions are compared with Envoy's")
 
 const (
 	perMesh  = 60 // requests for each mesh
@@ -28,7 +27,7 @@ const (
 // What the policies mean is what Envoy does with what is translated of them: random
 // policies, and random requests that were made to talk them round.
 func TestDecisionsAreAsEnvoyTakesThem(t *testing.T) {
-	decide(t, false, "HTTP Allowed", "HTTP Denied", "other Allowed", "other Denied", "token Allowed", "token Denied")
+	decide(t, false, "HTTP Allowed", "HTTP Denied", "other Allowed", "other Denied", "token Allowed", "token Denied", "ended Allowed", "ended Denied")
 }
 
 // The same, with rules that are about tokens alone.
@@ -37,11 +36,7 @@ func TestDecisionsOnTokensAreAsEnvoyTakesThem(t *testing.T) {
 }
 
 func decide(t *testing.T, tokens bool, seen ...string) {
-	first := *seedFlag
-	if first == 0 {
-		first = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d; to replay: go test ./xds/explain -run %s -seed=%d -decisions=%d", first, t.Name(), first, *decisions)
+	first := firstSeed(t, t.Name())
 	l := newLab(t)
 	began, n, count := time.Now(), 0, map[string]int{}
 	for seed := first; n < *decisions && !t.Failed(); seed += perEnvoy {
@@ -49,7 +44,7 @@ func decide(t *testing.T, tokens bool, seen ...string) {
 	}
 	t.Logf("%d decisions in %s: %v", n, time.Since(began).Round(time.Second/10), count)
 	for _, what := range seen {
-		if n >= 1000 && count[what] < n/200 {
+		if n >= 1000 && count[what] < n/400 {
 			t.Errorf("%d of %d decisions are %q: the test shows little", count[what], n, what)
 		}
 	}
@@ -77,7 +72,7 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 	defer stop()
 	n := 0
 	for i, m := range all {
-		kept := map[string]*connection{}
+		kept := connections{}
 		for range perMesh {
 			r := m.request()
 			if r.Peer.Is6() {
@@ -102,6 +97,9 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 			if r.HTTP != nil && r.HTTP.Claims != nil {
 				count["token "+string(d.Verdict)]++
 			}
+			if ends, _ := translate.InboundOf(m.workload, mesh.NewView(m.snapshot)).EndsTLS(r.Port); ends && r.Identity == "" && r.HTTP != nil && r.SNI != "" {
+				count["ended "+string(d.Verdict)]++
+			}
 			if d.Status != 0 {
 				count[fmt.Sprint(d.Status)]++
 			}
@@ -111,17 +109,23 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 				break
 			}
 		}
-		for _, c := range kept {
-			c.Close()
-		}
+		kept.close()
 	}
 	return n
 }
 
-// try sends the request on the caller's connection, or on a new one where that was
-// closed meanwhile.
-func (l *lab) try(i int, r Request, name string, kept map[string]*connection) (reached bool, answer string) {
-	key := fmt.Sprint(r.Peer, r.Identity, r.Port, name)
+// try sends the request to the i-th mesh on the caller's connection, or on a new one where
+// that was closed meanwhile.
+func (l *lab) try(i int, r Request, name string, kept connections) (reached bool, answer string) {
+	return l.tryBy(func() (*connection, error) { return l.dial(i, r, name) }, fmt.Sprint(r.Peer, r.Identity, r.Port, r.SNI, r.Unseen, name), r, kept)
+}
+
+// tryAt sends it to the address.
+func (l *lab) tryAt(to string, r Request, kept connections) (reached bool, answer string) {
+	return l.tryBy(func() (*connection, error) { return l.connect(to, r, "") }, to, r, kept)
+}
+
+func (l *lab) tryBy(dial func() (*connection, error), key string, r Request, kept connections) (reached bool, answer string) {
 	var err error
 	for range 2 {
 		c, old := kept[key]
@@ -129,8 +133,9 @@ func (l *lab) try(i int, r Request, name string, kept map[string]*connection) (r
 			c, old = nil, false
 		}
 		if c == nil {
-			if c, err = l.dial(i, r, name); err != nil {
-				return false, err.Error()
+			if c, err = dial(); err != nil {
+				var no tls.RecordHeaderError // what should be TLS is the application's answer to it
+				return errors.As(err, &no) && no.RecordHeader[0] == 'T', err.Error()
 			}
 		}
 		reached, answer, err = c.ask(l, r)

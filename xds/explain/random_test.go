@@ -16,6 +16,8 @@ const (
 	portHTTP  = 21081
 	portTCP   = 21090
 	portOther = 21443 // nothing, and policies have a mode of its own for it
+
+	endedTarget = 21000 // of the application, where TLS of clients ends
 )
 
 // generator makes random meshes and requests. Values come from small pools, so that
@@ -178,6 +180,26 @@ func (g generator) mode() mesh.MTLSMode {
 	return pick(g, []mesh.MTLSMode{mesh.MTLSUnset, mesh.MTLSPermissive, mesh.MTLSPermissive, mesh.MTLSStrict, mesh.MTLSDisabled})
 }
 
+// ended says at which ports TLS of clients ends.
+func (g generator) ended() *mesh.EndedTLS {
+	out := &mesh.EndedTLS{}
+	for _, p := range []uint16{portOpen, portHTTP, portTCP, portOther} {
+		if g.chance(50) {
+			out.Ports = append(out.Ports, mesh.PortTLS{Port: p, Target: endedTarget, Certificate: pick(g, []mesh.Name{endedSecret, endedSecret, endedSecret, endedSecret, endedSecret, endedSecret, endedSecret, {Namespace: "shop", Name: "gone"}})})
+		}
+	}
+	return out
+}
+
+// authorizers are what Custom rules may ask: one that is not there, one that says no, and one
+// that says yes.
+func authorizers() (out []mesh.Authorizer) {
+	for _, name := range []string{"gone", "no", "yes"} {
+		out = append(out, mesh.Authorizer{Name: name, Service: mesh.Name{Namespace: "auth", Name: name}, Port: 80, HTTP: true, Timeout: 5 * time.Second})
+	}
+	return out
+}
+
 // mesh is a random one, with one workload; the second result is of all that policies
 // are.
 func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
@@ -190,7 +212,7 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 		return mesh.Put(&mesh.Service{Name: mesh.Name{Namespace: namespace, Name: name}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.9")}, Selector: selector, Ports: ports})
 	}
 	changes := []mesh.Change{
-		mesh.Put(w),
+		mesh.Put(w), mesh.Put(&mesh.Certificate{Name: endedSecret, Chain: []byte("c"), Key: []byte("k")}),
 		service("shop", "web", app, mesh.ServicePort{Name: "http", Port: 80, Protocol: mesh.HTTP, Target: portHTTP}, mesh.ServicePort{Name: "tcp", Port: 90, Protocol: mesh.TCP, Target: portTCP}),
 		service("auth", "yes", nil, mesh.ServicePort{Port: 80}),
 		service("auth", "no", nil, mesh.ServicePort{Port: 80}),
@@ -222,18 +244,18 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 		if g.chance(25) || g.tokens {
 			p.JWT = g.jwt()
 		}
+		if g.chance(map[bool]int{true: 50, false: 5}[p.Meta.Namespace == "shop"]) { // nobody else's has a certificate
+			p.TLS = g.ended()
+		}
 		if g.chance(2) {
 			p.Invalid = "it makes no sense"
 		}
 		policies = append(policies, p)
 		changes = append(changes, mesh.Put(p))
 	}
-	at := func(name string) mesh.Authorizer {
-		return mesh.Authorizer{Name: name, Service: mesh.Name{Namespace: "auth", Name: name}, Port: 80, HTTP: true, Timeout: 5 * time.Second}
-	}
 	config := &mesh.Config{
 		TrustDomain: "cluster.local", RootNamespace: "tulle-system", MTLS: pick(g, []mesh.MTLSMode{mesh.MTLSUnset, mesh.MTLSPermissive, mesh.MTLSPermissive, mesh.MTLSStrict, mesh.MTLSDisabled}),
-		TrustedHops: uint32(g.IntN(3)), Authorizers: []mesh.Authorizer{at("gone"), at("no"), at("yes")},
+		TrustedHops: uint32(g.IntN(3)), Authorizers: authorizers(),
 	}
 	if g.chance(60) {
 		config.Aliases = []string{"old.local"}
@@ -246,7 +268,11 @@ func (g generator) mesh() (*mesh.Snapshot, *mesh.Workload, []*mesh.Policy) {
 // application.
 func (g generator) request() Request {
 	if g.tokens && g.chance(90) {
-		return Request{Peer: netip.MustParseAddr("127.0.0.1"), Port: portOpen, Identity: identities[0], HTTP: g.http()}
+		r := Request{Peer: netip.MustParseAddr("127.0.0.1"), Port: portOpen, Identity: identities[0], HTTP: g.http()}
+		if g.chance(20) {
+			r.Identity, r.SNI = "", pick(g, askedNames)
+		}
+		return r
 	}
 	r := Request{Peer: netip.MustParseAddr(pick(g, peers)), Port: pick(g, []uint16{portOpen, portOpen, portHTTP, portTCP, portOther})}
 	if g.chance(65) {
@@ -256,9 +282,13 @@ func (g generator) request() Request {
 		}
 	}
 	switch n := g.IntN(100); {
-	case n < 92 && !(r.Port == portTCP && r.Identity != ""):
+	case n < 92:
 		r.HTTP = g.http()
-	case n < 96 && r.Identity == "":
+		r.Unseen = r.Identity != "" && (r.Port == portTCP || g.chance(10))
+		if g.chance(map[bool]int{true: 60, false: 5}[r.Identity == ""]) {
+			r.SNI = pick(g, askedNames)
+		}
+	case n < 96:
 		r.SNI = pick(g, askedNames)
 	}
 	return r

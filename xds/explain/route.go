@@ -112,6 +112,10 @@ func kindName(k mesh.Kind) string {
 		return translate.KindHTTPRoute
 	case mesh.KindGRPCRoute:
 		return translate.KindGRPCRoute
+	case mesh.KindTLSRoute:
+		return translate.KindTLSRoute
+	case mesh.KindTCPRoute:
+		return translate.KindTCPRoute
 	case mesh.KindSplit:
 		return translate.KindSplit
 	default:

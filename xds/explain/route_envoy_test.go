@@ -5,15 +5,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -88,27 +85,22 @@ func (g generator) routes() *mesh.Route {
 
 // outboundListener takes what is sent to the Service's routes.
 func (l *lab) outboundListener(i int, v *mesh.View) *listener.Listener {
-	routes := proto.CloneOf(translate.Build(translate.Key{Type: translate.Route, Name: "10.96.0.1:80", For: "front"}, v).Message.(*route.RouteConfiguration))
-	routes.VirtualHosts[0].ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-route", Value: "%ROUTE_NAME%"}}}
 	manager := &hcm.HttpConnectionManager{
-		StatPrefix: "outbound", RouteSpecifier: &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routes},
+		StatPrefix: "outbound", RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: "10.96.0.1:80"}},
 		HttpFilters: []*hcm.HttpFilter{{Name: "router", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: any1(l.t, &router.Router{})}}},
 	}
-	return &listener.Listener{
-		Name: fmt.Sprint("routes-", i), Address: socketAddress(l.host(i), portOther),
-		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: any1(l.t, manager)}}}}},
-	}
+	filters := []*listener.Filter{{Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: any1(l.t, manager)}}}
+	return l.settled(&listener.Listener{FilterChains: []*listener.FilterChain{{Filters: filters}}}, fmt.Sprint("routes-", i), "",
+		func(name string) *route.RouteConfiguration {
+			return built[*route.RouteConfiguration](v, translate.Route, name, "front")
+		}, socketAddress(l.host(i), portOther))
 }
 
 // Which rule of which route takes a request, and what it makes of it, is what Envoy
 // does with the routes.
 func TestRoutesAreTakenAsEnvoyTakesThem(t *testing.T) {
 	const meshes, requests = 60, 60
-	first := *seedFlag
-	if first == 0 {
-		first = uint64(time.Now().UnixNano())
-	}
-	t.Logf("seed %d; to replay: go test ./xds/explain -run RoutesAreTaken -seed=%d", first, first)
+	first := firstSeed(t, t.Name())
 	l := newLab(t)
 	l.clusters = []*cluster.Cluster{static("svc|shop/cart|80", l.app)}
 	var listeners []*listener.Listener
@@ -122,7 +114,7 @@ func TestRoutesAreTakenAsEnvoyTakesThem(t *testing.T) {
 	defer l.run(listeners)()
 	count := map[string]int{}
 	for i, g := range gs {
-		kept := map[string]*connection{}
+		kept := connections{}
 		svc, _ := views[i].Service(mesh.Name{Namespace: "shop", Name: "cart"})
 		rules := translate.Calls(svc, svc.Ports[0], "front", true, views[i])
 		for range requests {
@@ -134,30 +126,33 @@ func TestRoutesAreTakenAsEnvoyTakesThem(t *testing.T) {
 			for range g.IntN(3) {
 				r.HTTP.Headers = append(r.HTTP.Headers, mesh.Header{Name: pick(g, []string{"x-beta", "X-Beta", "x-alpha"}), Value: pick(g, routeValues)})
 			}
-			rule := chosen(rules, r.HTTP)
-			taken, _, as := taken(rule, r.HTTP)
-			want := "404"
-			switch {
-			case rule.Name != "" && taken.Answer != "":
-				want = taken.Answer[:3] + " x-route: " + rule.Name
-			case rule.Name != "":
-				out := as(0)
-				want = fmt.Sprintf("200 %s %s host %s x-beta %q x-route: %s", out.Method, out.Path, out.Host, strings.Join(out.values("x-beta"), ","), rule.Name)
-			}
+			want := routedBy(rules, r.HTTP)
 			_, answer := l.try(i, r, "", kept)
 			if got := heard(answer); got != want {
 				t.Fatalf("seed %d: %s\nis %s\nand by Envoy %s\n(%q)\nby the rules %s", first+uint64(i), text(r.HTTP), want, got, answer, text(rules))
 			}
 			count[want[:3]]++
 		}
-		for _, c := range kept {
-			c.Close()
-		}
+		kept.close()
 	}
 	t.Log(count)
 	if count["200"] < meshes*requests/6 || count["404"] == 0 || count["302"] == 0 {
 		t.Errorf("what becomes of the requests is all alike: %v", count)
 	}
+}
+
+// routedBy is the answer to a request, in one line, by the rules.
+func routedBy(rules []translate.Rule, r *HTTP) string {
+	rule := chosen(rules, r)
+	to, _, as := taken(rule, r)
+	switch {
+	case rule.Name == "":
+		return "404"
+	case to.Answer != "":
+		return to.Answer[:3] + " x-route: " + rule.Name
+	}
+	out := as(0)
+	return fmt.Sprintf("200 %s %s host %s x-beta %q x-route: %s", out.Method, out.Path, out.Host, strings.Join(out.values("x-beta"), ","), rule.Name)
 }
 
 // heard is an answer in one line.

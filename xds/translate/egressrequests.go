@@ -32,12 +32,18 @@ func outManager(g *mesh.Gateway, at mesh.Listener, v *mesh.View) *hcm.HttpConnec
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: gatewayRouteName(at)}}
 	m.XffNumTrustedHops = hopsBefore(c)
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE
-	if matchesPaths(slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)) || limitsPaths(mostSpecificLimits(attached(g, at.Name, mesh.SectionRateLimit, v))) {
+	if outMatchesPaths(g, at, v) {
 		m.NormalizePath = wrapperspb.Bool(true)
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_REJECT_REQUEST
 	}
 	return m
+}
+
+// outMatchesPaths reports whether a rule at the listener asks for paths, or limits by them.
+func outMatchesPaths(g *mesh.Gateway, at mesh.Listener, v *mesh.View) bool {
+	return matchesPaths(slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)) ||
+		limitsPaths(mostSpecificLimits(attached(g, at.Name, mesh.SectionRateLimit, v)))
 }
 
 // outRoutes are those of an egress listener: a virtual host for each host of a port, found

@@ -113,11 +113,7 @@ func (e external) hostname() string { return cmp.Or(e.host, e.Hosts[0]) }
 
 // originate is TLS to a server that must show a certificate for its name.
 func originate(e external) *core.TransportSocket {
-	sni := cmp.Or(e.TLS.SNI, e.hostname())
-	names := e.TLS.SubjectAltNames
-	if len(names) == 0 {
-		names = []string{sni}
-	}
+	sni, names := origination(e)
 	vc := &tls.CertificateValidationContext{TrustedCa: &core.DataSource{Specifier: &core.DataSource_Filename{Filename: systemRoots}}}
 	if e.TLS.CA != "" {
 		vc.TrustedCa = inline([]byte(e.TLS.CA))
@@ -134,6 +130,16 @@ func originate(e external) *core.TransportSocket {
 			ValidationContextType: &tls.CommonTlsContext_ValidationContext{ValidationContext: vc},
 		},
 	})}}
+}
+
+// origination is the server name that is asked for, and the names of which the certificate
+// must have one.
+func origination(e external) (sni string, names []string) {
+	sni = cmp.Or(e.TLS.SNI, e.hostname())
+	if len(e.TLS.SubjectAltNames) > 0 {
+		return sni, e.TLS.SubjectAltNames
+	}
+	return sni, []string{sni}
 }
 
 // dnsResolver, wherever names are looked up, asks as the pod's resolv.conf says, but takes names as they are: one in the

@@ -81,9 +81,13 @@ type Rule struct {
 // Share is a backend, and how much it takes of what its rule matches.
 type Share struct {
 	Service mesh.Name // none: it does not exist, or may not be referred to
-	Port    uint16
-	Labels  map[string]string // of the pods that are meant; none: all
-	Weight  uint32
+	// External says that it is an ExternalService, and Host which of its hosts is called;
+	// empty: its servers are.
+	External bool
+	Host     string
+	Port     uint16
+	Labels   map[string]string // of the pods that are meant; none: all
+	Weight   uint32
 }
 
 // Calls are the rules for calls of a namespace's clients to the port, in the order in
@@ -102,18 +106,37 @@ func Calls(svc *mesh.Service, port mesh.ServicePort, client string, http bool, v
 			rules = all[len(all)-1:] // that of what no other matches
 		}
 	}
-	return each(rules, shownRule)
+	return shownRules(rules, v)
 }
 
-func shownRule(r rule) Rule {
-	return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share {
-		out := Share{Service: s.to.service, Port: s.to.port, Weight: s.weight}
-		if s.to.labels != "" {
-			out.Labels = labelsFrom(s.to.labels)
-		}
-		return out
-	})}
+func shownRules(rules []rule, v *mesh.View) []Rule {
+	return each(rules, func(r rule) Rule {
+		return Rule{Of: r.of, Name: r.name, Match: r.match, Route: r.source, Backends: each(r.backends, func(s share) Share { return shownShare(s.to, s.weight, v) })}
+	})
 }
+
+func shownShare(to endpointsOf, weight uint32, v *mesh.View) Share {
+	out := Share{Service: to.service, Port: to.port, Weight: weight, External: to.external}
+	switch {
+	case to.external:
+		out.Host = hostOfOut(to, v)
+	case to.labels != "":
+		out.Labels = labelsFrom(to.labels)
+	}
+	return out
+}
+
+// Sent is as what a proxy sends on what it was sent.
+type Sent uint8
+
+const (
+	// SentHTTP are requests.
+	SentHTTP Sent = iota
+	// SentBytes are those of a connection, whatever is in it.
+	SentBytes
+	// SentDecoded are those of one whose TLS ended at a gateway.
+	SentDecoded
+)
 
 // Endpoint is where calls to a Service may go.
 type Endpoint struct {
@@ -123,11 +146,15 @@ type Endpoint struct {
 
 // Ready are the endpoints that calls to the backend are shared out among, sorted by zone
 // and address.
-func Ready(s Share, v *mesh.View) []Endpoint {
+func Ready(s Share, as Sent, v *mesh.View) []Endpoint {
 	svc, ok := v.Service(s.Service)
-	if !ok {
+	if !ok || s.External {
 		return nil
 	}
 	port, _ := svc.Port(s.Port)
-	return each(destination{http: !port.Protocol.Opaque()}.ready(s.Service, port.Name, s.Labels, false, v), func(f found) Endpoint { return Endpoint{f.at, f.mtls} })
+	d := destination{http: as == SentHTTP}
+	if as == SentDecoded {
+		d.prefix = prefixDecoded
+	}
+	return each(d.ready(s.Service, port.Name, s.Labels, false, v), func(f found) Endpoint { return Endpoint{f.at, f.mtls} })
 }

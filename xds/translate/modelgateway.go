@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -49,7 +50,7 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 		switch {
 		case n < 0:
 		case here[n].Protocol != mesh.ListenerHTTPS:
-			return e, fmt.Sprintf("listener %s of Gateway %s is of TLS, not HTTPS: it passes connections on, and no requests are looked at", here[n].Name, g.Meta.Name)
+			return e, fmt.Sprintf("listener %s of Gateway %s is of TLS, not HTTPS: no requests are looked at", here[n].Name, g.Meta.Name)
 		case !served[slices.IndexFunc(held, func(l mesh.Listener) bool { return l.Name == here[n].Name })]:
 			return e, fmt.Sprintf("listener %s of Gateway %s lacks its certificate: connections are closed", here[n].Name, g.Meta.Name)
 		default:
@@ -57,7 +58,7 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 		}
 	}
 	if len(ls) == 0 {
-		return e, fmt.Sprintf("Gateway %s has no listener that takes requests for %s at port %d by %s; %s", g.Meta.Name, host, port, schemeOf(secure), listenersOf(held))
+		return e, NoEntry(g, port, host, schemeOf(secure), v)
 	}
 	var sites []site
 	for _, l := range ls {
@@ -82,12 +83,76 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 	e.Policies = slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)
 	e.Tokens = Tokens{tokensAt(attached(g, at.Name, mesh.SectionJWT, v), v)}
 	e.OneHost = toldApart(g, at.Listener, v)
-	e.Rules = each(hostRules(at, domain, v), shownRule)
+	e.Rules = shownRules(hostRules(at, domain, v), v)
 	return e, ""
+}
+
+// Passage is what a gateway does with connections that it passes on without looking for
+// requests in them, for those who explain it.
+type Passage struct {
+	Listener string
+	// Closed is why connections are; empty: rules decide.
+	Closed string
+	// Named says that the client's TLS is looked at for its server name, and Decoded that it
+	// ends here.
+	Named, Decoded bool
+	// Policies are those whose rules of authorization hold there, the least specific first.
+	Policies []*mesh.Policy
+	Route    Rule // by which they are shared out
+}
+
+// PassageOf is what becomes of connections to the port that are of TLS for the server name,
+// in lower case and empty for none, or are not of TLS. Passes is false where it is no port
+// of TLS or TCP for them.
+func PassageOf(g *mesh.Gateway, port uint16, secure bool, name string, v *mesh.View) (p Passage, passes bool) {
+	held, served := holdingListeners(g, v)
+	best := -1
+	for i, l := range held {
+		takes := l.Protocol == mesh.ListenerTCP || secure && l.Encrypted() && covers(l.Hostname, name)
+		if l.Port == port && takes && (best < 0 || specificity(l.Hostname) > specificity(held[best].Hostname)) {
+			best = i
+		}
+	}
+	if best < 0 || held[best].Protocol != mesh.ListenerTLS && held[best].Protocol != mesh.ListenerTCP {
+		return p, false
+	}
+	at := held[best]
+	p = Passage{Listener: at.Name, Named: at.Encrypted(), Decoded: at.Terminates(), Policies: slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)}
+	if !served[best] {
+		p.Closed = fmt.Sprintf("listener %s lacks its certificate", at.Name)
+		return p, true
+	}
+	var of *mesh.Route
+	host := -1
+	for _, r := range attachedRoutes(g, at, v) { // the oldest first
+		for _, h := range hostsOf(at, r) {
+			if (!p.Named || covers(h, name)) && specificity(h) > host {
+				of, host = r, specificity(h)
+			}
+		}
+		if !p.Named && of != nil {
+			break
+		}
+	}
+	if of == nil {
+		p.Closed = fmt.Sprintf("no route is for it at listener %s", at.Name)
+		return p, true
+	}
+	p.Route = Rule{Of: of.Ref(), Name: of.Meta.Name.String(), Backends: each(of.Rules[0].Backends, func(b mesh.RouteBackend) Share {
+		to, _ := backendOf(mesh.Name{}, of, b.Backend, v)
+		return shownShare(to, b.Weight, v)
+	})}
+	return p, true
 }
 
 // GatewayOf is the Gateway that is of a class of Tulle's.
 func GatewayOf(n mesh.Name, v *mesh.View) (*mesh.Gateway, bool) { return gatewayOf(n, v) }
+
+// NoEntry says that the gateway has no listener for what a client asks for, and which it has.
+func NoEntry(g *mesh.Gateway, port uint16, host, scheme string, v *mesh.View) string {
+	held, _ := holdingListeners(g, v)
+	return fmt.Sprintf("Gateway %s has no listener that takes what is for %s at port %d by %s; %s", g.Meta.Name, cmp.Or(host, "no name"), port, scheme, listenersOf(held))
+}
 
 func schemeOf(secure bool) string {
 	if secure {
@@ -96,20 +161,16 @@ func schemeOf(secure bool) string {
 	return "http"
 }
 
-// listenersOf says where requests may come in.
+// listenersOf says where clients may come in.
 func listenersOf(ls []mesh.Listener) string {
 	var out []string
 	for _, l := range ls {
-		if l.Protocol == mesh.ListenerHTTP || l.Protocol == mesh.ListenerHTTPS {
-			host := "HOST"
-			if l.Hostname != "" {
-				host = l.Hostname
-			}
-			out = append(out, fmt.Sprintf("%s://%s:%d (%s)", strings.ToLower(string(l.Protocol)), host, l.Port, l.Name))
+		if l.Protocol != mesh.ListenerEgress {
+			out = append(out, fmt.Sprintf("%s://%s:%d (%s)", strings.ToLower(string(l.Protocol)), cmp.Or(l.Hostname, "HOST"), l.Port, l.Name))
 		}
 	}
 	if len(out) == 0 {
-		return "it has none of HTTP or HTTPS"
+		return "it has none for clients from outside"
 	}
 	return "it has " + strings.Join(out, ", ")
 }
