@@ -155,8 +155,9 @@ func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 	case ends && !served:
 		return fmt.Sprintf("TLS of clients ends at port %d, and its certificate cannot be used: the MeshPolicy's status says why", r.Port)
 	case ends:
+		// Nobody before the sidecar looked into it, and clients ask for the name of the host.
 		if k.http = copied(r.HTTP); k.http != nil {
-			k.noName = true
+			k.sni, k.remote = cmp.Or(r.SNI, hostOf(r.HTTP.Host)), false
 		}
 	case mode == mesh.MTLSStrict:
 		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)

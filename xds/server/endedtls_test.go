@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -117,7 +119,7 @@ type caller struct {
 // calls does a handshake; nil where it is refused.
 func (o *outside) calls(c *tls.Config) *caller {
 	o.t.Helper()
-	c.ServerName, c.InsecureSkipVerify = endedName, true
+	c.ServerName, c.InsecureSkipVerify = cmp.Or(c.ServerName, endedName), true
 	s := tls.Client(o.dial(endedAt), c)
 	if s.HandshakeContext(o.t.Context()) != nil {
 		return nil
@@ -154,6 +156,19 @@ func (c *caller) serial() int64 {
 	return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 }
 
+// sidecar starts that of the workload web, and waits until it is ready.
+func (h *harness) sidecar() {
+	h.t.Helper()
+	h.startEnvoy(h.api.token(peer("web")))
+	eventually(h.t, "that the sidecar is ready", func() bool {
+		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", translate.PortReady))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+}
+
 // A real Envoy behind the real redirection ends TLS of clients from outside at the port that
 // a policy names, with the certificate of a Secret, and looks at their tokens.
 func TestSidecarEndsTLSOfClients(t *testing.T) {
@@ -178,14 +193,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	}
 	good := token(map[string]any{"iss": accounts, "sub": "alice", "exp": time.Now().Add(time.Hour).Unix()})
 	over := token(map[string]any{"iss": accounts, "sub": "alice", "exp": time.Now().Add(-time.Hour).Unix()})
-	h.startEnvoy(h.api.token(peer("web")))
-	eventually(t, "that the sidecar is ready", func() bool {
-		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", translate.PortReady))
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
+	h.sidecar()
 
 	modern := func() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS13} }
 	var stays *caller
@@ -256,7 +264,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	if got := o.calls(&tls.Config{NextProtos: []string{translate.ALPNHTTP}, Certificates: []tls.Certificate{pair}}).ask(); got != 200 {
 		t.Errorf("by mesh mTLS: %d, want 200", got)
 	}
-	if got, want := app.take(), `HTTP/1.1 at `+endedAt+` as  by "`; !strings.HasPrefix(got, want) || !strings.Contains(got, friendOfIt) {
+	if got, want := app.take(), `HTTP/1.1 at 10.244.0.1:8080 as  by "`; !strings.HasPrefix(got, want) || !strings.Contains(got, friendOfIt) {
 		t.Errorf("by mesh mTLS the application got %s", got)
 	}
 	if got := o.calls(&tls.Config{Certificates: []tls.Certificate{pair}}).ask(); got != 401 {
@@ -312,6 +320,63 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 		eventually(t, "that TLS is refused", func() bool { return o.calls(modern()) == nil })
 		h.builder.Apply(mesh.Put(operatorsCertificate(t, 3)))
 		eventually(t, "that TLS ends again", func() bool { return o.calls(modern()).ask(good) == 200 })
+	}
+}
+
+// What rules ask of clients whose TLS ends at the sidecar: the name that they asked for is
+// known, and the client before the gateways is not, since nobody on the way looked into the
+// request and wrote X-Forwarded-For.
+func TestRulesAboutClientsWhoseTLSEnds(t *testing.T) {
+	o := newOutside(t)
+	h := newHarness(t, nil)
+	h.genuine, h.proxyGroup = true, proxyGroup
+	hearing(t, "10.244.0.1:8080")
+	config := *h.builder.Snapshot().Config()
+	config.TrustedHops = 1
+	policy := endsTLS()
+	rules := func(rs ...mesh.Rule) {
+		changed := *policy
+		changed.Authorization = &mesh.Authorization{Rules: rs}
+		policy = &changed
+		h.builder.Apply(mesh.Put(policy))
+	}
+	rules()
+	h.builder.Apply(mesh.Put(&mesh.TrustBundle{PEM: h.rootPEM}), mesh.Put(&config), mesh.Put(operatorsCertificate(t, 1)))
+	h.sidecar()
+	eventually(t, "that TLS ends", func() bool { return o.calls(&tls.Config{}).ask() == 200 })
+
+	far := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	who := func(s mesh.Source) []mesh.Source { return []mesh.Source{s} }
+	const other, forged = "X-Forwarded-For: 203.0.113.9", "X-Forwarded-For: 198.51.100.7"
+	named := func(names ...string) mesh.Condition { return mesh.Condition{SNI: names} }
+	for _, c := range []struct {
+		what    string
+		rule    mesh.Rule
+		name    string
+		headers []string
+		want    int
+	}{
+		{"a client that is refused says that it is another", mesh.Rule{Action: mesh.Deny, From: who(mesh.Source{RemoteIPBlocks: far})}, "", []string{other}, 403},
+		{"a client that is not let in says that it is another", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{RemoteIPBlocks: far})}, "", []string{forged}, 403},
+		{"all but some are refused", mesh.Rule{Action: mesh.Deny, From: who(mesh.Source{NotRemoteIPBlocks: far})}, "", []string{forged}, 403},
+		{"the connection is from where it may be", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{IPBlocks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})}, "", []string{other}, 200},
+		{"the name is one that may be asked for", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "", nil, 200},
+		{"it is none", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "admin.internal", nil, 403},
+		{"it is refused", mesh.Rule{Action: mesh.Deny, When: named("admin.internal")}, "ADMIN.internal", nil, 403},
+		{"another is refused", mesh.Rule{Action: mesh.Deny, When: named("admin.internal")}, "", nil, 200},
+		{"all others are refused", mesh.Rule{Action: mesh.Deny, When: mesh.Condition{NotSNI: []string{endedName}}}, "admin.internal", nil, 403},
+		{"the name that all others are refused for", mesh.Rule{Action: mesh.Deny, When: mesh.Condition{NotSNI: []string{endedName}}}, "", nil, 200},
+	} {
+		ask := func() int { return o.calls(&tls.Config{ServerName: c.name}).ask(c.headers...) }
+		before, opposite := 200, []mesh.Rule(nil)
+		if c.want == before {
+			before, opposite = 403, []mesh.Rule{{Name: "nobody", Action: mesh.Deny}}
+		}
+		rules(opposite...)
+		eventually(t, c.what+": what held before", func() bool { return ask() == before })
+		c.rule.Name = "r"
+		rules(c.rule)
+		eventually(t, c.what, func() bool { return ask() == c.want })
 	}
 }
 
