@@ -253,21 +253,13 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	}
 
 	// A workload's certificate is its identity in mesh mTLS, and nothing in other TLS.
-	chain, err := h.signed(friendOfIt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(chain, h.keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := o.calls(&tls.Config{NextProtos: []string{translate.ALPNHTTP}, Certificates: []tls.Certificate{pair}}).ask(); got != 200 {
+	if got := o.calls(h.member(translate.ALPNHTTP)).ask(); got != 200 {
 		t.Errorf("by mesh mTLS: %d, want 200", got)
 	}
 	if got, want := app.take(), `HTTP/1.1 at 10.244.0.1:8080 as  by "`; !strings.HasPrefix(got, want) || !strings.Contains(got, friendOfIt) {
 		t.Errorf("by mesh mTLS the application got %s", got)
 	}
-	if got := o.calls(&tls.Config{Certificates: []tls.Certificate{pair}}).ask(); got != 401 {
+	if got := o.calls(h.member()).ask(); got != 401 {
 		t.Errorf("with the mesh's certificate in other TLS: %d, want 401", got)
 	}
 	for _, protocol := range []string{translate.ALPNHTTP, translate.ALPNTCP} {
@@ -283,7 +275,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 			t.Errorf("%s is answered: %q, %v", what, got, err)
 		}
 	}
-	inner := o.calls(&tls.Config{NextProtos: []string{translate.ALPNTCP}, Certificates: []tls.Certificate{pair}})
+	inner := o.calls(h.member(translate.ALPNTCP))
 	if inner == nil {
 		t.Fatal("mesh mTLS for TCP is refused")
 	}
