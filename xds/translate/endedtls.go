@@ -55,9 +55,12 @@ func endedPorts(namespace string, labels map[string]string, v *mesh.View) map[ui
 		here := map[uint16]ended{}
 		for _, p := range level {
 			for _, at := range p.TLS.Ports {
-				had, taken := here[at.Port]
-				if !taken {
-					had = ended{PortTLS: at}
+				if wide(p, v) {
+					at.Target = 0 // which is none of its business either
+				}
+				had := here[at.Port]
+				if had.Target == 0 {
+					had.PortTLS = at
 				}
 				had.closed = had.closed || p.Invalid != "" || wide(p, v)
 				here[at.Port] = had
@@ -92,8 +95,8 @@ func (e ended) served(v *mesh.View) bool {
 
 func (e ended) name() string { return prefixInbound + strconv.Itoa(int(e.Port)) }
 
-// moves reports whether the application is at another port than callers. Of what cannot be
-// understood it is not said where it is.
+// moves reports whether the application is at another port than callers. Where what says so
+// is of no use, it is not known to be.
 func (e ended) moves() bool { return e.Target != e.Port && e.Target != 0 }
 
 // meshChain is that of callers in mesh mTLS.
