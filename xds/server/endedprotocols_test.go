@@ -43,6 +43,9 @@ func talking(t *testing.T) {
 			_, _ = io.Copy(w, r.Body)
 			w.Header().Set("Grpc-Status", "0")
 		default:
+			for _, name := range []string{"X-Forwarded-For", "X-Request-Id", "X-Envoy-Force-Trace"} {
+				w.Header().Set("Got-"+name, strings.Join(r.Header.Values(name), ","))
+			}
 			fmt.Fprintf(w, "%s %s", r.Proto, r.Header.Get("X-Forwarded-Proto"))
 		}
 	})}
@@ -161,6 +164,34 @@ func TestProtocolsInTLSThatEndsAtTheSidecar(t *testing.T) {
 	n := 0
 	if _, scan := fmt.Sscanf(string(text), "http.inbound-tls.downstream_rq_total: %d", &n); err != nil || scan != nil || n < 4 {
 		t.Errorf("counted: %q, %v, %v", text, err, scan)
+	}
+}
+
+// The sidecar is the first that looks into what a client sends: what only proxies say, the
+// client's words are not taken for.
+func TestClientsWhoseTLSEndsAreNotBelieved(t *testing.T) {
+	o := newOutside(t)
+	talking(t)
+	ends(t, o)
+	c := o.calls(&tls.Config{})
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\nX-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: http\r\nX-Request-Id: mine\r\nX-Envoy-Force-Trace: 1\r\n\r\n", endedName)
+	r, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(r.Body)
+	if err != nil || string(said) != "HTTP/1.1 https" {
+		t.Errorf("the application is told of %q, %v", said, err)
+	}
+	peer, _, _ := net.SplitHostPort(c.LocalAddr().String())
+	if got, want := r.Header.Get("Got-X-Forwarded-For"), "198.51.100.7,"+peer; got != want {
+		t.Errorf("X-Forwarded-For is %q, want %q", got, want)
+	}
+	if got := r.Header.Get("Got-X-Request-Id"); got == "mine" || got == "" {
+		t.Errorf("X-Request-Id is %q", got)
+	}
+	if got := r.Header.Get("Got-X-Envoy-Force-Trace"); got != "" {
+		t.Errorf("X-Envoy-Force-Trace is %q", got)
 	}
 }
 

@@ -202,15 +202,24 @@ func (in inbound) endedChains(mesh *core.TransportSocket) []*listener.FilterChai
 	for _, port := range slices.Sorted(maps.Keys(in.ended)) {
 		e := in.ended[port]
 		if in.served[port] {
-			m := in.manager(false)
-			m.StatPrefix = statEnded
-			add(e.name(), m, terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1"))
+			add(e.name(), in.edgeManager(), terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1"))
 		}
 		if e.moves() {
 			add(e.meshChain(), in.manager(true), mesh)
 		}
 	}
 	return out
+}
+
+// edgeManager is that of clients: as at the mesh's edge, what only proxies may say they
+// cannot, since nobody before looked into what they send.
+func (in inbound) edgeManager() *hcm.HttpConnectionManager {
+	m := in.manager(false)
+	m.StatPrefix = statEnded
+	m.UseRemoteAddress, m.XffNumTrustedHops, m.SkipXffAppend = wrapperspb.Bool(true), 0, false
+	m.PreserveExternalRequestId = false
+	m.RequestHeadersTimeout = seconds(gatewayHeadersTimeout)
+	return m
 }
 
 // terminated is TLS of clients that ends here, with the certificates of the secrets.
