@@ -352,6 +352,10 @@ func TestRulesAboutClientsWhoseTLSEnds(t *testing.T) {
 		{"a client that is not let in says that it is another", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{RemoteIPBlocks: far})}, "", []string{forged}, 403},
 		{"all but some are refused", mesh.Rule{Action: mesh.Deny, From: who(mesh.Source{NotRemoteIPBlocks: far})}, "", []string{forged}, 403},
 		{"the connection is from where it may be", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{IPBlocks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})}, "", []string{other}, 200},
+		{"there is nobody to ask", mesh.Rule{Action: mesh.Custom, Authorizer: "none"}, "", nil, 403},
+		{"a rule that is tried", mesh.Rule{Action: mesh.Deny, DryRun: true}, "", nil, 200},
+		{"a rule about the application's port", mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{{Ports: []uint16{8080}}}}, "", nil, 200},
+		{"a rule about the port that is called", mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{{Ports: []uint16{8443}}}}, "", nil, 403},
 		{"the name is one that may be asked for", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "", nil, 200},
 		{"it is none", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "admin.internal", nil, 403},
 		{"it is refused", mesh.Rule{Action: mesh.Deny, When: named("admin.internal")}, "ADMIN.internal", nil, 403},
@@ -369,6 +373,18 @@ func TestRulesAboutClientsWhoseTLSEnds(t *testing.T) {
 		c.rule.Name = "r"
 		rules(c.rule)
 		eventually(t, c.what, func() bool { return ask() == c.want })
+	}
+
+	rules()
+	limited := *policy
+	limited.RateLimit = &mesh.RateLimit{Rules: []mesh.RateLimitRule{{Name: "few", Requests: 3, Burst: 3, Unit: time.Hour, PerCaller: true}}}
+	h.builder.Apply(mesh.Put(&limited))
+	eventually(t, "that too many requests are refused", func() bool { return o.calls(&tls.Config{}).ask() == 429 })
+	member := o.calls(h.member(translate.ALPNHTTP))
+	for n := range 3 {
+		if got := member.ask(); got != 200 {
+			t.Errorf("request %d of another caller, in mesh mTLS, is answered with %d", n+1, got)
+		}
 	}
 }
 
