@@ -154,6 +154,21 @@ authorization:
 		if err := answered(401)(outside.call(from, with(expired, call...)...)); err != nil {
 			t.Errorf("with a token that is over: %v", err)
 		}
+		// A caller of the mesh that asks for the same port has an identity, and gets to the
+		// application too, which has TLS of its own at that port.
+		inside := "http://" + s.addresses("app=guarded")[0] + ":8443/headers"
+		r = s.callUntil(s.in("client"), answered(200), with(alice, "http", inside)...)
+		if err := reached(map[string]string{"X-User": "alice"})(r); err != nil {
+			t.Errorf("by mesh mTLS: %v", err)
+		}
+		out, _ := tulle("status", "deploy/guarded", "-n", s.name, "--plaintext", "-o", "json")
+		var status struct {
+			Proxies []struct{ Plaintext struct{ Requests, TLS int } }
+		}
+		must(t, json.Unmarshal([]byte(out), &status))
+		if len(status.Proxies) != 1 || status.Proxies[0].Plaintext.TLS < 3 || status.Proxies[0].Plaintext.Requests != 0 {
+			t.Errorf("tulle status --plaintext says %s", out)
+		}
 		// Another certificate is shown at once, and none of use is not shown.
 		s.certificate("guarded", "renewed")
 		outside.callUntil(from, peer("renewed"), with(alice, call...)...)

@@ -110,7 +110,7 @@ func serveWebhooks(t *testing.T, at *envtest.WebhookInstallOptions, namespaces c
 		Namespaces: namespaces,
 		Log:        logr.Discard(),
 	}})
-	server.Register(webhook.ValidatePath, &admission.Webhook{Handler: webhook.Validator{}})
+	server.Register(webhook.ValidatePath, &admission.Webhook{Handler: webhook.Validator{Namespace: "tulle-system"}})
 	done := make(chan error, 1)
 	go func() { done <- server.Start(t.Context()) }()
 	t.Cleanup(func() {

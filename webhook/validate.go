@@ -13,9 +13,9 @@ import (
 
 // Validate reports what is wrong with a mesh object that the CRDs' own rules
 // cannot see, and warns of what is allowed but hardly meant. An object of
-// another kind has nothing wrong with it.
-func Validate(object runtime.Object) (warnings []string, problems field.ErrorList) {
-	var c checks
+// another kind has nothing wrong with it. The namespace is Tulle's own.
+func Validate(object runtime.Object, namespace string) (warnings []string, problems field.ErrorList) {
+	c := checks{root: namespace}
 	switch o := object.(type) {
 	case *v1alpha1.MeshPolicy:
 		c.policy(o)
@@ -31,6 +31,7 @@ func Validate(object runtime.Object) (warnings []string, problems field.ErrorLis
 
 // checks collects what is found.
 type checks struct {
+	root     string // Tulle's own namespace
 	warnings []string
 	problems field.ErrorList
 }

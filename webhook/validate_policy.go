@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -29,6 +30,9 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 			c.namespace(at.Child("namespace"), t.Namespace)
 		}
 	}
+	if t := p.Spec.TLS; t != nil {
+		c.endedTLS(spec.Child("tls"), t, p.Namespace)
+	}
 	if j := p.Spec.JWT; j != nil {
 		c.jwt(spec.Child("jwt"), j)
 	}
@@ -56,6 +60,23 @@ func (c *checks) policy(p *v1alpha1.MeshPolicy) {
 			c.warn(spec.Child("traffic", "retries", "perTryTimeout"),
 				"an attempt may take %s, and the request with all its attempts %s: no attempt that times out is followed by another", try, t.Timeout.Duration)
 		}
+	}
+}
+
+func (c *checks) endedTLS(at *field.Path, t *v1alpha1.TLS, namespace string) {
+	if namespace == c.root {
+		c.problems = append(c.problems, field.Forbidden(at, fmt.Sprintf(
+			"a policy of %s is about the whole mesh, and tls about workloads of the policy's own namespace, where its Secret is: write it in their namespace", namespace)))
+	}
+	own := func(at *field.Path, port int32) {
+		if port >= portFirst && port <= portLast {
+			c.refuse(at, port, "ports %d to %d are the sidecar's own: write one of the application's", portFirst, portLast)
+		}
+	}
+	for i, p := range t.Ports {
+		at := at.Child("ports").Index(i)
+		own(at.Child("port"), p.Port)
+		own(at.Child("targetPort"), p.TargetPort)
 	}
 }
 

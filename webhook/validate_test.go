@@ -46,7 +46,7 @@ func validationCases(t *testing.T) []validationCase {
 func TestMeshObjectsAreJudged(t *testing.T) {
 	for _, c := range validationCases(t) {
 		t.Run(c.Case, func(t *testing.T) {
-			response := webhook.Validator{}.Handle(t.Context(), requestFor(t, c.Object.Raw, admissionv1.Create))
+			response := webhook.Validator{Namespace: "tulle-system"}.Handle(t.Context(), requestFor(t, c.Object.Raw, admissionv1.Create))
 			var refused []string
 			if response.Result != nil && response.Result.Details != nil {
 				for _, cause := range response.Result.Details.Causes {

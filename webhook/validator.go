@@ -23,6 +23,8 @@ const DryRunPrefix = "dry run: "
 
 // Validator is [Validate] as an admission handler.
 type Validator struct {
+	// Namespace is Tulle's own, where policies are about the whole mesh.
+	Namespace string
 	// Preview says, in warnings, what the object would change, to somebody who may
 	// write in its namespace; it is asked in a dry run alone. May be nil.
 	Preview func(ctx context.Context, namespace string, raw []byte) []string
@@ -48,7 +50,7 @@ func (v Validator) Handle(ctx context.Context, request admission.Request) admiss
 	if object.GetDeletionTimestamp() != nil {
 		return admission.Allowed("")
 	}
-	warnings, problems := Validate(object)
+	warnings, problems := Validate(object, v.Namespace)
 	if len(problems) == 0 {
 		if request.DryRun != nil && *request.DryRun && v.Preview != nil {
 			for _, sentence := range v.Preview(ctx, request.Namespace, request.Object.Raw) {

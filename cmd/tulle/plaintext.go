@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -15,34 +16,41 @@ import (
 type plaintext struct {
 	Requests    uint64 `json:"requests"`    // of HTTP
 	Connections uint64 `json:"connections"` // that were not HTTP
+	// TLS are requests of clients whose TLS ends at the proxy (tls of a MeshPolicy). They
+	// are not in mesh mTLS either, and Strict lets them in.
+	TLS uint64 `json:"tls"`
 	// Error is why the proxy did not say.
 	Error string `json:"error,omitempty"`
 }
 
-// The counters are those of the inbound listener's chains for plaintext
+// The counters are those of the inbound listener's chains that are not of mesh mTLS
 // (xds/translate).
 const (
+	statTLSRequests      = "http.inbound-tls.downstream_rq_total"
 	statPlainRequests    = "http.inbound-plain.downstream_rq_total"
 	statPlainConnections = "tcp.plain-tcp.downstream_cx_total"
 )
 
-func (p *plaintext) text() string {
+// cells are what came in in plaintext, and in TLS that is not the mesh's.
+func (p *plaintext) cells() []string {
 	switch {
 	case p == nil:
-		return none
+		return []string{none, none}
 	case p.Error != "":
-		return "?"
-	case p.Requests+p.Connections == 0:
-		return "none"
+		return []string{"?", "?"}
 	}
+	return []string{counted(p.Requests, p.Connections), counted(p.TLS, 0)}
+}
+
+func counted(requests, connections uint64) string {
 	var parts []string
-	if p.Requests > 0 {
-		parts = append(parts, fmt.Sprintf("%d HTTP", p.Requests))
+	if requests > 0 {
+		parts = append(parts, fmt.Sprintf("%d HTTP", requests))
 	}
-	if p.Connections > 0 {
-		parts = append(parts, fmt.Sprintf("%d TCP", p.Connections))
+	if connections > 0 {
+		parts = append(parts, fmt.Sprintf("%d TCP", connections))
 	}
-	return strings.Join(parts, ", ")
+	return cmp.Or(strings.Join(parts, ", "), "none")
 }
 
 // plaintext asks every proxy that is connected, or should be.
@@ -76,7 +84,7 @@ func (c *cluster) readPlaintext(ctx context.Context, name string) (plaintext, er
 	}
 	defer e.Close()
 	var stats adminStats
-	set := url.Values{"format": {"json"}, "filter": {"^(" + statPlainRequests + "|" + statPlainConnections + ")$"}}
+	set := url.Values{"format": {"json"}, "filter": {"^(" + statPlainRequests + "|" + statPlainConnections + "|" + statTLSRequests + ")$"}}
 	if err := readJSON(ctx, e, query("/stats", set), &stats); err != nil {
 		return out, err
 	}
@@ -88,6 +96,8 @@ func (c *cluster) readPlaintext(ctx context.Context, name string) (plaintext, er
 			out.Requests = uint64(n)
 		case s.Name == statPlainConnections:
 			out.Connections = uint64(n)
+		case s.Name == statTLSRequests:
+			out.TLS = uint64(n)
 		}
 	}
 	return out, nil

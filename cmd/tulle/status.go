@@ -108,7 +108,9 @@ all meshed pods of the namespace are shown.
 With --plaintext every proxy that is shown is asked, by port-forward to its admin
 endpoint, how many HTTP requests and TCP connections came to it in plaintext since
 it started, those that were refused included. Where none did for as long as callers
-take to call, mtls.mode: Strict cuts nobody off. Probes do not count.
+take to call, mtls.mode: Strict cuts nobody off. Requests of clients whose TLS ends at
+the proxy (tls of a MeshPolicy) are not in mutual TLS of the mesh either, and shown
+apart (OTHER TLS): Strict lets them in. Probes do not count.
 
 Exit codes: 0 every proxy has all, 1 error, 2 a proxy is not connected, has not
 acknowledged or has rejected something, or a replica did not answer.`),
@@ -337,11 +339,11 @@ func (p *proxyStatus) connected(st stream) {
 func (s *status) table(now time.Time) *table {
 	t := &table{header: []string{"POD", "IDENTITY", "CONNECTED TO", "SINCE", "SYNCED", "REJECTED"}}
 	if s.plaintext {
-		t.header = append(t.header, "PLAINTEXT")
+		t.header = append(t.header, "PLAINTEXT", "OTHER TLS")
 	}
 	row := func(p proxyStatus, cells ...string) {
 		if s.plaintext {
-			cells = append(cells, p.Plaintext.text())
+			cells = append(cells, p.Plaintext.cells()...)
 		}
 		t.row(cells...)
 	}

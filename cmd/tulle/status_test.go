@@ -352,7 +352,7 @@ func TestStatusTellsWhoIsCalledInPlaintext(t *testing.T) {
 		objects: []runtime.Object{tulled("tulled-1"), pod("shop/a", withProxy), pod("shop/b", withProxy), pod("shop/c", withProxy), pod("shop/d", withProxy, inPhase(corev1.PodPending))},
 		replies: map[string]string{
 			"tulled-1": streamsOf(streamOf("shop/a", "tulled-1", time.Minute), streamOf("shop/b", "tulled-1", time.Minute), streamOf("shop/c", "tulled-1", time.Minute)),
-			"a":        `{"stats": [{"name": "http.inbound-plain.downstream_rq_total", "value": 12}, {"name": "tcp.plain-tcp.downstream_cx_total", "value": 3}]}`,
+			"a":        `{"stats": [{"name": "http.inbound-plain.downstream_rq_total", "value": 12}, {"name": "http.inbound-tls.downstream_rq_total", "value": 5}, {"name": "tcp.plain-tcp.downstream_cx_total", "value": 3}]}`,
 			"b":        `{"stats": [{"name": "http.inbound-plain.downstream_rq_total", "value": 0}]}`,
 			"c":        `not JSON`,
 		},
@@ -360,9 +360,9 @@ func TestStatusTellsWhoIsCalledInPlaintext(t *testing.T) {
 	_, out, _ := h.run(t, "status --plaintext")
 	var got []string
 	for _, row := range split(out) {
-		got = append(got, row[0]+" "+row[len(row)-1])
+		got = append(got, row[0]+" "+row[len(row)-2]+" / "+row[len(row)-1])
 	}
-	if diff := cmp.Diff([]string{"POD PLAINTEXT", "shop/a 12 HTTP, 3 TCP", "shop/b none", "shop/c ?", "shop/d -"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"POD PLAINTEXT / OTHER TLS", "shop/a 12 HTTP, 3 TCP / 5 HTTP", "shop/b none / none", "shop/c ? / ?", "shop/d - / -"}, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 	if !strings.Contains(out, "shop/c did not say what comes in in plaintext: ") {

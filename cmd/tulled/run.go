@@ -228,7 +228,7 @@ func (p *controlPlane) wireWebhooks(context.Context) error {
 	s := p.manager.GetWebhookServer()
 	injector := &webhook.Injector{Settings: p.injection().settings, Namespaces: p.manager.GetAPIReader(), Log: p.log.WithName("inject")}
 	counted, err := webhook.Counted(metrics.Registry, map[string]admission.Handler{
-		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{Preview: p.dryRun},
+		webhook.InjectPath: p.whenComplete(injector), webhook.ValidatePath: webhook.Validator{Namespace: p.options.namespace, Preview: p.dryRun},
 	})
 	if err != nil {
 		return err

@@ -25,9 +25,10 @@ type PortTLS struct {
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
 
-	// targetPort is the port at which the application takes the requests in the clear;
-	// by default port itself. It gets HTTP/2 where a Service declares HTTP/2 or gRPC for
-	// either port, else HTTP/1.1, whatever clients speak.
+	// targetPort is the port at which the application takes the requests in the clear,
+	// those of callers in mutual TLS of the mesh, too; by default port itself. It gets
+	// HTTP/2 where a Service declares HTTP/2 or gRPC for either port, else HTTP/1.1,
+	// whatever clients speak; of callers of the mesh, what they speak.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535

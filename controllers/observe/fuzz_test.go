@@ -52,7 +52,7 @@ func FuzzCertificates(f *testing.F) {
 				t.Errorf("the sentence has a part of the key: %s", c.Invalid)
 			}
 		}
-		if c.Invalid == "" && usable(c.Chain, c.Key) != nil {
+		if _, _, err := usable(c.Chain, c.Key); c.Invalid == "" && err != nil {
 			t.Error("it cannot be used another time")
 		}
 		// A ConfigMap for BackendTLSPolicies, which proxies anywhere can have.

@@ -3,8 +3,14 @@ package observe
 import (
 	"cmp"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -111,13 +117,11 @@ func requirements(s *metav1.LabelSelector) []mesh.Requirement {
 
 // certificate converts a Secret of the type kubernetes.io/tls.
 func certificate(s *corev1.Secret) *mesh.Certificate {
-	out := &mesh.Certificate{
-		Name:  mesh.Name{Namespace: s.Namespace, Name: s.Name},
-		Chain: s.Data[corev1.TLSCertKey], Key: s.Data[corev1.TLSPrivateKeyKey],
-	}
-	if err := usable(out.Chain, out.Key); err != nil {
+	out := &mesh.Certificate{Name: mesh.Name{Namespace: s.Namespace, Name: s.Name}}
+	var err error
+	if out.Chain, out.Key, err = usable(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]); err != nil {
 		// The message has nothing of the key in it.
-		out.Chain, out.Key, out.Invalid = nil, nil, fmt.Sprintf("Secret %s has no certificate with its key: %v", out.Name, err)
+		out.Invalid = fmt.Sprintf("Secret %s has no certificate with its key: %v", out.Name, err)
 	}
 	return out
 }
@@ -125,20 +129,45 @@ func certificate(s *corev1.Secret) *mesh.Certificate {
 // minRSA is the shortest RSA key that Envoy takes, in bits.
 const minRSA = 2048
 
-// usable reports, as an error, why Envoy would refuse the certificate or its key.
-func usable(chain, key []byte) error {
+// usable is a certificate with its chain, and its key, in the one form of PEM that Envoy is
+// sure to read: of others it says no more than that it failed. An error says why Envoy would
+// refuse them.
+func usable(chain, key []byte) (_, _ []byte, err error) {
 	pair, err := tls.X509KeyPair(chain, key)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	switch k := pair.Leaf.PublicKey.(type) {
 	case *rsa.PublicKey:
 		if n := k.N.BitLen(); n < minRSA {
-			return fmt.Errorf("its RSA key has %d bits, and %d are the least", n, minRSA)
+			return nil, nil, fmt.Errorf("its RSA key has %d bits, and %d are the least", n, minRSA)
 		}
 	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P224() {
+			return nil, nil, errors.New("its key is of the curve P-224: use P-256, P-384 or P-521")
+		}
 	default:
-		return fmt.Errorf("its key is of the kind %T: use RSA or ECDSA", k)
+		return nil, nil, fmt.Errorf("its key is of the kind %T: use RSA or ECDSA", k)
 	}
-	return nil
+	if mustStaple(pair.Leaf) {
+		return nil, nil, errors.New("it says that the server staples an answer of OCSP to it (TLS feature, RFC 7633), of which there is none: have it issued without that")
+	}
+	if chain, err = certificates(chain); err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// mustStaple reports whether clients are to refuse the certificate without an answer of OCSP.
+func mustStaple(c *x509.Certificate) bool {
+	const statusRequest = 5 // RFC 6066, section 8
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool {
+		var features []int
+		_, err := asn1.Unmarshal(e.Value, &features)
+		return e.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 24}) && (err != nil || slices.Contains(features, statusRequest))
+	})
 }

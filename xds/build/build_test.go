@@ -326,6 +326,7 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Secret, Name: "roots"},
 		{Type: translate.Secret, Name: translate.PrefixEnded + w.id("c").String(), For: profile},
 		{Type: translate.Route, Name: fmt.Sprintf("inbound|%d", w.port()), For: profile},
+		{Type: translate.Route, Name: fmt.Sprintf("inbound|%d|mesh", w.port()), For: profile},
 		{Type: translate.Cluster, Name: fmt.Sprintf("inbound|%d|http1", w.port())},
 		translate.FindingsKey(translate.KindPolicy, w.id("p")),
 		translate.FindingsKey(translate.KindSplit, w.id("x")),

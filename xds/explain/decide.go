@@ -172,7 +172,9 @@ func (k *facts) wayIn(in translate.Inbound, r Request) (problem string) {
 		if r.SNI == "" || r.Identity == "" { // else that TLS is in the TLS that ends
 			k.http = copied(r.HTTP)
 		}
-		k.noName = k.http != nil
+		if k.http != nil { // nobody before the sidecar looked into it
+			k.sni, k.noName, k.remote = r.SNI, r.SNI == "", false
+		}
 	case mode == mesh.MTLSStrict:
 		return fmt.Sprintf("port %d takes mesh mTLS alone (Strict), and the caller has none", r.Port)
 	case r.Identity != "":

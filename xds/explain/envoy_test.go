@@ -275,7 +275,7 @@ func (l *lab) run(listeners []*listener.Listener) (stop func()) {
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{Name: "static", LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer}}}},
 		StaticResources: &bootstrap.Bootstrap_StaticResources{
 			Listeners: listeners, Secrets: l.secrets,
-			Clusters: append(l.clusters, static(translate.ClusterInbound, l.app), static(fmt.Sprintf("%s|%d|http1", translate.ClusterInbound, endedTarget), l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)),
+			Clusters: append(l.clusters, static(translate.ClusterInbound, l.app), static(fmt.Sprintf("%s|%d|http1", translate.ClusterInbound, endedTarget), l.app), static(fmt.Sprintf("%s|%d|same", translate.ClusterInbound, endedTarget), l.app), static("h1|auth/yes|80", l.yes), static("h1|auth/no|80", l.no), translate.Build(translate.Key{Type: translate.Cluster, Name: translate.ClusterBlackhole}, mesh.NewView(mesh.New(&mesh.Config{}))).Message.(*cluster.Cluster)),
 		},
 	}
 	j, err := protojson.Marshal(b)

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -117,7 +119,7 @@ type caller struct {
 // calls does a handshake; nil where it is refused.
 func (o *outside) calls(c *tls.Config) *caller {
 	o.t.Helper()
-	c.ServerName, c.InsecureSkipVerify = endedName, true
+	c.ServerName, c.InsecureSkipVerify = cmp.Or(c.ServerName, endedName), true
 	s := tls.Client(o.dial(endedAt), c)
 	if s.HandshakeContext(o.t.Context()) != nil {
 		return nil
@@ -154,6 +156,19 @@ func (c *caller) serial() int64 {
 	return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 }
 
+// sidecar starts that of the workload web, and waits until it is ready.
+func (h *harness) sidecar() {
+	h.t.Helper()
+	h.startEnvoy(h.api.token(peer("web")))
+	eventually(h.t, "that the sidecar is ready", func() bool {
+		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", translate.PortReady))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+}
+
 // A real Envoy behind the real redirection ends TLS of clients from outside at the port that
 // a policy names, with the certificate of a Secret, and looks at their tokens.
 func TestSidecarEndsTLSOfClients(t *testing.T) {
@@ -178,14 +193,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	}
 	good := token(map[string]any{"iss": accounts, "sub": "alice", "exp": time.Now().Add(time.Hour).Unix()})
 	over := token(map[string]any{"iss": accounts, "sub": "alice", "exp": time.Now().Add(-time.Hour).Unix()})
-	h.startEnvoy(h.api.token(peer("web")))
-	eventually(t, "that the sidecar is ready", func() bool {
-		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", translate.PortReady))
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
+	h.sidecar()
 
 	modern := func() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS13} }
 	var stays *caller
@@ -245,21 +253,13 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	}
 
 	// A workload's certificate is its identity in mesh mTLS, and nothing in other TLS.
-	chain, err := h.signed(friendOfIt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(chain, h.keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := o.calls(&tls.Config{NextProtos: []string{translate.ALPNHTTP}, Certificates: []tls.Certificate{pair}}).ask(); got != 200 {
+	if got := o.calls(h.member(translate.ALPNHTTP)).ask(); got != 200 {
 		t.Errorf("by mesh mTLS: %d, want 200", got)
 	}
-	if got, want := app.take(), `HTTP/1.1 at `+endedAt+` as  by "`; !strings.HasPrefix(got, want) || !strings.Contains(got, friendOfIt) {
+	if got, want := app.take(), `HTTP/1.1 at 10.244.0.1:8080 as  by "`; !strings.HasPrefix(got, want) || !strings.Contains(got, friendOfIt) {
 		t.Errorf("by mesh mTLS the application got %s", got)
 	}
-	if got := o.calls(&tls.Config{Certificates: []tls.Certificate{pair}}).ask(); got != 401 {
+	if got := o.calls(h.member()).ask(); got != 401 {
 		t.Errorf("with the mesh's certificate in other TLS: %d, want 401", got)
 	}
 	for _, protocol := range []string{translate.ALPNHTTP, translate.ALPNTCP} {
@@ -275,7 +275,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 			t.Errorf("%s is answered: %q, %v", what, got, err)
 		}
 	}
-	inner := o.calls(&tls.Config{NextProtos: []string{translate.ALPNTCP}, Certificates: []tls.Certificate{pair}})
+	inner := o.calls(h.member(translate.ALPNTCP))
 	if inner == nil {
 		t.Fatal("mesh mTLS for TCP is refused")
 	}
@@ -312,6 +312,79 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 		eventually(t, "that TLS is refused", func() bool { return o.calls(modern()) == nil })
 		h.builder.Apply(mesh.Put(operatorsCertificate(t, 3)))
 		eventually(t, "that TLS ends again", func() bool { return o.calls(modern()).ask(good) == 200 })
+	}
+}
+
+// What rules ask of clients whose TLS ends at the sidecar: the name that they asked for is
+// known, and the client before the gateways is not, since nobody on the way looked into the
+// request and wrote X-Forwarded-For.
+func TestRulesAboutClientsWhoseTLSEnds(t *testing.T) {
+	o := newOutside(t)
+	h := newHarness(t, nil)
+	h.genuine, h.proxyGroup = true, proxyGroup
+	hearing(t, "10.244.0.1:8080")
+	config := *h.builder.Snapshot().Config()
+	config.TrustedHops = 1
+	policy := endsTLS()
+	rules := func(rs ...mesh.Rule) {
+		changed := *policy
+		changed.Authorization = &mesh.Authorization{Rules: rs}
+		policy = &changed
+		h.builder.Apply(mesh.Put(policy))
+	}
+	rules()
+	h.builder.Apply(mesh.Put(&mesh.TrustBundle{PEM: h.rootPEM}), mesh.Put(&config), mesh.Put(operatorsCertificate(t, 1)))
+	h.sidecar()
+	eventually(t, "that TLS ends", func() bool { return o.calls(&tls.Config{}).ask() == 200 })
+
+	far := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	who := func(s mesh.Source) []mesh.Source { return []mesh.Source{s} }
+	const other, forged = "X-Forwarded-For: 203.0.113.9", "X-Forwarded-For: 198.51.100.7"
+	named := func(names ...string) mesh.Condition { return mesh.Condition{SNI: names} }
+	for _, c := range []struct {
+		what    string
+		rule    mesh.Rule
+		name    string
+		headers []string
+		want    int
+	}{
+		{"a client that is refused says that it is another", mesh.Rule{Action: mesh.Deny, From: who(mesh.Source{RemoteIPBlocks: far})}, "", []string{other}, 403},
+		{"a client that is not let in says that it is another", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{RemoteIPBlocks: far})}, "", []string{forged}, 403},
+		{"all but some are refused", mesh.Rule{Action: mesh.Deny, From: who(mesh.Source{NotRemoteIPBlocks: far})}, "", []string{forged}, 403},
+		{"the connection is from where it may be", mesh.Rule{Action: mesh.Allow, From: who(mesh.Source{IPBlocks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})}, "", []string{other}, 200},
+		{"there is nobody to ask", mesh.Rule{Action: mesh.Custom, Authorizer: "none"}, "", nil, 403},
+		{"a rule that is tried", mesh.Rule{Action: mesh.Deny, DryRun: true}, "", nil, 200},
+		{"a rule about the application's port", mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{{Ports: []uint16{8080}}}}, "", nil, 200},
+		{"a rule about the port that is called", mesh.Rule{Action: mesh.Deny, To: []mesh.Operation{{Ports: []uint16{8443}}}}, "", nil, 403},
+		{"the name is one that may be asked for", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "", nil, 200},
+		{"it is none", mesh.Rule{Action: mesh.Allow, When: named("*.example.org")}, "admin.internal", nil, 403},
+		{"it is refused", mesh.Rule{Action: mesh.Deny, When: named("admin.internal")}, "ADMIN.internal", nil, 403},
+		{"another is refused", mesh.Rule{Action: mesh.Deny, When: named("admin.internal")}, "", nil, 200},
+		{"all others are refused", mesh.Rule{Action: mesh.Deny, When: mesh.Condition{NotSNI: []string{endedName}}}, "admin.internal", nil, 403},
+		{"the name that all others are refused for", mesh.Rule{Action: mesh.Deny, When: mesh.Condition{NotSNI: []string{endedName}}}, "", nil, 200},
+	} {
+		ask := func() int { return o.calls(&tls.Config{ServerName: c.name}).ask(c.headers...) }
+		before, opposite := 200, []mesh.Rule(nil)
+		if c.want == before {
+			before, opposite = 403, []mesh.Rule{{Name: "nobody", Action: mesh.Deny}}
+		}
+		rules(opposite...)
+		eventually(t, c.what+": what held before", func() bool { return ask() == before })
+		c.rule.Name = "r"
+		rules(c.rule)
+		eventually(t, c.what, func() bool { return ask() == c.want })
+	}
+
+	rules()
+	limited := *policy
+	limited.RateLimit = &mesh.RateLimit{Rules: []mesh.RateLimitRule{{Name: "few", Requests: 3, Burst: 3, Unit: time.Hour, PerCaller: true}}}
+	h.builder.Apply(mesh.Put(&limited))
+	eventually(t, "that too many requests are refused", func() bool { return o.calls(&tls.Config{}).ask() == 429 })
+	member := o.calls(h.member(translate.ALPNHTTP))
+	for n := range 3 {
+		if got := member.ask(); got != 200 {
+			t.Errorf("request %d of another caller, in mesh mTLS, is answered with %d", n+1, got)
+		}
 	}
 }
 

@@ -438,6 +438,10 @@ func TestExternalServices(t *testing.T) {
 		{"HTTP by name", o.get(outsideAPI+":80", "api.example.org", "/"), "200 " + outsideAPI + " for api.example.org"},
 		{"a tunnel", o.raw(outsideEvil+":80", "CONNECT api.example.org:80 HTTP/1.1", "Host: api.example.org:80"), "HTTP/1.1 404"},
 		{"HTTP by name in capitals, with a port", o.get(outsideAPI+":80", "API.example.org:80", "/"), "200 " + outsideAPI},
+		{"HTTP by a fully qualified name", o.get(outsideEvil+":80", "api.example.org.:80", "/"), "200 " + outsideAPI},
+		{"a fully qualified name below a wildcard", o.get(outsideEvil+":80", "a.example.com.", "/"), "200 " + outsideWild},
+		{"what another may call, by a fully qualified name", o.get(outsideAPI+":80", "others.example.org.", "/"), "403 tulle: "},
+		{"TLS of the sidecar, by a fully qualified name", o.get(outsideEvil+":8080", "secure.example.org.", "/"), "200 " + outsideAPI},
 		{"a forged Host", o.get(outsideEvil+":80", "api.example.org", "/"), "200 " + outsideAPI},
 		{"a Host that nobody named", o.get(outsideEvil+":80", "evil.example.org", "/"), "502 tulle: no ExternalService names this host"},
 		{"a host at another port", o.get(outsideAPI+":8082", "api.example.org", "/"), no},
@@ -491,6 +495,7 @@ func TestExternalServices(t *testing.T) {
 		{"a tunnel", o.raw(outsideEvil+":80", "CONNECT evil.example.org:443 HTTP/1.1", "Host: evil.example.org:443"), "HTTP/1.1 200"},
 		{"a tunnel to a host that is named", o.raw(outsideEvil+":80", "CONNECT api.example.org:80 HTTP/1.1", "Host: api.example.org:80"), "HTTP/1.1 200"},
 		{"TLS of the sidecar", o.get(outsideEvil+":8080", "secure.example.org", "/"), "200 " + outsideAPI + " for secure.example.org in TLS"},
+		{"TLS of the sidecar, by a fully qualified name", o.get(outsideEvil+":8080", "secure.example.org.", "/"), "200 " + outsideAPI + " for secure.example.org. in TLS"},
 		{"TLS with another authority", o.get(outsideEvil+":8080", "wrong-ca.example.org", "/"), "503"},
 		{"a server that speaks first, by address", o.hear("192.0.2.10:5432"), outsideDB},
 	})

@@ -89,6 +89,7 @@ func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: assignment},
 		ConnectTimeout:       seconds(connectTimeout),
+		UpstreamBindConfig:   bind(e.port.Protocol.IsHTTP()),
 		CommonLbConfig:       atOnce(),
 	}
 	t.shape(c)

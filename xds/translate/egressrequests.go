@@ -104,7 +104,7 @@ func (e external) outRoute(v *mesh.View) *route.Route {
 	// The name that is looked up is what was named, and the port the one that was called.
 	r.Match.Headers = []*route.HeaderMatcher{{
 		Name: ":authority", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{
-			StringMatch: regex(fmt.Sprintf("%s(:%d)?", belowWildcard(e.host), e.port.Number)),
+			StringMatch: regex(fmt.Sprintf(`%s\.?(:%d)?`, belowWildcard(e.host), e.port.Number)),
 		},
 	}}
 	to.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterExternalNames}

@@ -14,6 +14,7 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -26,12 +27,17 @@ import (
 const statEnded = "inbound-tls"
 
 // prefixInbound begins the names of what is for one such port: its chain, its routes
-// (inbound|8443) and its cluster (inbound|8080|http1, by the application's port).
+// (inbound|8443) and its cluster (inbound|8080|http1, by the application's port). What is
+// for callers in mesh mTLS has names of its own (inbound|8443|mesh, inbound|8080|same),
+// where the application is at another port than theirs.
 const prefixInbound = ClusterInbound + "|"
 
 const (
+	ofMesh = "|mesh"
+
 	ofHTTP1 = "|http1"
 	ofHTTP2 = "|http2"
+	ofSame  = "|same" // what the caller speaks
 )
 
 // ended is a port at which TLS of clients ends.
@@ -49,9 +55,12 @@ func endedPorts(namespace string, labels map[string]string, v *mesh.View) map[ui
 		here := map[uint16]ended{}
 		for _, p := range level {
 			for _, at := range p.TLS.Ports {
-				had, taken := here[at.Port]
-				if !taken {
-					had = ended{PortTLS: at}
+				if wide(p, v) {
+					at.Target = 0 // which is none of its business either
+				}
+				had := here[at.Port]
+				if had.Target == 0 {
+					had.PortTLS = at
 				}
 				had.closed = had.closed || p.Invalid != "" || wide(p, v)
 				here[at.Port] = had
@@ -86,6 +95,40 @@ func (e ended) served(v *mesh.View) bool {
 
 func (e ended) name() string { return prefixInbound + strconv.Itoa(int(e.Port)) }
 
+// moves reports whether the application is at another port than callers. Where what says so
+// is of no use, it is not known to be.
+func (e ended) moves() bool { return e.Target != e.Port && e.Target != 0 }
+
+// meshChain is that of callers in mesh mTLS.
+func (e ended) meshChain() string {
+	if e.moves() {
+		return e.name() + ofMesh
+	}
+	return chainMeshHTTP
+}
+
+// clusterIn is the cluster of the routes that the name ends: of clients, or of callers in
+// mesh mTLS, who speak to the application what they speak to the sidecar.
+func (e ended) clusterIn(routes string, declared map[uint16]mesh.Protocol) string {
+	if routes == e.name()+ofMesh {
+		return prefixInbound + strconv.Itoa(int(e.Target)) + ofSame
+	}
+	return e.cluster(declared)
+}
+
+// endedRoutes is the port that the name of routes is about, and whether they are of
+// clients whose TLS ends there. Other routes are about none.
+func endedRoutes(name string, p *mesh.Profile, v *mesh.View) (e ended, ofClients, ok bool) {
+	number, named := strings.CutPrefix(name, prefixInbound)
+	number, ofCallers := strings.CutSuffix(number, ofMesh)
+	port, err := strconv.ParseUint(number, 10, 16)
+	if !named || err != nil {
+		return ended{}, false, false
+	}
+	e, ok = endedPorts(p.Namespace, p.Labels, v)[uint16(port)]
+	return e, !ofCallers, ok && (!ofCallers || e.moves())
+}
+
 // cluster is the name of that of the application. What clients speak is between them and
 // the sidecar; the application is spoken to as a Service declares.
 func (e ended) cluster(declared map[uint16]mesh.Protocol) string {
@@ -101,20 +144,29 @@ func (e ended) cluster(declared map[uint16]mesh.Protocol) string {
 	return prefixInbound + strconv.Itoa(int(e.Target)) + version
 }
 
-// applicationCluster is the application on a port of its own, in HTTP/1.1 or HTTP/2, at
-// the address that the caller meant; nil where the name is of no such cluster.
+// applicationCluster is the application on a port of its own, in HTTP/1.1, HTTP/2 or what
+// the caller speaks, at the address that the caller meant; nil where the name is of no such cluster.
 func applicationCluster(name string) *cluster.Cluster {
 	rest, ok := strings.CutPrefix(name, prefixInbound)
 	number, version, _ := strings.Cut(rest, "|")
 	port, err := strconv.ParseUint(number, 10, 16)
-	if !ok || err != nil || port == 0 || "|"+version != ofHTTP1 && "|"+version != ofHTTP2 {
+	if !ok || err != nil || port == 0 {
+		return nil
+	}
+	common, options := &core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)}, map[string]*anypb.Any(nil)
+	switch "|" + version {
+	case ofHTTP1, ofHTTP2:
+		options = explicitProtocol(common, "|"+version == ofHTTP2)
+	case ofSame:
+		options = protocolOptions(common)
+	default:
 		return nil
 	}
 	c := originalDestination(name)
 	c.LbConfig = &cluster.Cluster_OriginalDstLbConfig_{OriginalDstLbConfig: &cluster.Cluster_OriginalDstLbConfig{
 		UpstreamPortOverride: wrapperspb.UInt32(uint32(port)),
 	}}
-	c.TypedExtensionProtocolOptions = explicitProtocol(&core.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(maxHeaders)}, "|"+version == ofHTTP2)
+	c.TypedExtensionProtocolOptions = options
 	return c
 }
 
@@ -124,36 +176,50 @@ func (in inbound) endedMatcher(port uint16, used map[string]bool) *xdsmatcher.Ma
 		used[name] = true
 		return chain(name)
 	}
-	client := chainClosed
-	if e := in.ended[port]; in.served[port] {
+	e, client := in.ended[port], chainClosed
+	if in.served[port] {
 		client = e.name()
 	}
 	tls := to(client)
 	if in.modes.at(port) != mesh.MTLSDisabled {
-		tls = further(byProtocol(map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: to(chainMeshHTTP), ALPNTCP: to(chainMeshHTTP)}, tls))
+		caller := to(e.meshChain())
+		tls = further(byProtocol(map[string]*xdsmatcher.Matcher_OnMatch{ALPNHTTP: caller, ALPNTCP: caller}, tls))
 	}
 	return byTLS(tls, to(chainClosed))
 }
 
-// endedChains are those of clients whose TLS ends, sorted by port. No certificate is
-// asked of a client, so that none has an identity.
-func (in inbound) endedChains() []*listener.FilterChain {
+// endedChains are those of such ports, sorted by port: of clients, of whom no certificate
+// is asked, so that none has an identity, and of callers in mesh mTLS.
+func (in inbound) endedChains(mesh *core.TransportSocket) []*listener.FilterChain {
 	var out []*listener.FilterChain
-	for _, port := range slices.Sorted(maps.Keys(in.ended)) {
-		if !in.served[port] {
-			continue
-		}
-		e := in.ended[port]
-		m := in.manager(false)
-		m.StatPrefix = statEnded
-		m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: e.name()}}
+	add := func(name string, m *hcm.HttpConnectionManager, socket *core.TransportSocket) {
+		m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: name}}
 		out = append(out, &listener.FilterChain{
-			Name: e.name(), TransportSocketConnectTimeout: seconds(handshakeTimeout),
-			TransportSocket: terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1"),
-			Filters:         []*listener.Filter{networkFilter(hcmName, m)},
+			Name: name, TransportSocketConnectTimeout: seconds(handshakeTimeout), TransportSocket: socket,
+			Filters: []*listener.Filter{networkFilter(hcmName, m)},
 		})
 	}
+	for _, port := range slices.Sorted(maps.Keys(in.ended)) {
+		e := in.ended[port]
+		if in.served[port] {
+			add(e.name(), in.edgeManager(), terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1"))
+		}
+		if e.moves() {
+			add(e.meshChain(), in.manager(true), mesh)
+		}
+	}
 	return out
+}
+
+// edgeManager is that of clients: as at the mesh's edge, what only proxies may say they
+// cannot, since nobody before looked into what they send.
+func (in inbound) edgeManager() *hcm.HttpConnectionManager {
+	m := in.manager(false)
+	m.StatPrefix = statEnded
+	m.UseRemoteAddress, m.XffNumTrustedHops, m.SkipXffAppend = wrapperspb.Bool(true), 0, false
+	m.PreserveExternalRequestId = false
+	m.RequestHeadersTimeout = seconds(gatewayHeadersTimeout)
+	return m
 }
 
 // terminated is TLS of clients that ends here, with the certificates of the secrets.

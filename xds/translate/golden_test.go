@@ -215,11 +215,12 @@ func keys(s *mesh.Snapshot) []translate.Key {
 				}
 				for _, port := range p.TLS.Ports {
 					add(translate.Secret, translate.PrefixEnded+port.Certificate.String(), s.Profile(w))
-					route := fmt.Sprintf("inbound|%d", port.Port)
-					add(translate.Route, route, s.Profile(w))
-					for _, c := range translate.Build(translate.Key{Type: translate.Route, Name: route, For: s.Profile(w)}, mesh.NewView(s)).Clusters {
-						if strings.HasPrefix(c, "inbound") {
-							add(translate.Cluster, c, "")
+					for _, route := range []string{fmt.Sprintf("inbound|%d", port.Port), fmt.Sprintf("inbound|%d|mesh", port.Port)} {
+						add(translate.Route, route, s.Profile(w))
+						for _, c := range translate.Build(translate.Key{Type: translate.Route, Name: route, For: s.Profile(w)}, mesh.NewView(s)).Clusters {
+							if strings.HasPrefix(c, "inbound") {
+								add(translate.Cluster, c, "")
+							}
 						}
 					}
 				}

@@ -3,7 +3,6 @@ package translate
 import (
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -240,7 +239,7 @@ func (in inbound) chains(v *mesh.View) []*listener.FilterChain {
 		{Name: chainPlainHTTP, Filters: []*listener.Filter{networkFilter(hcmName, in.manager(false))}},
 		{Name: chainPlainTCP, Filters: tcp(chainPlainTCP, seen)},
 		closed(in.config),
-	}, in.endedChains()...)
+	}, in.endedChains(tls)...)
 }
 
 // closed takes connections, and ends them.
@@ -298,20 +297,19 @@ func sayUnreached() *hcm.LocalReplyConfig {
 // inboundRoutes send everything to the application, after the authorization
 // that they carry.
 //
-// The name is RouteInbound, or that of the routes of a port at which TLS ends.
+// The name is RouteInbound, or that of routes of a port at which TLS ends.
 func inboundRoutes(name, profile string, v *mesh.View) Result {
 	p, ok := v.Profile(profile)
 	if !ok {
 		return Result{Message: routesOf(name), Clusters: []string{ClusterInbound}} // 404
 	}
 	to := ClusterInbound
-	if number, ends := strings.CutPrefix(name, prefixInbound); ends {
-		port, _ := strconv.ParseUint(number, 10, 16)
-		e, ok := endedPorts(p.Namespace, p.Labels, v)[uint16(port)]
-		if !ok {
-			return Result{Message: routesOf(name), Clusters: []string{ClusterInbound}}
-		}
-		to = e.cluster(declaredPorts(p, v))
+	e, ofClients, ok := endedRoutes(name, p, v)
+	switch {
+	case ok:
+		to = e.clusterIn(name, declaredPorts(p, v))
+	case name != RouteInbound:
+		return Result{Message: routesOf(name), Clusters: []string{ClusterInbound}}
 	}
 	in := inbound{
 		config: v.Config(), policies: authorizations(p.Namespace, p.Labels, v), limits: rateLimits(p.Namespace, p.Labels, v),
@@ -326,6 +324,11 @@ func inboundRoutes(name, profile string, v *mesh.View) Result {
 		toApplication(to, prefixMatch("/"), "reset-before-request"),
 	)
 	k := sidecar(in.config, true)
+	if ofClients {
+		// What these ask for is seen here first: of the name that they asked for nobody
+		// made another, and whoever wrote X-Forwarded-For was none of the trusted proxies.
+		k.sni, k.nameless, k.hops = true, false, 0
+	}
 	k.tokens = in.tokens
 	verdicts := k.authorization(in.policies, v)
 	filters := verdicts.filters()
