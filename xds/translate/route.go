@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -135,6 +136,9 @@ type outbound struct {
 func (o *outbound) atGateway() bool { return o.service == (mesh.Name{}) }
 
 func (o *outbound) add(r rule) {
+	if asking, ok := r.preflight(); ok {
+		o.add(asking)
+	}
 	for _, out := range o.routesFor(r) {
 		// What Envoy would refuse, it would refuse all of.
 		if out.Validate() != nil {
@@ -145,6 +149,18 @@ func (o *outbound) add(r rule) {
 		}
 		o.routes = append(o.routes, out)
 	}
+}
+
+// preflight is the rule for what browsers ask before a request of its method, which is no
+// request of that method (https://fetch.spec.whatwg.org/#cors-preflight-request).
+func (r rule) preflight() (rule, bool) {
+	if r.cors == nil || r.match.Method == "" || r.match.Method == http.MethodOptions {
+		return rule{}, false
+	}
+	asked := mesh.HeaderMatch{Type: mesh.Exact, Name: "access-control-request-method", Value: r.match.Method}
+	r.match.Headers = append(slices.Clone(r.match.Headers), asked)
+	r.match.Method = http.MethodOptions
+	return r, true
 }
 
 // failing answers what goes to no backend: 500, and of a GRPCRoute 503, which calls end

@@ -132,6 +132,18 @@ func TestWhatUsersWrite(t *testing.T) {
 				{head: "POST /\nexpect: 100-continue\ncontent-length: 3", status: 100},
 			},
 		},
+		"what browsers ask before a request of a rule's method": {
+			to: sidecarAndGateway,
+			objects: []string{httpRoute(`
+  - matches: [{method: PUT, path: {value: /cart}}]
+    filters: [{type: CORS, cors: {allowOrigins: ["https://shop.example"], allowMethods: [PUT], maxAge: 60}}]
+    backendRefs: [{name: web, port: 80}]
+  - backendRefs: [{name: v2, port: 80}]`)},
+			calls: []call{
+				{head: "OPTIONS /cart\norigin: https://shop.example\naccess-control-request-method: PUT", status: 200, has: []string{"Access-Control-Allow-Methods:[PUT]", "Access-Control-Max-Age:[60]"}},
+				{head: "OPTIONS /cart\norigin: https://shop.example\naccess-control-request-method: DELETE", status: 200, has: []string{"X-Pod:[v2-"}},
+			},
+		},
 		"a route of one of a Service's ports, by the port's name": {
 			objects: []string{strings.Replace(httpRoute("\n  - backendRefs: [{name: v2, port: 80}]"), "name: web}, ", "name: web, sectionName: http-admin}, ", 1)},
 			calls:   []call{{head: "GET /", status: 200, has: []string{"X-Pod:[web-v"}}},
