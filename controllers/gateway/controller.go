@@ -39,7 +39,8 @@ import (
 //
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
 //
-// A BackendTLSPolicy names ConfigMaps, of any namespace; of each the observer keeps ca.crt.
+// BackendTLSPolicies, and Gateways that verify their clients, name ConfigMaps of any
+// namespace; of each the observer keeps ca.crt.
 //
 // +kubebuilder:rbac:groups="",resources=configmaps,verbs=list;watch
 //

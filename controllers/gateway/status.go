@@ -41,7 +41,8 @@ func owned(conditions []metav1.Condition) []metav1.Condition {
 	for _, c := range conditions {
 		switch c.Type {
 		case v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed, v1alpha1.ConditionResolvedRefs,
-			string(gatewayv1.ListenerConditionConflicted), string(gatewayv1.ListenerConditionOverlappingTLSConfig):
+			string(gatewayv1.ListenerConditionConflicted), string(gatewayv1.ListenerConditionOverlappingTLSConfig),
+			string(gatewayv1.GatewayConditionInsecureFrontendValidationMode):
 			out = append(out, c)
 		}
 	}
@@ -188,7 +189,8 @@ func conditions(found []mesh.Finding, parent int) []metav1.Condition {
 
 // good reports whether a condition is as it should be.
 func good(c metav1.Condition) bool {
-	bad := c.Type == string(gatewayv1.ListenerConditionConflicted) || c.Type == string(gatewayv1.ListenerConditionOverlappingTLSConfig)
+	bad := c.Type == string(gatewayv1.ListenerConditionConflicted) || c.Type == string(gatewayv1.ListenerConditionOverlappingTLSConfig) ||
+		c.Type == string(gatewayv1.GatewayConditionInsecureFrontendValidationMode)
 	return (c.Status == metav1.ConditionTrue) != bad
 }
 

@@ -39,11 +39,7 @@ func backendTLS(p *gatewayv1.BackendTLSPolicy) *mesh.BackendTLS {
 		}
 	}
 	for _, r := range in.CACertificateRefs {
-		kind := string(r.Kind)
-		if r.Group != "" {
-			kind = string(r.Group) + "/" + kind
-		}
-		out.Authorities = append(out.Authorities, mesh.Backend{Kind: kind, Name: mesh.Name{Namespace: p.Namespace, Name: string(r.Name)}})
+		out.Authorities = append(out.Authorities, mesh.Backend{Kind: groupKind(string(r.Group), string(r.Kind)), Name: mesh.Name{Namespace: p.Namespace, Name: string(r.Name)}})
 	}
 	if w := deref(in.WellKnownCACertificates); len(out.Authorities) == 0 && w != gatewayv1.WellKnownCACertificatesSystem {
 		bad.add("spec.validation: wellKnownCACertificates %q is not known: write System, or name ConfigMaps in caCertificateRefs", w)

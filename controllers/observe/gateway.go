@@ -34,9 +34,57 @@ func class(c *gatewayv1.GatewayClass) (*mesh.Class, bool) {
 func gateway(g *gatewayv1.Gateway) *mesh.Gateway {
 	out := &mesh.Gateway{Meta: meta(g.ObjectMeta), Class: string(g.Spec.GatewayClassName)}
 	for i := range g.Spec.Listeners {
-		out.Listeners = append(out.Listeners, listener(g.Namespace, &g.Spec.Listeners[i]))
+		l := listener(g.Namespace, &g.Spec.Listeners[i])
+		if l.Terminates() {
+			l.Clients = clients(g, l.Port)
+		}
+		out.Listeners = append(out.Listeners, l)
+	}
+	if t := g.Spec.TLS; t != nil && t.Backend != nil && t.Backend.ClientCertificateRef != nil {
+		out.Certificate = new(secretRef(g.Namespace, t.Backend.ClientCertificateRef))
 	}
 	return out
+}
+
+// clients is what the Gateway asks of the clients of a port: what it says of the port, even
+// if that is nothing, or else of all.
+func clients(g *gatewayv1.Gateway, port uint16) *mesh.ClientValidation {
+	if g.Spec.TLS == nil || g.Spec.TLS.Frontend == nil {
+		return nil
+	}
+	f := g.Spec.TLS.Frontend
+	in := f.Default.Validation
+	for i := range f.PerPort {
+		if uint16(f.PerPort[i].Port) == port {
+			in = f.PerPort[i].TLS.Validation
+		}
+	}
+	if in == nil {
+		return nil
+	}
+	out := &mesh.ClientValidation{Insecure: in.Mode == gatewayv1.AllowInsecureFallback}
+	for _, r := range in.CACertificateRefs {
+		out.Authorities = append(out.Authorities, mesh.Backend{
+			Kind: groupKind(string(r.Group), string(r.Kind)), Name: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), g.Namespace), Name: string(r.Name)},
+		})
+	}
+	return out
+}
+
+// secretRef is what a reference of an object of the namespace names.
+func secretRef(namespace string, r *gatewayv1.SecretObjectReference) mesh.Backend {
+	return mesh.Backend{
+		Kind: groupKind(string(deref(r.Group)), cmp.Or(string(deref(r.Kind)), "Secret")),
+		Name: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
+	}
+}
+
+// groupKind is a kind, with its group before it where that is not the core's.
+func groupKind(group, kind string) string {
+	if group == "" {
+		return kind
+	}
+	return group + "/" + kind
 }
 
 func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
@@ -58,14 +106,8 @@ func listener(namespace string, in *gatewayv1.Listener) mesh.Listener {
 		if len(t.Options) > 0 {
 			out.Unsupported = "tls.options are not supported: take them out"
 		}
-		for _, r := range t.CertificateRefs {
-			kind := cmp.Or(string(deref(r.Kind)), "Secret")
-			if group := string(deref(r.Group)); group != "" {
-				kind = group + "/" + kind
-			}
-			out.Certificates = append(out.Certificates, mesh.Backend{
-				Kind: kind, Name: mesh.Name{Namespace: cmp.Or(string(deref(r.Namespace)), namespace), Name: string(r.Name)},
-			})
+		for i := range t.CertificateRefs {
+			out.Certificates = append(out.Certificates, secretRef(namespace, &t.CertificateRefs[i]))
 		}
 	}
 	a := in.AllowedRoutes

@@ -47,7 +47,7 @@ type Options struct {
 	RootNamespace string
 	// May reports whether this control plane may watch a resource: "secrets", before
 	// which kinds of gateways are as if missing, and "configmaps", before which
-	// BackendTLSPolicy is. nil: it may.
+	// BackendTLSPolicy is, and every ConfigMap. nil: it may.
 	May func(ctx context.Context, resource string) (bool, error)
 	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
 	// API server has it; may be nil.
@@ -69,6 +69,7 @@ type Observer struct {
 	// that are watched and not yet told of. After the start they are await's.
 	missing map[mesh.Kind]client.Object
 	arrived []client.Object
+	bundles bool // ConfigMaps are watched
 
 	synced chan struct{}
 	// open is set, with mu held, when the initial state has been applied.
@@ -183,19 +184,35 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 		delete(o.missing, kind)
 		o.arrived = append(o.arrived, obj)
 	}
-	return nil
+	return o.watchBundles(ctx)
 }
 
 // needed are the kinds that only a kind of the Gateway API needs.
 func needed(by mesh.Kind) map[mesh.Kind]client.Object {
-	switch by {
-	case mesh.KindGateway:
+	if by == mesh.KindGateway {
 		return map[mesh.Kind]client.Object{mesh.KindNamespace: &corev1.Namespace{}, mesh.KindCertificate: &corev1.Secret{}}
-	case mesh.KindBackendTLS:
-		return map[mesh.Kind]client.Object{mesh.KindBundle: &corev1.ConfigMap{}}
-	default: // needs nothing besides
+	}
+	return nil
+}
+
+// watchBundles attaches to ConfigMaps once a kind is watched that names some.
+func (o *Observer) watchBundles(ctx context.Context) error {
+	_, gateways := o.missing[mesh.KindGateway]
+	_, policies := o.missing[mesh.KindBackendTLS]
+	if o.bundles || gateways && policies {
 		return nil
 	}
+	switch may, err := o.may(ctx, "configmaps"); {
+	case err != nil:
+		return fmt.Errorf("asking whether configmaps may be watched: %w", err)
+	case !may:
+		return nil
+	}
+	if err := o.watch(ctx, o.informers, &corev1.ConfigMap{}, entityHandler{o, mesh.KindBundle}); err != nil {
+		return err
+	}
+	o.bundles = true
+	return nil
 }
 
 // announce tells of the kinds that were found.

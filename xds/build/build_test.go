@@ -241,7 +241,13 @@ func (w world) gateway() *mesh.Gateway {
 		case 1:
 			l.Namespaces.Requirements = []mesh.Requirement{{Key: "app", Operator: "In", Values: []string{w.name("app")}}}
 		}
+		if l.Terminates() && w.IntN(2) == 0 {
+			l.Clients = &mesh.ClientValidation{Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: w.id("b")}}, Insecure: w.IntN(4) == 0}
+		}
 		g.Listeners = append(g.Listeners, l)
+	}
+	if w.IntN(2) == 0 {
+		g.Certificate = &mesh.Backend{Kind: "Secret", Name: w.id("c")}
 	}
 	return g
 }
@@ -322,6 +328,9 @@ func (w world) key(s *mesh.Snapshot) Key {
 		{Type: translate.Secret, Name: "san" + svc[3:]},
 		{Type: translate.Secret, Name: "san" + svc[3:] + "|tls"},
 		{Type: translate.Cluster, Name: "h1" + svc[3:], For: w.namespace()},
+		{Type: translate.Cluster, Name: "h1" + svc[3:] + "|by|" + w.name("g"), For: w.namespace()},
+		{Type: translate.Endpoints, Name: "h1" + svc[3:] + "|by|" + w.name("g")},
+		{Type: translate.Secret, Name: fmt.Sprintf("san|%s|%d|clients", w.id("g"), w.port())},
 		translate.FindingsKey(translate.KindBackendTLS, w.id("t")),
 		{Type: translate.Secret, Name: "roots"},
 		{Type: translate.Secret, Name: translate.PrefixEnded + w.id("c").String(), For: profile},

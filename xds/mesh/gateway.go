@@ -12,6 +12,18 @@ type Gateway struct {
 	Meta
 	Class     string
 	Listeners []Listener
+	// Certificate is a Secret with what the gateway shows to backends whose TLS it begins.
+	// Kind is "Secret", or what else is named; nil: nothing.
+	Certificate *Backend
+}
+
+// ClientValidation is what a listener whose TLS ends there asks of its clients.
+type ClientValidation struct {
+	// Authorities are objects with the certificates of those who sign clients'. Kind is
+	// "ConfigMap", or what else is named.
+	Authorities []Backend
+	// Insecure lets in those without a certificate, and with any.
+	Insecure bool
 }
 
 // maxProxies is the length of a DNS label, which a Service's name is (RFC 1035).
@@ -68,6 +80,8 @@ type Listener struct {
 	// Certificates are Secrets with the certificates of HTTPS, and of TLS that ends here. Kind is "Secret", or
 	// what else is named.
 	Certificates []Backend
+	// Clients says what certificates clients have to show; nil: none are asked for.
+	Clients *ClientValidation
 	// Namespaces says whose routes may attach.
 	Namespaces RouteNamespaces
 	// Kinds are the kinds of routes that may attach, and 0 for what is no kind of route;

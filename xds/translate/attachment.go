@@ -30,11 +30,13 @@ const (
 // listenerState is what keeps a listener from being served; nil is nothing.
 type listenerState struct {
 	accepted, conflicted, refs *fault
+	authorities                []*fault // of its clients
+	unvouched                  *fault   // there is none that can be had
 	served                     bool
 }
 
 // holds reports whether the listener has its port and hostname, also while it lacks its
-// certificate.
+// certificate, or those by which to know its clients.
 func (s listenerState) holds() bool { return s.accepted == nil && s.conflicted == nil }
 
 // listenerStates judges a gateway's listeners, in their order. Of those that are in one
@@ -55,7 +57,12 @@ func listenerStates(g *mesh.Gateway, v *mesh.View) []listenerState {
 		if s.accepted == nil {
 			s.conflicted = conflict(l, g.Listeners[:i], out[:i])
 		}
-		s.served = s.holds() && !(l.Terminates() && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
+		var pem []byte
+		pem, s.authorities = clientAuthorities(g, l, v)
+		if l.Clients != nil && len(pem) == 0 {
+			s.unvouched = nobodyVouches()
+		}
+		s.served = s.holds() && s.unvouched == nil && !(l.Terminates() && s.refs != nil && s.refs.reason != reasonInvalidRouteKinds)
 	}
 	return out
 }
@@ -88,7 +95,7 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 		return bad(reasonInvalidCertificate, "TLS that ends at the gateway needs a certificate: name a Secret of the type kubernetes.io/tls in tls.certificateRefs")
 	}
 	for _, c := range l.Certificates {
-		if c.Kind != "Secret" {
+		if c.Kind != kindSecret {
 			return bad(reasonInvalidCertificate, "%s %s is no Secret: name one of the type kubernetes.io/tls", c.Kind, c.Name)
 		}
 		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}, c.Kind, c.Name, v); f != nil {
@@ -239,10 +246,10 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 		f.Parent, f.Type, f.OK, f.Reason, f.Message = at, condition, ok, reason, message
 		out = append(out, f)
 	}
-	bad := 0
+	bad, unresolved := 0, 0
 	for i, s := range listenerStates(g, v) {
 		l := g.Listeners[i]
-		if !s.holds() {
+		if !s.holds() || s.unvouched != nil {
 			bad++
 		}
 		switch {
@@ -250,6 +257,8 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 			say(i, conditionAccepted, false, s.accepted.reason, s.accepted.message)
 		case s.conflicted != nil:
 			say(i, conditionAccepted, false, s.conflicted.reason, s.conflicted.message)
+		case s.unvouched != nil:
+			say(i, conditionAccepted, false, s.unvouched.reason, s.unvouched.message)
 		default:
 			say(i, conditionAccepted, true, reasonAccepted, "the listener holds")
 		}
@@ -258,8 +267,15 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 		} else {
 			say(i, conditionConflicted, false, reasonNoConflicts, "no other listener is in its way")
 		}
+		refs := s.authorities
 		if s.refs != nil {
-			say(i, conditionResolvedRefs, false, s.refs.reason, s.refs.message)
+			refs = append([]*fault{s.refs}, refs...)
+		}
+		for _, f := range refs {
+			say(i, conditionResolvedRefs, false, f.reason, f.message)
+		}
+		if len(refs) > 0 {
+			unresolved++
 		} else {
 			say(i, conditionResolvedRefs, true, reasonResolvedRefs, "everything it refers to exists")
 		}
@@ -279,6 +295,20 @@ func gatewayFindings(n mesh.Name, v *mesh.View) []mesh.Finding {
 		say(-1, conditionAccepted, false, reasonListenersNotValid, "no listener is served: see their conditions")
 	default:
 		say(-1, conditionAccepted, true, reasonListenersNotValid, "some listeners are not served: see their conditions")
+	}
+	if insecure(g) {
+		say(-1, conditionInsecure, true, reasonConfigurationChanged, "clients are let in with any certificate or none, where the mode is AllowInsecureFallback: write AllowValidOnly as soon as all have one")
+	}
+	if g.Certificate == nil && !slices.ContainsFunc(g.Listeners, func(l mesh.Listener) bool { return l.Clients != nil }) {
+		return out // nothing is referred to but what listeners speak of
+	}
+	switch _, f := clientCertificate(g, v); {
+	case f != nil:
+		say(-1, conditionResolvedRefs, false, f.reason, f.message)
+	case unresolved > 0:
+		say(-1, conditionResolvedRefs, false, reasonListenersNotResolved, "some listeners lack what they refer to: see their conditions")
+	default:
+		say(-1, conditionResolvedRefs, true, reasonResolvedRefs, "everything it refers to exists")
 	}
 	return out
 }

@@ -48,6 +48,9 @@ type known struct {
 	sni      bool
 	blind    []uint16
 	nameless bool
+	// strangers says that callers are outside of the mesh, and no identity is theirs: their
+	// certificates, if they have any, are of other authorities, which may say anything.
+	strangers bool
 	// tokens is whose tokens are believed, of requests.
 	tokens believed
 }
@@ -463,7 +466,7 @@ func (k known) principal(s mesh.Source, namespace string, strict bool) *rbacconf
 	}
 	if strict && (s.ExceptsIdentity() || s.HasRemote() && k.vouched) {
 		// Who has no identity is none of those, and is not who is meant.
-		all = append(all, authenticated(prefix("spiffe://")))
+		all = append(all, k.authenticated(prefix("spiffe://")))
 	}
 	if k.tokens.held() {
 		if strict && len(s.NotRequestPrincipals) > 0 {
@@ -489,9 +492,12 @@ func (k known) identities(ids []string) []*rbacconfig.Principal { return each(id
 
 // identity matches one SPIFFE ID or a prefix, under each of the trust domain's names.
 func (k known) identity(id string) *rbacconfig.Principal {
+	if k.strangers {
+		return k.authenticated(exact(id))
+	}
 	var same []*rbacconfig.Principal
 	for _, spelled := range spellings(id, k.domains) {
-		same = append(same, authenticated(identityPattern(spelled)))
+		same = append(same, k.authenticated(identityPattern(spelled)))
 	}
 	return oneOf(same)
 }
@@ -540,6 +546,14 @@ func identityPattern(id string) *matcher.StringMatcher {
 		return prefix(p)
 	}
 	return exact(id)
+}
+
+// authenticated matches the identity in the mesh that the peer proved to have.
+func (k known) authenticated(m *matcher.StringMatcher) *rbacconfig.Principal {
+	if k.strangers {
+		return noPrincipal(anyPrincipal()[0])
+	}
+	return authenticated(m)
 }
 
 // authenticated matches the SPIFFE ID in the certificate that the peer proved

@@ -69,11 +69,14 @@ func authorities(p *mesh.BackendTLS, v *mesh.View) []byte {
 	return out
 }
 
-// originated is TLS as a policy says. Envoy itself offers by ALPN what it speaks.
-func originated(p *mesh.BackendTLS, service mesh.Name, port uint16) *core.TransportSocket {
+// originated is TLS as a policy says, with the client's certificates of the secrets. Envoy
+// itself offers by ALPN what it speaks.
+func originated(p *mesh.BackendTLS, service mesh.Name, port uint16, secrets []*tls.SdsSecretConfig) *core.TransportSocket {
 	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&tls.UpstreamTlsContext{
 		Sni: p.Hostname,
 		CommonTlsContext: &tls.CommonTlsContext{
+			TlsCertificateSdsSecretConfigs: secrets,
+
 			TlsParams:             &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3},
 			ValidationContextType: validation(sanName(service, port) + ofTLS),
 		},

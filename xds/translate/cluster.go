@@ -159,10 +159,15 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	t.shape(c)
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), validation(servers))
 	if p := backendTLS(d.service.Name, d.port, v); p != nil && d.originates() {
-		if !usable(p, v) {
+		var secrets []*tls.SdsSecretConfig
+		had := true
+		if d.gateway != "" {
+			secrets, had = shown(mesh.Name{Namespace: k.For, Name: d.gateway}, v)
+		}
+		if !had || !usable(p, v) {
 			return Result{Message: emptyCluster(k.Name)}
 		}
-		c.TransportSocketMatches, c.TransportSocket = nil, originated(p, d.service.Name, d.port.Port)
+		c.TransportSocketMatches, c.TransportSocket = nil, originated(p, d.service.Name, d.port.Port, secrets)
 	}
 	if d.http {
 		common := t.protocols(connectionAge(v))

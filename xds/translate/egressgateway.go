@@ -154,20 +154,25 @@ func outCluster(k Key, of string, v *mesh.View) Result {
 	if i < 0 {
 		return empty
 	}
+	secrets, had := shown(gateway, v)
+	had = had || e.TLS == nil
 	if e.Gateway != nil && *e.Gateway == gateway {
-		if !mayLeave(e, v) {
+		if !had || !mayLeave(e, v) {
 			return empty
 		}
-		return Result{Message: ways[i].leaving(k, gateway.Namespace, v)}
+		return Result{Message: ways[i].leaving(k, gateway.Namespace, secrets, v)}
 	}
 	// Routes have asked whether the object admits it (clusterOut), but a proxy asks for any name.
 	g, ok := gatewayOf(gateway, v)
 	if !ok || !e.Admits(g.Proxies()) {
 		return empty
 	}
-	out := Result{Message: ways[i].leaving(k, gateway.Namespace, v)}
-	if e.Gateway != nil {
+	out := empty
+	switch {
+	case e.Gateway != nil:
 		out = ways[i].toGateway(k, gateway.Namespace, v)
+	case had:
+		out = Result{Message: ways[i].leaving(k, gateway.Namespace, secrets, v)}
 	}
 	c, isCluster := out.Message.(*cluster.Cluster)
 	if isCluster && len(c.TypedExtensionProtocolOptions) > 0 {

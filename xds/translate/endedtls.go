@@ -202,7 +202,7 @@ func (in inbound) endedChains(mesh *core.TransportSocket) []*listener.FilterChai
 	for _, port := range slices.Sorted(maps.Keys(in.ended)) {
 		e := in.ended[port]
 		if in.served[port] {
-			add(e.name(), in.edgeManager(), terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1"))
+			add(e.name(), in.edgeManager(), downstream(terminated([]string{PrefixEnded + e.Certificate.String()}, "h2", "http/1.1")))
 		}
 		if e.moves() {
 			add(e.meshChain(), in.manager(true), mesh)
@@ -223,7 +223,7 @@ func (in inbound) edgeManager() *hcm.HttpConnectionManager {
 }
 
 // terminated is TLS of clients that ends here, with the certificates of the secrets.
-func terminated(secrets []string, alpn ...string) *core.TransportSocket {
+func terminated(secrets []string, alpn ...string) *tls.DownstreamTlsContext {
 	context := &tls.CommonTlsContext{
 		TlsParams:     &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2},
 		AlpnProtocols: alpn,
@@ -231,9 +231,11 @@ func terminated(secrets []string, alpn ...string) *core.TransportSocket {
 	for _, name := range secrets {
 		context.TlsCertificateSdsSecretConfigs = append(context.TlsCertificateSdsSecretConfigs, sds(name))
 	}
-	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{
-		TypedConfig: typed(&tls.DownstreamTlsContext{CommonTlsContext: context}),
-	}}
+	return &tls.DownstreamTlsContext{CommonTlsContext: context}
+}
+
+func downstream(context *tls.DownstreamTlsContext) *core.TransportSocket {
+	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(context)}}
 }
 
 // endedSecret is a certificate, for the proxies of a profile that end TLS with it.

@@ -33,13 +33,13 @@ func externalCluster(k Key, called string, v *mesh.View) Result {
 	case e.Gateway != nil:
 		return e.toGateway(k, k.For, v)
 	case e.Resolution == mesh.ResolveNone && v.Config().Egress == mesh.AllowAny:
-		c := e.leaving(k, k.For, v)
+		c := e.leaving(k, k.For, nil, v)
 		c.LoadAssignment, c.OutlierDetection, c.LbConfig, c.TransportSocket = nil, nil, nil, nil
 		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
 		c.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
 		return Result{Message: c}
 	}
-	return Result{Message: e.leaving(k, k.For, v)}
+	return Result{Message: e.leaving(k, k.For, nil, v)}
 }
 
 // statName is the one by which statistics and access logs name it, however it was called.
@@ -47,8 +47,9 @@ func (e external) statName() string {
 	return prefixExternal + e.Meta.Name.String() + "|" + strconv.Itoa(int(e.port.Number))
 }
 
-// leaving is the cluster of its servers, as the proxy calls them that leaves the cluster.
-func (e external) leaving(k Key, client string, v *mesh.View) *cluster.Cluster {
+// leaving is the cluster of its servers, as the proxy calls them that leaves the cluster, and
+// shows what is in the secrets to those whom it speaks TLS to.
+func (e external) leaving(k Key, client string, secrets []*tls.SdsSecretConfig, v *mesh.View) *cluster.Cluster {
 	c := emptyCluster(k.Name)
 	c.AltStatName = e.statName()
 	t := externalTraffic(client, e, v)
@@ -70,7 +71,7 @@ func (e external) leaving(k Key, client string, v *mesh.View) *cluster.Cluster {
 		c.TypedExtensionProtocolOptions = protocolOptions(t.protocols(maxConnectionAge))
 	}
 	if e.TLS != nil {
-		c.TransportSocket = originate(e)
+		c.TransportSocket = originate(e, secrets)
 	}
 	return c
 }
@@ -112,7 +113,7 @@ func (e external) servers() []*endpoint.LocalityLbEndpoints {
 func (e external) hostname() string { return cmp.Or(e.host, e.Hosts[0]) }
 
 // originate is TLS to a server that must show a certificate for its name.
-func originate(e external) *core.TransportSocket {
+func originate(e external, secrets []*tls.SdsSecretConfig) *core.TransportSocket {
 	sni, names := origination(e)
 	vc := &tls.CertificateValidationContext{TrustedCa: &core.DataSource{Specifier: &core.DataSource_Filename{Filename: systemRoots}}}
 	if e.TLS.CA != "" {
@@ -127,6 +128,8 @@ func originate(e external) *core.TransportSocket {
 			TlsParams: &tls.TlsParameters{
 				TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3,
 			},
+			TlsCertificateSdsSecretConfigs: secrets,
+
 			ValidationContextType: &tls.CommonTlsContext_ValidationContext{ValidationContext: vc},
 		},
 	})}}

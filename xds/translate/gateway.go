@@ -45,7 +45,7 @@ func gatewayListener(name string, v *mesh.View) Result {
 	if !ok {
 		return Result{Message: idle(l)}
 	}
-	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), view: v}
+	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), gateway: g, view: v}
 	var ports, clear []uint16
 	encrypted := false
 	held, served := holdingListeners(g, v)
@@ -57,7 +57,7 @@ func gatewayListener(name string, v *mesh.View) Result {
 		switch {
 		case at.Protocol == mesh.ListenerHTTPS:
 			encrypted = true
-			l.FilterChains = append(l.FilterChains, httpsChain(at, served[i], c))
+			l.FilterChains = append(l.FilterChains, httpsChain(g, at, served[i], c))
 		case at.Protocol == mesh.ListenerTLS:
 			encrypted = true
 			l.FilterChains = append(l.FilterChains, o.tlsChains(g, at, served[i], held)...)
@@ -110,15 +110,17 @@ func httpChain(at mesh.Listener, c *mesh.Config) *listener.FilterChain {
 	}
 }
 
-// httpsChain closes connections to a listener that lacks its certificate: its host is
-// nobody else's.
-func httpsChain(at mesh.Listener, served bool, c *mesh.Config) *listener.FilterChain {
+// httpsChain closes connections to a listener that lacks its certificate, or those by which
+// to know its clients: its host is nobody else's.
+func httpsChain(g *mesh.Gateway, at mesh.Listener, served bool, c *mesh.Config) *listener.FilterChain {
 	if !served {
 		return closing(at, c)
 	}
 	out := encryptedChain(at, at.Hostname)
-	out.Filters = []*listener.Filter{networkFilter(hcmName, gatewayManager(gatewayRouteName(at), c))}
-	out.TransportSocket = certified(at, "h2", "http/1.1")
+	m := gatewayManager(gatewayRouteName(at), c)
+	tell(m, at)
+	out.Filters = []*listener.Filter{networkFilter(hcmName, m)}
+	out.TransportSocket = certified(g, at, "h2", "http/1.1")
 	return out
 }
 
@@ -137,11 +139,6 @@ func encryptedChain(at mesh.Listener, hosts ...string) *listener.FilterChain {
 		match.ServerNames = hosts
 	}
 	return &listener.FilterChain{Name: fmt.Sprintf("%d|%s", at.Port, at.Name), FilterChainMatch: match}
-}
-
-// certified is TLS that ends here, with the listener's certificates.
-func certified(at mesh.Listener, alpn ...string) *core.TransportSocket {
-	return terminated(each(at.Certificates, func(secret mesh.Backend) string { return PrefixCertificate + secret.Name.String() }), alpn...)
 }
 
 // gatewayRouteName is the name of a listener's routes: one for all HTTP listeners of a
@@ -195,7 +192,7 @@ func gatewayRoutes(name, gateway string, v *mesh.View) Result {
 	if ls[0].Protocol == mesh.ListenerEgress {
 		return outRoutes(g, ls[0], v)
 	}
-	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), view: v, scheme: "http", port: ls[0].Port}
+	o := outbound{client: g.Meta.Namespace, account: g.Proxies(), gateway: g, view: v, scheme: "http", port: ls[0].Port}
 	if ls[0].Protocol == mesh.ListenerHTTPS {
 		o.scheme = "https"
 		rivals = slices.DeleteFunc(held, func(l mesh.Listener) bool { return l.Port != ls[0].Port || l.Name == ls[0].Name })
@@ -375,6 +372,9 @@ func gatewaySecret(k Key, v *mesh.View) proto.Message {
 	g, ok := gatewayOf(n, v)
 	if !ok {
 		return certificateSecret(k.Name, nil)
+	}
+	if c, _ := clientCertificate(g, v); c != nil && PrefixCertificate+c.Name.String() == k.Name {
+		return certificateSecret(k.Name, c)
 	}
 	held, served := holdingListeners(g, v)
 	for i, l := range held {

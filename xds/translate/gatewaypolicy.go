@@ -116,7 +116,7 @@ func ofOneHost(deny *rbacconfig.RBAC) *rbacconfig.RBAC {
 
 // edge is what is known of requests at a gateway, which hears from clients itself.
 func edge(c *mesh.Config) known {
-	return known{domains: c.TrustDomains(), http: true, hops: c.TrustedHops, sni: true}
+	return known{domains: c.TrustDomains(), http: true, hops: c.TrustedHops, sni: true, strangers: true}
 }
 
 // listenerIsOneOf is a condition in CEL about the virtual host of a request.
@@ -131,7 +131,7 @@ func listenerIsOneOf(names []string) string {
 // byAddress tells callers apart who have no identity. An IPv6 caller is its /64, since
 // that is what one host is given (RFC 6177).
 func byAddress() caller {
-	return caller{"masked_remote_address", &route.RateLimit_Action{ActionSpecifier: &route.RateLimit_Action_MaskedRemoteAddress_{
+	return caller{key: "masked_remote_address", strangers: true, action: &route.RateLimit_Action{ActionSpecifier: &route.RateLimit_Action_MaskedRemoteAddress_{
 		MaskedRemoteAddress: &route.RateLimit_Action_MaskedRemoteAddress{V4PrefixMaskLen: wrapperspb.UInt32(32), V6PrefixMaskLen: wrapperspb.UInt32(64)},
 	}}}
 }

@@ -47,7 +47,7 @@ func (o *outbound) tlsChains(g *mesh.Gateway, at mesh.Listener, served bool, hel
 		chain.Name += "|" + r.Meta.Name.String()
 		chain.Filters = append(slices.Clone(admit), o.connections(r, prefix))
 		if at.Terminates() {
-			chain.TransportSocket = certified(at)
+			chain.TransportSocket = certified(g, at)
 		}
 		out = append(out, chain)
 	}
@@ -72,7 +72,7 @@ func (o *outbound) tcpChain(g *mesh.Gateway, at mesh.Listener) *listener.FilterC
 
 // admission is what policies that name the Gateway or the listener ask of connections.
 func (o *outbound) admission(g *mesh.Gateway, at mesh.Listener) []*listener.Filter {
-	k := known{domains: o.view.Config().TrustDomains(), sni: at.Encrypted()}
+	k := known{domains: o.view.Config().TrustDomains(), sni: at.Encrypted(), strangers: true}
 	policies := slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, o.view)...)
 	return k.authorization(policies, o.view).network("gateway")
 }
@@ -94,6 +94,9 @@ func (o *outbound) connections(r *mesh.Route, prefix string) *listener.Filter {
 				to = o.clusterOut(of)
 			} else {
 				to = of.name(prefix)
+				if prefix == prefixDecoded {
+					to = o.own(to, of)
+				}
 				o.clusters = append(o.clusters, to)
 			}
 		}

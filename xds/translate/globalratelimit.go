@@ -70,7 +70,7 @@ func tellsPath(g *mesh.GlobalRateLimit) bool {
 // globalLimits collects what the service is asked: a descriptor for each rule that a
 // request matches.
 type globalLimits struct {
-	edge bool // callers are outside of the mesh
+	edge bool // callers are outside of the mesh, and have no identity that a rule could ask for
 	out  []*route.RateLimit
 }
 
@@ -78,7 +78,7 @@ type globalLimits struct {
 // (empty: of all).
 func (g *globalLimits) add(p *mesh.Policy, domains []string, condition string) {
 	for _, r := range p.RateLimit.Rules {
-		if r.Global == nil {
+		if r.Global == nil || g.edge && len(r.From) > 0 {
 			continue
 		}
 		match, ok := rateLimitExpression(r, p.Meta.Namespace, domains, condition)

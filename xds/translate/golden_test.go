@@ -321,6 +321,12 @@ func keys(s *mesh.Snapshot) []translate.Key {
 			for _, c := range l.Certificates {
 				add(translate.Secret, "tls|"+c.Name.String(), gateway)
 			}
+			if l.Clients != nil {
+				add(translate.Secret, fmt.Sprintf("san|%s|%d|clients", gateway, l.Port), "")
+			}
+		}
+		if c := g.Certificate; c != nil {
+			add(translate.Secret, "tls|"+c.Name.String(), gateway)
 		}
 		out = append(out, translate.FindingsKey(translate.KindGateway, g.Meta.Name))
 	}
@@ -464,12 +470,18 @@ func checkWords(t *testing.T, f mesh.Finding) {
 		words = map[string][]string{
 			"Accepted": {
 				string(gatewayv1.GatewayReasonAccepted), string(gatewayv1.GatewayReasonListenersNotValid), string(gatewayv1.ListenerReasonUnsupportedProtocol),
-				string(gatewayv1.ListenerReasonPortUnavailable), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict), "UnsupportedValue",
+				string(gatewayv1.ListenerReasonPortUnavailable), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict), string(gatewayv1.ListenerReasonUnsupportedValue), string(gatewayv1.ListenerReasonNoValidCACertificate),
 			},
 			"Programmed":     {string(gatewayv1.ListenerReasonProgrammed), string(gatewayv1.ListenerReasonInvalid)},
 			"Conflicted":     {string(gatewayv1.ListenerReasonNoConflicts), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict)},
-			"ResolvedRefs":   {string(gatewayv1.ListenerReasonResolvedRefs), string(gatewayv1.ListenerReasonInvalidCertificateRef), string(gatewayv1.ListenerReasonRefNotPermitted), string(gatewayv1.ListenerReasonInvalidRouteKinds)},
+			"ResolvedRefs": {
+				string(gatewayv1.ListenerReasonResolvedRefs), string(gatewayv1.ListenerReasonInvalidCertificateRef), string(gatewayv1.ListenerReasonRefNotPermitted), string(gatewayv1.ListenerReasonInvalidRouteKinds),
+				string(gatewayv1.ListenerReasonInvalidCACertificateRef), string(gatewayv1.ListenerReasonInvalidCACertificateKind),
+				string(gatewayv1.GatewayReasonInvalidClientCertificateRef), string(gatewayv1.GatewayReasonListenersNotResolved),
+			},
 			"AttachedRoutes": {""},
+
+			string(gatewayv1.GatewayConditionInsecureFrontendValidationMode): {string(gatewayv1.GatewayReasonConfigurationChanged)},
 		}
 	}
 	if !slices.Contains(words[f.Type], f.Reason) {

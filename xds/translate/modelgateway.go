@@ -52,7 +52,7 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 		case here[n].Protocol != mesh.ListenerHTTPS:
 			return e, fmt.Sprintf("listener %s of Gateway %s is of TLS, not HTTPS: no requests are looked at", here[n].Name, g.Meta.Name)
 		case !served[slices.IndexFunc(held, func(l mesh.Listener) bool { return l.Name == here[n].Name })]:
-			return e, fmt.Sprintf("listener %s of Gateway %s lacks its certificate: connections are closed", here[n].Name, g.Meta.Name)
+			return e, fmt.Sprintf("listener %s of Gateway %s lacks its certificate, or that of an authority by which to verify its clients': connections are closed", here[n].Name, g.Meta.Name)
 		default:
 			ls, rivals = here[n:n+1:n+1], slices.Delete(slices.Clone(here), n, n+1)
 		}

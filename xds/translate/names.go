@@ -180,6 +180,7 @@ type destination struct {
 	http    bool
 	prefix  string            // of a cluster that is named by a service
 	labels  map[string]string // of the service's pods that are meant; nil: all
+	gateway string            // whose own cluster it is, of the clients' namespace; empty: nobody's
 }
 
 // resolve reads the name of an on-demand cluster. Where there is no such
@@ -191,6 +192,7 @@ func resolve(name string, v *mesh.View) (destination, bool) {
 		if !ok {
 			continue
 		}
+		rest, gateway, _ := strings.Cut(rest, byGateway)
 		var labels map[string]string
 		if parts := strings.SplitN(rest, "|", 3); len(parts) == 3 {
 			rest, labels = parts[0]+"|"+parts[1], labelsFrom(parts[2])
@@ -205,7 +207,7 @@ func resolve(name string, v *mesh.View) (destination, bool) {
 		}
 		p, ok := svc.Port(number)
 		http := prefix != prefixBytes && prefix != prefixDecoded
-		return destination{service: svc, port: p, http: http, prefix: prefix, labels: labels}, ok
+		return destination{service: svc, port: p, http: http, prefix: prefix, labels: labels, gateway: gateway}, ok
 	}
 	rest, http := strings.CutPrefix(name, prefixHTTP)
 	if !http {

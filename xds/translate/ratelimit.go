@@ -110,10 +110,12 @@ func noLimit(stat string) *localratelimit.LocalRateLimit {
 type caller struct {
 	key    string
 	action *route.RateLimit_Action
+	// strangers says that they have no identity that a rule could ask for.
+	strangers bool
 }
 
 func byCertificate() caller {
-	return caller{callerKey, expression(callerKey, callerExpression)}
+	return caller{key: callerKey, action: expression(callerKey, callerExpression)}
 }
 
 // longest is how long an expression may be that says whether a rule matches: that of a
@@ -150,7 +152,7 @@ func tooLong(p *mesh.Policy, v *mesh.View) *fault {
 // (empty: of all).
 func addLimits(to *localratelimit.LocalRateLimit, p *mesh.Policy, domains []string, condition string, each caller) {
 	for i, r := range p.RateLimit.Rules {
-		if r.Global != nil {
+		if r.Global != nil || each.strangers && len(r.From) > 0 {
 			continue
 		}
 		match, ok := rateLimitExpression(r, p.Meta.Namespace, domains, condition)

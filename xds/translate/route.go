@@ -124,6 +124,7 @@ func rulesFor(svc *mesh.Service, port mesh.ServicePort, client string, v *mesh.V
 type outbound struct {
 	client   string    // namespace
 	account  mesh.Name // a gateway's own
+	gateway  *mesh.Gateway
 	view     *mesh.View
 	scheme   string // http or https
 	port     uint16
@@ -368,7 +369,7 @@ func (o *outbound) cluster(to endpointsOf, grpc bool) string {
 			}
 		}
 	}
-	c := to.name(prefix)
+	c := o.own(to.name(prefix), to)
 	o.clusters = append(o.clusters, c)
 	return c
 }

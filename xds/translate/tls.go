@@ -46,6 +46,11 @@ func secret(k Key, v *mesh.View) Result {
 				return Result{Message: validationSecret(k.Name, trusted(n, port, v))}
 			}
 		}
+		if rest, ok := strings.CutSuffix(rest, ofClients); ok {
+			if n, port, ok := servicePort(rest); ok {
+				return Result{Message: validationSecret(k.Name, clientValidation(n, port, v))}
+			}
+		}
 		var ids []string
 		rest, split := strings.CutSuffix(rest, ofSplit)
 		if n, port, ok := servicePort(rest); ok && split {
