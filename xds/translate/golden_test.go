@@ -472,8 +472,8 @@ func checkWords(t *testing.T, f mesh.Finding) {
 				string(gatewayv1.GatewayReasonAccepted), string(gatewayv1.GatewayReasonListenersNotValid), string(gatewayv1.ListenerReasonUnsupportedProtocol),
 				string(gatewayv1.ListenerReasonPortUnavailable), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict), string(gatewayv1.ListenerReasonUnsupportedValue), string(gatewayv1.ListenerReasonNoValidCACertificate),
 			},
-			"Programmed":     {string(gatewayv1.ListenerReasonProgrammed), string(gatewayv1.ListenerReasonInvalid)},
-			"Conflicted":     {string(gatewayv1.ListenerReasonNoConflicts), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict)},
+			"Programmed": {string(gatewayv1.ListenerReasonProgrammed), string(gatewayv1.ListenerReasonInvalid)},
+			"Conflicted": {string(gatewayv1.ListenerReasonNoConflicts), string(gatewayv1.ListenerReasonHostnameConflict), string(gatewayv1.ListenerReasonProtocolConflict)},
 			"ResolvedRefs": {
 				string(gatewayv1.ListenerReasonResolvedRefs), string(gatewayv1.ListenerReasonInvalidCertificateRef), string(gatewayv1.ListenerReasonRefNotPermitted), string(gatewayv1.ListenerReasonInvalidRouteKinds),
 				string(gatewayv1.ListenerReasonInvalidCACertificateRef), string(gatewayv1.ListenerReasonInvalidCACertificateKind),
