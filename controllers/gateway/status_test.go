@@ -121,6 +121,30 @@ func TestListenersHaveTheirOwnConditions(t *testing.T) {
 	}
 }
 
+// What is lacked on both sides of TLS is told, and the condition that says whom a Gateway lets
+// in is gone with what it is about.
+func TestCertificatesOfClientsAndForBackendsAreInTheStatus(t *testing.T) {
+	gw := edge(listener("tls", 443, gatewayv1.HTTPSProtocolType))
+	found := append(goodFindings(),
+		finding(itself, "InsecureFrontendValidationMode", true, "ConfigurationChanged"), finding(itself, "ResolvedRefs", false, "InvalidClientCertificateRef"),
+		finding(0, "ResolvedRefs", false, "InvalidCertificateRef"), finding(0, "ResolvedRefs", false, "InvalidCACertificateRef"), finding(0, "Accepted", false, "NoValidCACertificate"))
+	got := statusOf(gw, found, nil, ip("192.0.2.1"), 1)
+	if want := "Accepted=True/Accepted@1 InsecureFrontendValidationMode=True/ConfigurationChanged@1 Programmed=True/Programmed@1 ResolvedRefs=False/InvalidClientCertificateRef@1"; words(got.Conditions) != want {
+		t.Errorf("got  %s\nwant %s", words(got.Conditions), want)
+	}
+	l := got.Listeners[0]
+	if want := "Accepted=False/NoValidCACertificate@1 Conflicted=False/NoConflicts@1 Programmed=True/Programmed@1 ResolvedRefs=False/InvalidCertificateRef@1"; words(l.Conditions) != want {
+		t.Errorf("got  %s\nwant %s", words(l.Conditions), want)
+	}
+	if m := meta.FindStatusCondition(l.Conditions, "ResolvedRefs").Message; m != "because InvalidCertificateRef; because InvalidCACertificateRef" {
+		t.Errorf("got %q", m)
+	}
+	later := statusOf(gw, goodFindings(), nil, ip("192.0.2.1"), 1)
+	if stamp(&later, &got, time.Now()) {
+		t.Error("what is no longer so is taken for the same")
+	}
+}
+
 func TestSupportedKinds(t *testing.T) {
 	kind := func(group, k string) gatewayv1.RouteGroupKind {
 		return gatewayv1.RouteGroupKind{Group: new(gatewayv1.Group(group)), Kind: gatewayv1.Kind(k)}

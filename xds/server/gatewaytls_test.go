@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -76,7 +77,7 @@ func (h *harness) inquisitor(address string) (at netip.AddrPort) {
 			_, _ = fmt.Fprintf(w, "%s %d; %s", leaf.Subject.CommonName, leaf.SerialNumber, r.Header.Get("X-Forwarded-Client-Cert"))
 		}),
 		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, ClientCAs: h.roots, ClientAuth: tls.RequireAndVerifyClientCert},
-		ReadHeaderTimeout: time.Minute,
+		ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
 	}
 	go func() { _ = s.ServeTLS(l, "", "") }()
 	h.t.Cleanup(func() { s.Close() })
