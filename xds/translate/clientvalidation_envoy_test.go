@@ -225,7 +225,7 @@ func TestGatewayVerifiesItsClients(t *testing.T) {
 	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
 		Listeners: []*listener.Listener{l},
 		Clusters: []*cluster.Cluster{
-			emptyCluster(ClusterBlackhole), to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String())), to("dec|shop/web|80", echo(t)),
+			emptyCluster(ClusterBlackhole), to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String())), to("dec|shop/web|80", parrot(t)),
 		},
 	}}, fmt.Sprint("127.0.0.1:", ports["unasked"]))
 
@@ -338,8 +338,8 @@ func fingerprint(c *stdtls.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// echo says what it hears.
-func echo(t *testing.T) netip.AddrPort {
+// parrot says what it hears.
+func parrot(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
