@@ -115,6 +115,9 @@ func (e *explanation) notes(t *table) {
 		answers = "the gateway"
 		if in.Listener != "" {
 			t.note("It comes in at listener %s of Gateway %s, port %d.", in.Listener, in.Gateway, e.Port)
+			if in.Clients != "" {
+				t.note("  It lets in clients %s.", in.Clients)
+			}
 		}
 		for _, m := range in.Rules {
 			t.note("  %s", ruleText(m))

@@ -556,17 +556,7 @@ func (l *live) testStatus(t *testing.T) {
 			t.Errorf("%d writes of the status, want 1; %d objects applied, want 4 at most", w, a)
 		}
 	})
-	t.Run("says that anybody is let in as long as that is so", func(t *testing.T) {
-		insecure := func(gw *gatewayv1.Gateway) bool {
-			return meta.IsStatusConditionTrue(gw.Status.Conditions, string(gatewayv1.GatewayConditionInsecureFrontendValidationMode))
-		}
-		l.builder.find(gw, 3, append(goodFindings(), finding(itself, "InsecureFrontendValidationMode", true, "ConfigurationChanged"), finding(itself, "ResolvedRefs", true, "ResolvedRefs"))...)
-		is(t, l, gw, "the condition", insecure)
-		l.builder.find(gw, 3, goodFindings()...)
-		is(t, l, gw, "its end", func(gw *gatewayv1.Gateway) bool {
-			return !insecure(gw) && meta.FindStatusCondition(gw.Status.Conditions, "ResolvedRefs") == nil
-		})
-	})
+	l.testInsecure(t, gw)
 	t.Run("of a deleted Gateway is forgotten", func(t *testing.T) {
 		n := l.builder.subscriptions()
 		if err := l.Delete(t.Context(), gw); err != nil {

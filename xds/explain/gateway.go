@@ -19,7 +19,24 @@ type Entrance struct {
 	Listener string `json:"listener,omitempty"` // empty: no listener is for the host
 	// Answer is what the gateway answers without asking any rule.
 	Answer string `json:"answer,omitempty"`
+	// Clients says whose certificates are let in, by TLS; empty: none is asked for.
+	Clients string `json:"clients,omitempty"`
 	Decision
+}
+
+// clientsOf says whom a listener lets in by their certificates.
+func clientsOf(c *mesh.ClientValidation) string {
+	if c == nil {
+		return ""
+	}
+	if c.Insecure {
+		return "with any certificate or none, of which nobody is told"
+	}
+	var by []string
+	for _, a := range c.Authorities {
+		by = append(by, a.Kind+" "+a.Name.String())
+	}
+	return "with a certificate that is verified by " + strings.Join(by, ", ")
 }
 
 // arrived is what a gateway lets in: as what, and by which rules it is routed.
@@ -38,6 +55,9 @@ func arrive(v *mesh.View, g *mesh.Gateway, port uint16, secure bool, peer netip.
 	if problem != "" {
 		return arrived{}, errors.New(problem)
 	}
+	if entry.Clients == nil || entry.Clients.Insecure { // else what is said there is taken for what the gateway writes
+		r.Headers = slices.DeleteFunc(r.Headers, func(h mesh.Header) bool { return strings.EqualFold(h.Name, "x-forwarded-client-cert") })
+	}
 	c := v.Config()
 	k := facts{
 		peer: peer, port: port, http: copied(r), domains: c.TrustDomains(), place: "the listener",
@@ -46,7 +66,7 @@ func arrive(v *mesh.View, g *mesh.Gateway, port uint16, secure bool, peer netip.
 	if secure {
 		k.sni = host
 	}
-	out := arrived{Entrance: Entrance{Gateway: g.Meta.Name.String(), Listener: entry.Listener}, rules: entry.Rules}
+	out := arrived{Entrance: Entrance{Gateway: g.Meta.Name.String(), Listener: entry.Listener, Clients: clientsOf(entry.Clients)}, rules: entry.Rules}
 	out.Verdict = Denied
 	if out.Answer = k.edgeAnswer(); out.Answer != "" {
 		out.Reason = "the gateway answers " + out.Answer

@@ -40,6 +40,39 @@ func gatewayed(more ...mesh.Entity) *mesh.View {
 	}, more...)...)
 }
 
+// Whether a client has a certificate is not asked: whose would do is told. What it is told
+// to have is what the gateway writes, and where it verifies none there is nothing.
+func TestAGatewayTellsWhoseCertificatesLetIn(t *testing.T) {
+	const xfcc = "Hash=1;Subject=\"CN=a\";URI=spiffe://partner.example/a"
+	edge := mesh.Name{Namespace: "front", Name: "edge"}
+	bundle := mesh.Backend{Kind: mesh.BundleConfigMap, Name: mesh.Name{Namespace: "front", Name: "partners"}}
+	for what, c := range map[string]struct {
+		clients *mesh.ClientValidation
+		want    Verdict
+		says    string
+	}{
+		"verified": {&mesh.ClientValidation{Authorities: []mesh.Backend{bundle}}, Allowed, "verified by ConfigMap front/partners"},
+		"any":      {&mesh.ClientValidation{Authorities: []mesh.Backend{bundle}, Insecure: true}, Denied, "any certificate or none"},
+		"unasked":  {nil, Denied, ""},
+	} {
+		v := gatewayed(
+			&mesh.Bundle{Name: bundle.Name, PEM: []byte("c")},
+			&mesh.Gateway{Meta: mesh.Meta{Name: edge}, Class: "tulle", Listeners: []mesh.Listener{{
+				Name: "known", Port: 443, Protocol: mesh.ListenerHTTPS, Namespaces: mesh.RouteNamespaces{All: true}, Clients: c.clients,
+				Certificates: []mesh.Backend{{Kind: "Secret", Name: mesh.Name{Namespace: "front", Name: "tls"}}},
+			}}},
+			&mesh.Policy{
+				Meta: mesh.Meta{Name: edge}, Targets: []mesh.Target{{Kind: mesh.KindGateway, Name: edge}},
+				Authorization: &mesh.Authorization{Rules: []mesh.Rule{{When: mesh.Condition{Headers: []mesh.HeaderCondition{{Name: "x-forwarded-client-cert", Values: []string{"*;URI=spiffe://partner.example/a"}}}}}}},
+			},
+		)
+		a := explained(t, v, Question{Pod: "front/edge-0", Scheme: "https", Port: 443, Host: "shop.example", Path: "/cart/open", Headers: []Header{{Name: "X-Forwarded-Client-Cert", Value: xfcc}}})
+		if a.Entrance.Verdict != c.want || !strings.Contains(a.Entrance.Clients, c.says) || (a.Entrance.Clients == "") != (c.says == "") {
+			t.Errorf("%s: %s (%s), clients %s; want %s, %s", what, a.Entrance.Verdict, a.Entrance.Reason, a.Entrance.Clients, c.want, c.says)
+		}
+	}
+}
+
 func TestAGatewaysOwnRulesAreAskedBeforeTheBackends(t *testing.T) {
 	target := func(section string) []mesh.Target {
 		return []mesh.Target{{Kind: mesh.KindGateway, Name: mesh.Name{Namespace: "front", Name: "edge"}, Section: section}}

@@ -19,6 +19,8 @@ type Entry struct {
 	// Policies are those whose rules of authorization hold there, the least specific first.
 	Policies []*mesh.Policy
 	Tokens   Tokens
+	// Clients is what certificates they have to show; nil: none.
+	Clients *mesh.ClientValidation
 	// OneHost says that a request is refused whose Host could be read as another one: it
 	// decides which listener's policies hold.
 	OneHost bool
@@ -79,7 +81,7 @@ func EntryOf(g *mesh.Gateway, port uint16, host string, secure bool, v *mesh.Vie
 		return e, ""
 	}
 	at := ownerOf(sites, domain)
-	e.Listener = at.Name
+	e.Listener, e.Clients = at.Name, at.Clients
 	e.Policies = slices.Concat(attached(g, at.Name, mesh.SectionAuthorization, v)...)
 	e.Tokens = Tokens{tokensAt(attached(g, at.Name, mesh.SectionJWT, v), v)}
 	e.OneHost = toldApart(g, at.Listener, v)
