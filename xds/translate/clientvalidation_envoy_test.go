@@ -2,6 +2,7 @@ package translate
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,6 +20,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +30,10 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 )
@@ -359,4 +365,62 @@ func parrot(t *testing.T) netip.AddrPort {
 		}
 	}()
 	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// told is an authorizer that lets everybody in, and notes who it is told asks.
+type told struct {
+	authv3.UnimplementedAuthorizationServer
+	principal atomic.Value
+}
+
+func (a *told) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	a.principal.Store(r.GetAttributes().GetSource().GetPrincipal())
+	return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.OK)}}, nil
+}
+
+// What Envoy tells an authorizer of the client is what the certificate says, which is why it
+// is told to users: at a Gateway it is no identity in the mesh.
+func TestAuthorizersOfAGatewayAreToldWhatACertificateSays(t *testing.T) {
+	const ours = "spiffe://cluster.local/ns/shop/sa/web"
+	partners, asked, app := newSigner(t, "partners"), &told{}, startApplication(t)
+	at9191 := listen(t)
+	server := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(server, asked)
+	go func() { _ = server.Serve(at9191) }()
+	t.Cleanup(server.Stop)
+
+	_, chain, key := issued(t, "www.example")
+	port := uint16(freePort(t))
+	cert, bundle, opa := mesh.Name{Namespace: "edge", Name: "cert"}, mesh.Name{Namespace: "edge", Name: "partners"}, mesh.Name{Namespace: "auth", Name: "opa"}
+	web := mesh.Name{Namespace: "shop", Name: "web"}
+	v := viewOf(&mesh.Config{
+		TrustDomain: "cluster.local", RootNamespace: "tulle-system", Authorizers: []mesh.Authorizer{{Name: "grpc", Service: opa, Port: 9191, Timeout: 5 * time.Second}},
+	},
+		&mesh.Class{Name: "tulle"}, &mesh.Certificate{Name: cert, Chain: chain, Key: key}, &mesh.Bundle{Name: bundle, PEM: partners.pem},
+		&mesh.Gateway{Meta: mesh.Meta{Name: edgeName()}, Class: "tulle", Listeners: []mesh.Listener{{
+			Name: "known", Port: port, Protocol: mesh.ListenerHTTPS, Certificates: []mesh.Backend{{Kind: kindSecret, Name: cert}}, Namespaces: mesh.RouteNamespaces{All: true},
+			Clients: &mesh.ClientValidation{Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: bundle}}},
+		}}},
+		&mesh.Service{Name: web, Ports: []mesh.ServicePort{{Name: "http", Port: 80, Protocol: mesh.HTTP}}},
+		&mesh.Service{Name: opa, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.9")}, Ports: []mesh.ServicePort{{Port: 9191}}},
+		&mesh.Route{
+			Meta: mesh.Meta{Name: web}, Of: mesh.KindHTTPRoute, Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: edgeName()}},
+			Rules: []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: mesh.Backend{Kind: mesh.BackendService, Name: web, Port: 80}, Weight: 1}}}},
+		},
+		at("ask", "", mesh.Policy{Authorization: &mesh.Authorization{Rules: []mesh.Rule{{Action: mesh.Custom, Authorizer: "grpc"}}}}),
+	)
+	l := gatewayListener(edgeName().String(), v).Message.(*listener.Listener)
+	withCertificate(t, l, chain, key)
+	withTrust(t, l, v)
+	authorizer := to("h2|auth/opa|9191", netip.MustParseAddrPort(at9191.Addr().String()))
+	authorizer.TypedExtensionProtocolOptions = explicitProtocol(nil, true)
+	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
+		Listeners: []*listener.Listener{l}, Clusters: []*cluster.Cluster{authorizer, to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String()))},
+	}}, fmt.Sprint("127.0.0.1:", port))
+	if got, _ := (edgeClient{certificate: partners.signs("orders", ours, time.Now().Add(time.Hour))}).get(t, port, "/ok"); got != 200 {
+		t.Errorf("answered with %d", got)
+	}
+	if got := asked.principal.Load(); got != ours {
+		t.Errorf("the authorizer is told of %v, want %s", got, ours)
+	}
 }
