@@ -84,7 +84,7 @@ func launch(ctx context.Context, scratch, readyURL string, env []string, program
 	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
 		select {
 		case err := <-p.ended:
-			return nil, fmt.Errorf("%s ended before it was ready: %w; see %s", program, errors.Join(err), log.Name())
+			return nil, fmt.Errorf("%s ended before it was ready: %w; the end of its log: %s", program, errors.Join(err), lastOf(log.Name()))
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		default:
@@ -134,4 +134,10 @@ func freePort() (int, error) {
 	}
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// lastOf is the end of a file, which goes with the directory of the run.
+func lastOf(name string) []byte {
+	content, _ := os.ReadFile(name) //nolint:gosec // a file of ours
+	return content[max(0, len(content)-2000):]
 }

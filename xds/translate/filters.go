@@ -17,6 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tulle-mesh/tulle/xds/mesh"
 )
 
 const (
@@ -165,7 +167,10 @@ const nameless = "localhost"
 // connectionManager is what all of ours have in common: nothing is added to or
 // taken from what the application sees, and no time-out is imposed that a
 // policy did not ask for. idle bounds the wait before a route is known; 0 is
-// no bound.
+// no bound. Under a listener that was replaced, Envoy would close idle connections
+// of HTTP/1 in the drain's last seconds, each by not reading it for a second (5 s,
+// drain_timeout, and delayed_close_timeout): what comes in meanwhile is lost. So the
+// drain's own end is what ends them.
 func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManager {
 	http1 := http1()
 	http1.DefaultHostForHttp_10 = nameless
@@ -173,6 +178,7 @@ func connectionManager(stat string, idle time.Duration) *hcm.HttpConnectionManag
 		StatPrefix:                 stat,
 		CodecType:                  hcm.HttpConnectionManager_AUTO,
 		StreamIdleTimeout:          durationpb.New(idle),
+		DrainTimeout:               durationpb.New(mesh.DrainTime),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UseRemoteAddress:           wrapperspb.Bool(false),
 		SkipXffAppend:              true,
