@@ -27,7 +27,7 @@ type variant struct {
 
 // features are what is added to the least that does it.
 type features struct {
-	log, case_, identity, rbac, scopes, retry bool
+	log, case_, identity, rbac, scopes, retry, dormant, removal bool
 }
 
 func variants() []*variant {
@@ -45,6 +45,8 @@ func variants() []*variant {
 		hand("by hand, identity", "the client's identity in a header, paths normalised", features{identity: true}),
 		hand("by hand, RBAC", "two RBAC filters without rules", features{rbac: true}),
 		hand("by hand, scopes", "a route configuration by the destination's address", features{scopes: true}),
+		hand("by hand, dormant filters", "five filters that no route enables", features{dormant: true}),
+		hand("by hand, removal", "seven headers taken off requests, which have none of them", features{removal: true}),
 		hand("by hand, retries", "a request that did not reach the server is tried again", features{retry: true}),
 	}
 }
@@ -154,6 +156,22 @@ func manager(name string, f features, routes object) object {
 	}
 	if f.case_ {
 		m["http_protocol_options"] = exact()
+	}
+	if f.dormant {
+		var filters []object
+		for i := range 5 {
+			filters = append(filters, object{"name": fmt.Sprint("dormant", i), "disabled": true, "typed_config": object{
+				"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+			}})
+		}
+		m["http_filters"] = append(filters, m["http_filters"].([]object)...)
+	}
+	if f.removal {
+		var headers []string
+		for i := range 7 {
+			headers = append(headers, fmt.Sprint("x_no-such_header", i))
+		}
+		routes["request_headers_to_remove"] = headers
 	}
 	if f.log {
 		m["access_log"] = []object{{"name": "stdout", "typed_config": object{
