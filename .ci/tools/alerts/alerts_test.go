@@ -78,6 +78,10 @@ kube_deployment_spec_replicas{namespace="tulle-system",deployment="tulled"} 1x60
 			fires:  []string{`tulle_xds_nacks_total{type="lds",pod="a"} 0x54 1x10`},
 			silent: []string{`tulle_xds_nacks_total{type="lds",pod="a"} 0x60`, `tulle_xds_nacks_total{type="lds",pod="a"} 0x10 7x50`},
 		},
+		"TulleTranslationFails": {
+			fires:  []string{`tulle_build_faults_total{type="RDS",pod="a"} 0x54 1x10`},
+			silent: []string{`tulle_build_faults_total{type="RDS",pod="a"} 0x60`, `tulle_build_faults_total{type="RDS",pod="a"} 0x10 2x50`},
+		},
 		"TulleSlowConvergence": {
 			fires: []string{`tulle_xds_convergence_seconds_bucket{le="5"} 0+5x60
 tulle_xds_convergence_seconds_bucket{le="10"} 0+10x60
