@@ -66,9 +66,21 @@ func nobodyVouches() *fault {
 // with what it asks of those of its clients.
 func certified(g *mesh.Gateway, at mesh.Listener, alpn ...string) *core.TransportSocket {
 	out := terminated(each(at.Certificates, func(secret mesh.Backend) string { return PrefixCertificate + secret.Name.String() }), alpn...)
-	if at.Clients != nil {
-		out.RequireClientCertificate = wrapperspb.Bool(!at.Clients.Insecure)
-		out.CommonTlsContext.ValidationContextType = validation(sanName(g.Meta.Name, at.Port) + ofClients)
+	if at.Clients == nil {
+		return downstream(out)
+	}
+	out.RequireClientCertificate = wrapperspb.Bool(!at.Clients.Insecure)
+	check := validation(sanName(g.Meta.Name, at.Port) + ofClients)
+	out.CommonTlsContext.ValidationContextType = check
+	if at.Clients.Insecure {
+		// It comes with the listener, which tells of nobody: what is trusted comes before, to
+		// one that still does.
+		check.CombinedValidationContext.DefaultValidationContext.TrustChainVerification = tls.CertificateValidationContext_ACCEPT_UNTRUSTED
+	} else {
+		// Envoy does not verify a certificate anew when a session is resumed, which may be days
+		// after it is over.
+		out.SessionTicketKeysType = &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true}
+		out.DisableStatefulSessionResumption = true
 	}
 	return downstream(out)
 }
@@ -99,11 +111,7 @@ func clientValidation(gateway mesh.Name, port uint16, v *mesh.View) *tls.Certifi
 	if len(pem) == 0 {
 		return nobody
 	}
-	out := &tls.CertificateValidationContext{TrustedCa: inline(pem)}
-	if g.Listeners[i].Clients.Insecure {
-		out.TrustChainVerification = tls.CertificateValidationContext_ACCEPT_UNTRUSTED
-	}
-	return out
+	return &tls.CertificateValidationContext{TrustedCa: inline(pem)}
 }
 
 // insecure reports whether a Gateway lets in clients of TLS whom nobody vouches for though it

@@ -14,11 +14,13 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -92,10 +94,11 @@ func (a *signer) signs(name, uri string, end time.Time) *stdtls.Certificate {
 	return &stdtls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// withTrust has a listener's chains have at hand what they trust, and their routes, instead
-// of what the control plane sends.
-func withTrust(t *testing.T, l *listener.Listener, v *mesh.View) {
+// withTrust has a listener's chains have at hand their routes, and returns what they trust,
+// instead of what the control plane sends.
+func withTrust(t *testing.T, l *listener.Listener, v *mesh.View) []*tls.Secret {
 	t.Helper()
+	trusted := map[string]*tls.Secret{}
 	for _, c := range l.FilterChains {
 		for _, f := range c.Filters {
 			var m hcm.HttpConnectionManager
@@ -113,14 +116,15 @@ func withTrust(t *testing.T, l *listener.Listener, v *mesh.View) {
 		if err := c.TransportSocket.GetTypedConfig().UnmarshalTo(&down); err != nil {
 			t.Fatal(err)
 		}
-		name := down.CommonTlsContext.GetCombinedValidationContext().GetValidationContextSdsSecretConfig().GetName()
-		if name == "" {
+		sent := down.CommonTlsContext.GetCombinedValidationContext().GetValidationContextSdsSecretConfig()
+		if sent == nil {
 			continue
 		}
-		vc := secret(Key{Type: Secret, Name: name}, v).Message.(*tls.Secret).GetValidationContext()
-		down.CommonTlsContext.ValidationContextType = &tls.CommonTlsContext_ValidationContext{ValidationContext: vc}
+		trusted[sent.Name] = secret(Key{Type: Secret, Name: sent.Name}, v).Message.(*tls.Secret)
+		sent.SdsConfig = nil
 		c.TransportSocket = downstream(&down)
 	}
+	return slices.Collect(maps.Values(trusted))
 }
 
 // edgeClient calls a gateway over TLS.
@@ -226,10 +230,10 @@ func TestGatewayVerifiesItsClients(t *testing.T) {
 	)
 	l := gatewayListener(edgeName().String(), v).Message.(*listener.Listener)
 	withCertificate(t, l, chain, key)
-	withTrust(t, l, v)
+	trust := withTrust(t, l, v)
 	app := startApplication(t)
 	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
-		Listeners: []*listener.Listener{l},
+		Secrets: trust, Listeners: []*listener.Listener{l},
 		Clusters: []*cluster.Cluster{
 			emptyCluster(ClusterBlackhole), to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String())), to("dec|shop/web|80", parrot(t)),
 		},
@@ -338,6 +342,73 @@ func TestGatewayVerifiesItsClients(t *testing.T) {
 	}
 }
 
+// knownClients has a real Envoy be a gateway that verifies its clients, with what is trusted
+// when the Gateway lets in others as well, or does not.
+func knownClients(t *testing.T, by *signer, insecure bool) (port uint16, app *application) {
+	t.Helper()
+	_, chain, key := issued(t, "www.example")
+	port, app = uint16(freePort(t)), startApplication(t)
+	cert, bundle, web := mesh.Name{Namespace: "edge", Name: "cert"}, mesh.Name{Namespace: "edge", Name: "partners"}, mesh.Name{Namespace: "shop", Name: "web"}
+	with := func(insecure bool) *mesh.View {
+		return view(
+			&mesh.Class{Name: "tulle"}, &mesh.Certificate{Name: cert, Chain: chain, Key: key}, &mesh.Bundle{Name: bundle, PEM: by.pem},
+			&mesh.Gateway{Meta: mesh.Meta{Name: edgeName()}, Class: "tulle", Listeners: []mesh.Listener{{
+				Name: "known", Port: port, Protocol: mesh.ListenerHTTPS, Certificates: []mesh.Backend{{Kind: kindSecret, Name: cert}}, Namespaces: mesh.RouteNamespaces{All: true},
+				Clients: &mesh.ClientValidation{Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: bundle}}, Insecure: insecure},
+			}}},
+			&mesh.Service{Name: web, Ports: []mesh.ServicePort{{Name: "http", Port: 80, Protocol: mesh.HTTP}}},
+			&mesh.Route{
+				Meta: mesh.Meta{Name: web}, Of: mesh.KindHTTPRoute, Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: edgeName()}},
+				Rules: []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: mesh.Backend{Kind: mesh.BackendService, Name: web, Port: 80}, Weight: 1}}}},
+			},
+		)
+	}
+	l := gatewayListener(edgeName().String(), with(false)).Message.(*listener.Listener)
+	withCertificate(t, l, chain, key)
+	trust := withTrust(t, l, with(insecure))
+	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
+		Secrets: trust, Listeners: []*listener.Listener{l}, Clusters: []*cluster.Cluster{to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String()))},
+	}}, fmt.Sprint("127.0.0.1:", port))
+	return port, app
+}
+
+// What is trusted comes to proxies apart from listeners. One that tells backends of whom it
+// verified still verifies them when the Gateway has changed its mind, and Envoy not yet heard
+// of the listener that tells of nobody.
+func TestListenersVerifyClientsUntilAnotherReplacesThem(t *testing.T) {
+	partners, others := newSigner(t, "partners"), newSigner(t, "others")
+	port, app := knownClients(t, partners, true)
+	later := time.Now().Add(time.Hour)
+	if got, _ := (edgeClient{certificate: partners.signs("orders", "", later)}).get(t, port, "/ok"); got != 200 {
+		t.Errorf("one whom an authority vouches for is answered with %d", got)
+	}
+	app.take()
+	if got, _ := (edgeClient{certificate: others.signs("orders", "spiffe://partner.example/orders", later)}).get(t, port, "/ok"); got != 0 {
+		t.Errorf("one whom nobody vouches for is answered with %d, and the application told %q", got, app.take())
+	}
+}
+
+// A certificate that is over opens nothing, by a session from before either.
+func TestNoSessionOutlivesAClientsCertificate(t *testing.T) {
+	partners := newSigner(t, "partners")
+	port, _ := knownClients(t, partners, false)
+	end := time.Now().Add(3 * time.Second)
+	certificate := partners.signs("orders", "", end)
+	clients := map[uint16]edgeClient{}
+	for _, version := range []uint16{stdtls.VersionTLS12, stdtls.VersionTLS13} {
+		clients[version] = edgeClient{certificate: certificate, sessions: stdtls.NewLRUClientSessionCache(8), version: version}
+		if got, _ := clients[version].get(t, port, "/ok"); got != 200 {
+			t.Errorf("TLS %x: before its end: %d", version, got)
+		}
+	}
+	time.Sleep(time.Until(end.Add(1500 * time.Millisecond))) // it ends with a second
+	for version, c := range clients {
+		if got, resumed := c.get(t, port, "/ok"); got != 0 {
+			t.Errorf("TLS %x: after its end: %d, by a session from before: %v", version, got, resumed)
+		}
+	}
+}
+
 // fingerprint is a certificate's, as Envoy tells it.
 func fingerprint(c *stdtls.Certificate) string {
 	sum := sha256.Sum256(c.Certificate[0])
@@ -411,11 +482,11 @@ func TestAuthorizersOfAGatewayAreToldWhatACertificateSays(t *testing.T) {
 	)
 	l := gatewayListener(edgeName().String(), v).Message.(*listener.Listener)
 	withCertificate(t, l, chain, key)
-	withTrust(t, l, v)
+	trust := withTrust(t, l, v)
 	authorizer := to("h2|auth/opa|9191", netip.MustParseAddrPort(at9191.Addr().String()))
 	authorizer.TypedExtensionProtocolOptions = explicitProtocol(nil, true)
 	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
-		Listeners: []*listener.Listener{l}, Clusters: []*cluster.Cluster{authorizer, to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String()))},
+		Secrets: trust, Listeners: []*listener.Listener{l}, Clusters: []*cluster.Cluster{authorizer, to("h1|shop/web|80", netip.MustParseAddrPort(app.Addr().String()))},
 	}}, fmt.Sprint("127.0.0.1:", port))
 	if got, _ := (edgeClient{certificate: partners.signs("orders", ours, time.Now().Add(time.Hour))}).get(t, port, "/ok"); got != 200 {
 		t.Errorf("answered with %d", got)
