@@ -409,6 +409,67 @@ func TestNoSessionOutlivesAClientsCertificate(t *testing.T) {
 	}
 }
 
+// Backends hear nothing of connections of TLS before it is known who the client is.
+func TestNobodyUnknownIsConnectedToABackend(t *testing.T) {
+	partners := newSigner(t, "partners")
+	_, chain, key := issued(t, "www.example")
+	port := uint16(freePort(t))
+	cert, bundle, web := mesh.Name{Namespace: "edge", Name: "cert"}, mesh.Name{Namespace: "edge", Name: "partners"}, mesh.Name{Namespace: "shop", Name: "web"}
+	v := view(
+		&mesh.Class{Name: "tulle"}, &mesh.Certificate{Name: cert, Chain: chain, Key: key}, &mesh.Bundle{Name: bundle, PEM: partners.pem},
+		&mesh.Gateway{Meta: mesh.Meta{Name: edgeName()}, Class: "tulle", Listeners: []mesh.Listener{{
+			Name: "known", Port: port, Protocol: mesh.ListenerTLS, Certificates: []mesh.Backend{{Kind: kindSecret, Name: cert}}, Namespaces: mesh.RouteNamespaces{All: true},
+			Clients: &mesh.ClientValidation{Authorities: []mesh.Backend{{Kind: mesh.BundleConfigMap, Name: bundle}}},
+		}}},
+		&mesh.Service{Name: web, Ports: []mesh.ServicePort{{Name: "http", Port: 80, Protocol: mesh.HTTP}}},
+		&mesh.Route{
+			Meta: mesh.Meta{Name: web}, Of: mesh.KindTLSRoute, Parents: []mesh.Parent{{Kind: mesh.KindGateway, Name: edgeName()}},
+			Rules: []mesh.RouteRule{{Backends: []mesh.RouteBackend{{Backend: mesh.Backend{Kind: mesh.BackendService, Name: web, Port: 80}, Weight: 1}}}},
+		},
+	)
+	l := gatewayListener(edgeName().String(), v).Message.(*listener.Listener)
+	withCertificate(t, l, chain, key)
+	trust := withTrust(t, l, v)
+	backend := listen(t)
+	var connections atomic.Int32
+	go func() {
+		for {
+			c, err := backend.Accept()
+			if err != nil {
+				return
+			}
+			connections.Add(1)
+			fmt.Fprintln(c, "hello") // it speaks first
+			t.Cleanup(func() { c.Close() })
+		}
+	}()
+	runEnvoy(t, &bootstrap.Bootstrap{StaticResources: &bootstrap.Bootstrap_StaticResources{
+		Secrets: trust, Listeners: []*listener.Listener{l}, Clusters: []*cluster.Cluster{to("dec|shop/web|80", netip.MustParseAddrPort(backend.Addr().String()))},
+	}}, fmt.Sprint("127.0.0.1:", port))
+	connections.Store(0)
+	for range 5 {
+		if s, err := (edgeClient{}).dial(port); err == nil {
+			_ = s.SetDeadline(time.Now().Add(5 * time.Second))
+			if n, _ := s.Read(make([]byte, 1)); n > 0 {
+				t.Error("somebody without a certificate is spoken to")
+			}
+			s.Close()
+		}
+	}
+	if n := connections.Load(); n > 0 {
+		t.Errorf("%d connections to the backend of clients without a certificate", n)
+	}
+	s, err := (edgeClient{certificate: partners.signs("orders", "", time.Now().Add(time.Hour))}).dial(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_ = s.SetDeadline(time.Now().Add(5 * time.Second))
+	if line, err := bufio.NewReader(s).ReadString('\n'); line != "hello\n" {
+		t.Errorf("a client with a certificate hears %q: %v", line, err)
+	}
+}
+
 // fingerprint is a certificate's, as Envoy tells it.
 func fingerprint(c *stdtls.Certificate) string {
 	sum := sha256.Sum256(c.Certificate[0])

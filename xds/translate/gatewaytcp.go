@@ -45,7 +45,7 @@ func (o *outbound) tlsChains(g *mesh.Gateway, at mesh.Listener, served bool, hel
 		}
 		chain := encryptedChain(at, hosts...)
 		chain.Name += "|" + r.Meta.Name.String()
-		chain.Filters = append(slices.Clone(admit), o.connections(r, prefix))
+		chain.Filters = append(slices.Clone(admit), o.connections(at, r, prefix))
 		if at.Terminates() {
 			chain.TransportSocket = certified(g, at)
 		}
@@ -65,7 +65,7 @@ func (o *outbound) tcpChain(g *mesh.Gateway, at mesh.Listener) *listener.FilterC
 		Filters:          []*listener.Filter{tcpProxy("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)},
 	}
 	if rs := attachedRoutes(g, at, o.view); len(rs) > 0 {
-		out.Filters = append(o.admission(g, at), o.connections(rs[0], prefixBytes))
+		out.Filters = append(o.admission(g, at), o.connections(at, rs[0], prefixBytes))
 	}
 	return out
 }
@@ -77,12 +77,17 @@ func (o *outbound) admission(g *mesh.Gateway, at mesh.Listener) []*listener.Filt
 	return k.authorization(policies, o.view).network("gateway")
 }
 
-// connections shares out connections between a route's backends. The share of a backend
-// that does not exist is closed, and the others' does not grow.
-func (o *outbound) connections(r *mesh.Route, prefix string) *listener.Filter {
+// connections shares out a listener's connections between a route's backends. The share of a
+// backend that does not exist is closed, and the others' does not grow.
+func (o *outbound) connections(at mesh.Listener, r *mesh.Route, prefix string) *listener.Filter {
 	p := tcpProxyConfig("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)
 	p.IdleTimeout = nil // Envoy's own, an hour: clients from outside vanish without a word
 	p.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	if at.Clients != nil && !at.Clients.Insecure {
+		// Backends hear of nobody who has not shown a certificate.
+		p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+		p.MaxEarlyDataBytes = wrapperspb.UInt32(earlyData)
+	}
 	w := &tcpproxy.TcpProxy_WeightedCluster{}
 	for _, b := range r.Rules[0].Backends {
 		if b.Weight == 0 {
