@@ -505,3 +505,29 @@ func TestRulesOnConnectionsThatAreNotHTTP(t *testing.T) {
 		}
 	}
 }
+
+// A certificate is verified for each connection: a session that is resumed would outlive it.
+func TestNoSessionOfTheMeshIsResumed(t *testing.T) {
+	s := startSidecar(t, startApplication(t).Addr(), meshConfig())
+	config := &tls.Config{
+		Certificates: []tls.Certificate{s.identity(friend)}, InsecureSkipVerify: true, NextProtos: []string{ALPNHTTP},
+		ServerName: "web", ClientSessionCache: tls.NewLRUClientSessionCache(4),
+	}
+	for n := range 3 {
+		c, err := tls.Dial("tcp", s.at, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Tickets come after the handshake, before the answer.
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nhost: web\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+			t.Fatal(err)
+		}
+		if c.ConnectionState().DidResume {
+			t.Errorf("connection %d goes on with a session of before", n)
+		}
+		_ = c.Close()
+	}
+}

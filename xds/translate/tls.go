@@ -144,10 +144,12 @@ func serverTLS(domains []string) *core.TransportSocket {
 	}))
 }
 
-// serverOnlyFor is serverTLS for those whom a matcher matches.
+// serverOnlyFor is serverTLS for those whom a matcher matches. No session is resumed: Envoy
+// would not verify the client's certificate anew, which may have ended since.
 func serverOnlyFor(peers []*tls.SubjectAltNameMatcher) *core.TransportSocket {
 	return &core.TransportSocket{Name: tlsSocket, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(&tls.DownstreamTlsContext{
 		RequireClientCertificate: wrapperspb.Bool(true),
+		SessionTicketKeysType:    &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		CommonTlsContext: &tls.CommonTlsContext{
 			TlsParams:                      &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3},
 			TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{sds(SecretWorkload)},
