@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"maps"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ var (
 	claimPaths  = [][]string{{"sub"}, {"role"}, {"role"}, {"scope"}, {"scp"}, {"realm", "roles"}, {"realm"}, {"realm", "deep", "er"}, {"n"}, {"ok"}, {"iss"}, {"aud"}}
 	claimValues = []string{"clerk", "clerk", "cl*", "*rk", "*", "read", "write", "7", "7.5", "7.500000", "1e3", "true", "false", "alice", "shop", "null", "https://a.example", "0x10", "07", "9007199254740993", "clerk boss"}
 	sentClaims  = []any{
-		"clerk", "clerk", "Clerk", "boss", "", "read", "write read", " read  write ", "7", 7, 7.5, 1000, -0.0, 16, 9007199254740992, true, false, nil, "true", "null", "clerk boss",
+		"clerk", "clerk", "Clerk", "boss", "", "read", "write read", " read  write ", "7", 7, 7.5, 1000, math.Copysign(0, -1), 16, 9007199254740992, true, false, nil, "true", "null", "clerk boss",
 		[]any{"clerk"},
 		[]any{"x", "clerk", 7, true},
 		[]any{},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -9,8 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"golang.org/x/net/http2"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
@@ -78,16 +77,28 @@ func (h *harness) member(protocols ...string) *tls.Config {
 	return &tls.Config{NextProtos: protocols, Certificates: []tls.Certificate{pair}}
 }
 
+// inHTTP2 speaks HTTP/2 on the connection.
+func (c *caller) inHTTP2(t *testing.T) *http.ClientConn {
+	t.Helper()
+	transport := &http.Transport{
+		Protocols:      new(http.Protocols),
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c.Conn, nil },
+	}
+	transport.Protocols.SetHTTP2(true)
+	client, err := transport.NewClientConn(t.Context(), "https", endedName+":443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
 // second speaks HTTP/2 within TLS.
 func (c *caller) second(t *testing.T, contentType, body string) (status, text, trailer string) {
 	t.Helper()
 	if c == nil {
 		return "no connection", "", ""
 	}
-	client, err := (&http2.Transport{}).NewClientConn(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := c.inHTTP2(t)
 	r, err := http.NewRequest(http.MethodPost, "https://"+endedName+"/", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,6 @@ import (
 	"time"
 
 	jose "github.com/go-jose/go-jose/v4"
-	"golang.org/x/net/http2"
 
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -228,10 +227,7 @@ func TestSidecarEndsTLSOfClients(t *testing.T) {
 	if second == nil || second.ConnectionState().NegotiatedProtocol != "h2" {
 		t.Fatal("HTTP/2 is not agreed on")
 	}
-	client, err := (&http2.Transport{}).NewClientConn(second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := second.inHTTP2(t)
 	for status, header := range map[int]string{200: good, 401: over} {
 		r, err := http.NewRequest(http.MethodGet, "https://"+endedName+"/", nil)
 		if err != nil {

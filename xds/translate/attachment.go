@@ -133,6 +133,7 @@ func routeKinds(l mesh.Listener) []mesh.Kind {
 		return []mesh.Kind{mesh.KindTLSRoute}
 	case mesh.ListenerTCP:
 		return []mesh.Kind{mesh.KindTCPRoute}
+	case mesh.ListenerEgress:
 	}
 	return nil
 }

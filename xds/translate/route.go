@@ -3,7 +3,6 @@ package translate
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -152,15 +151,17 @@ func (o *outbound) add(r rule) {
 	}
 }
 
+const methodOptions = "OPTIONS"
+
 // preflight is the rule for what browsers ask before a request of its method, which is no
 // request of that method (https://fetch.spec.whatwg.org/#cors-preflight-request).
 func (r rule) preflight() (rule, bool) {
-	if r.cors == nil || r.match.Method == "" || r.match.Method == http.MethodOptions {
+	if r.cors == nil || r.match.Method == "" || r.match.Method == methodOptions {
 		return rule{}, false
 	}
 	asked := mesh.HeaderMatch{Type: mesh.Exact, Name: "access-control-request-method", Value: r.match.Method}
 	r.match.Headers = append(slices.Clone(r.match.Headers), asked)
-	r.match.Method = http.MethodOptions
+	r.match.Method = methodOptions
 	return r, true
 }
 
