@@ -95,18 +95,8 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 		return bad(reasonInvalidCertificate, "TLS that ends at the gateway needs a certificate: name a Secret of the type kubernetes.io/tls in tls.certificateRefs")
 	}
 	for _, c := range l.Certificates {
-		if c.Kind != kindSecret {
-			return bad(reasonInvalidCertificate, "%s %s is no Secret: name one of the type kubernetes.io/tls", c.Kind, c.Name)
-		}
-		if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}, c.Kind, c.Name, v); f != nil {
+		if _, f := certificateFor(g, c, reasonInvalidCertificate, "tls.certificateRefs", v); f != nil {
 			return f
-		}
-		cert, ok := v.Certificate(c.Name)
-		switch {
-		case !ok:
-			return bad(reasonInvalidCertificate, "there is no Secret %s of the type kubernetes.io/tls; create it, or correct tls.certificateRefs", c.Name)
-		case cert.Invalid != "":
-			return bad(reasonInvalidCertificate, "%s", cert.Invalid)
 		}
 	}
 	can := routeKinds(l)
@@ -121,6 +111,27 @@ func listenerRefs(g *mesh.Gateway, l mesh.Listener, v *mesh.View) *fault {
 		return bad(reasonInvalidRouteKinds, "allowedRoutes.kinds names a kind that a listener of %s cannot have: write %s", l.Protocol, strings.Join(names, " or "))
 	}
 	return nil
+}
+
+// certificateFor is what a field of the gateway names, or why it cannot be had.
+func certificateFor(g *mesh.Gateway, c mesh.Backend, reason, field string, v *mesh.View) (*mesh.Certificate, *fault) {
+	bad := func(format string, args ...any) (*mesh.Certificate, *fault) {
+		return nil, &fault{conditionResolvedRefs, reason, fmt.Sprintf(format, args...)}
+	}
+	if c.Kind != kindSecret {
+		return bad("%s %s is no Secret: name one of the type kubernetes.io/tls", c.Kind, c.Name)
+	}
+	if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}, c.Kind, c.Name, v); f != nil {
+		return nil, f
+	}
+	switch has, ok := v.Certificate(c.Name); {
+	case !ok:
+		return bad("there is no Secret %s of the type kubernetes.io/tls; create it, or correct %s", c.Name, field)
+	case has.Invalid != "":
+		return bad("%s", has.Invalid)
+	default:
+		return has, nil
+	}
 }
 
 // routeKinds are the kinds of routes that a listener can have; none: it is for egress, or

@@ -1,8 +1,6 @@
 package translate
 
 import (
-	"fmt"
-
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -31,25 +29,11 @@ func clientCertificate(g *mesh.Gateway, v *mesh.View) (*mesh.Certificate, *fault
 	if g.Certificate == nil {
 		return nil, nil
 	}
-	n := g.Certificate.Name
-	why := &fault{conditionResolvedRefs, reasonInvalidClientCertificate, ""}
-	var c *mesh.Certificate
-	if g.Certificate.Kind != kindSecret {
-		why.message = fmt.Sprintf("%s %s is no Secret: name one of the type kubernetes.io/tls in tls.backend.clientCertificateRef", g.Certificate.Kind, n)
-	} else if f := grantFault(mesh.GrantFrom{Group: gatewayGroup, Kind: KindGateway, Namespace: g.Meta.Namespace}, kindSecret, n, v); f != nil {
-		why = f
-	} else if has, ok := v.Certificate(n); !ok {
-		why.message = fmt.Sprintf("there is no Secret %s of the type kubernetes.io/tls; create it, or correct tls.backend.clientCertificateRef", n)
-	} else if has.Invalid != "" {
-		why.message = has.Invalid
-	} else {
-		c = has
+	c, why := certificateFor(g, *g.Certificate, reasonInvalidClientCertificate, "tls.backend.clientCertificateRef", v)
+	if why != nil {
+		why.message += "; until then none of the backends is called whose TLS begins at the gateway"
 	}
-	if c != nil {
-		return c, nil
-	}
-	why.message += "; until then none of the backends is called whose TLS begins at the gateway"
-	return nil, why
+	return c, why
 }
 
 // shown is what a gateway shows to backends, as their clusters name it: nothing, or its

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
@@ -55,14 +56,18 @@ func issued(t *testing.T, names ...string) (pair tls.Certificate, chain, key []b
 // speaker says its name to whoever connects, before they say anything.
 func speaker(t *testing.T, name string, pair *tls.Certificate) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	at := netip.MustParseAddrPort(l.Addr().String())
 	if pair != nil {
 		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*pair}, MinVersion: tls.VersionTLS12})
 	}
+	talk(t, l, func(c net.Conn) { _, _ = fmt.Fprintln(c, name) })
+	return at
+}
+
+// talk has each connection served by itself, and closed then.
+func talk(t *testing.T, l net.Listener, serve func(net.Conn)) {
+	t.Helper()
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -71,13 +76,15 @@ func speaker(t *testing.T, name string, pair *tls.Certificate) netip.AddrPort {
 				return
 			}
 			go func() {
-				_, _ = fmt.Fprintln(c, name)
-				c.Close()
+				defer c.Close()
+				serve(c)
 			}()
 		}
 	}()
-	return at
 }
+
+// echoes says what it hears.
+func echoes(c net.Conn) { _, _ = io.Copy(c, c) }
 
 // heard is what the server says first, and of TLS whose certificate it has.
 func heard(at string, sni string) (line, certificate string, err error) {

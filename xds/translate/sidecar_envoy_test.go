@@ -448,16 +448,7 @@ func TestPlaintextIsCountedApart(t *testing.T) {
 // counted.
 func TestRulesOnConnectionsThatAreNotHTTP(t *testing.T) {
 	l := listen(t)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
-		}
-	}()
+	talk(t, l, echoes)
 	echoes := func(s *sidecarProxy) bool {
 		c, err := net.Dial("tcp", s.at)
 		if err != nil {
