@@ -155,7 +155,7 @@ func gatewayRouteName(l mesh.Listener) string {
 func gatewayManager(routes string, c *mesh.Config) *hcm.HttpConnectionManager {
 	m := connectionManager("gateway", gatewayIdleTimeout)
 	m.AccessLog = accessLog(c, gatewayLog)
-	m.HttpFilters = askingService(dormant(filterCORS, filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit, filterFault), c)
+	m.HttpFilters = askingService(httpFilters(filterCORS, filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit, filterFault), c)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routes}}
 	m.UseRemoteAddress = wrapperspb.Bool(true)
 	m.XffNumTrustedHops = hopsBefore(c)

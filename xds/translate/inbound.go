@@ -259,7 +259,7 @@ func (in inbound) manager(mtls bool) *hcm.HttpConnectionManager {
 	}
 	m := connectionManager(stat, 0)
 	m.AccessLog = accessLog(in.config, inboundLog)
-	m.HttpFilters = askingService(httpFilters(filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit), in.config)
+	m.HttpFilters = askingService(inOrder(filterJWT, filterAudit, filterCustom, filterDeny, filterAllow, filterRateLimit, filterToApplication), in.config)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: RouteInbound}}
 	m.XffNumTrustedHops = hopsBefore(in.config)
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE

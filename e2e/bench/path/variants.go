@@ -8,8 +8,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// byHand is the variant that the others are compared with.
-const byHand = "by hand"
+// byHand is the variant that the others are compared with. The other two do for an
+// application what Tulle does by default.
+const (
+	byHand     = "by hand"
+	same       = "by hand with all"
+	sameNoLogs = "by hand with all but the log"
+)
 
 // variant is a pair of pods, and what was measured of it.
 type variant struct {
@@ -27,7 +32,7 @@ type variant struct {
 
 // features are what is added to the least that does it.
 type features struct {
-	log, case_, identity, rbac, scopes, retry, dormant, removal bool
+	log, case_, identity, scopes, retry bool
 }
 
 func variants() []*variant {
@@ -40,14 +45,13 @@ func variants() []*variant {
 			name: "Tulle with a policy", what: "as it comes, and a MeshPolicy that lets one service account in, and not to /admin", log: true,
 			policy: `{selector: {matchLabels: {app: NAME-server}}, authorization: {default: Deny, rules: [{name: client, from: [{serviceAccounts: [NAME-client]}]}, {action: Deny, to: [{paths: [/admin]}]}]}}`,
 		},
-		hand("by hand, access log", "JSON with 20 fields on both sides, as Tulle's", features{log: true}),
-		hand("by hand, header case", "header names as they were written, trailers, HTTP/1.0", features{case_: true}),
-		hand("by hand, identity", "the client's identity in a header, paths normalised", features{identity: true}),
-		hand("by hand, RBAC", "two RBAC filters without rules", features{rbac: true}),
-		hand("by hand, scopes", "a route configuration by the destination's address", features{scopes: true}),
-		hand("by hand, dormant filters", "five filters that no route enables", features{dormant: true}),
-		hand("by hand, removal", "seven headers taken off requests, which have none of them", features{removal: true}),
-		hand("by hand, retries", "a request that did not reach the server is tried again", features{retry: true}),
+		hand(same, "all of the following", features{log: true, case_: true, identity: true, scopes: true, retry: true}),
+		hand(sameNoLogs, "of these all but the access log", features{case_: true, identity: true, scopes: true, retry: true}),
+		hand("by hand with access log", "JSON with 20 fields on both sides, as Tulle's", features{log: true}),
+		hand("by hand with header case", "header names as they were written, trailers, HTTP/1.0", features{case_: true}),
+		hand("by hand with identity", "the client's identity in a header, which clients cannot write", features{identity: true}),
+		hand("by hand with scopes", "routes by the destination's address, which may be fetched when they are first used", features{scopes: true}),
+		hand("by hand with retries", "what did not reach a server is tried again, with another than before", features{retry: true}),
 	}
 }
 
@@ -58,25 +62,54 @@ func names(all []*variant) (out []string) {
 	return out
 }
 
+// like names the variant by hand that does the same, if there is one.
+func (v *variant) like() string {
+	switch {
+	case v.hand != nil || v.policy != "":
+		return ""
+	case v.log:
+		return same
+	default:
+		return sameNoLogs
+	}
+}
+
 // slug is the name in those of objects.
 func (v *variant) slug() string {
-	return strings.ToLower(strings.NewReplacer(" ", "-", ",", "").Replace(v.name))
+	return strings.ToLower(strings.ReplaceAll(v.name, " ", "-"))
 }
 
 type object = map[string]any
+
+// unreached is the header in which the server's proxy says that it did not reach the server.
+const unreached = "x-unreached"
 
 // clientConfig is the configuration of a client's Envoy by hand: what the pod sends
 // to the Service's address goes to the server.
 func clientConfig(f features, tls *credentials, service, server string) ([]byte, error) {
 	action := object{"cluster": "server", "timeout": "0s"}
 	if f.retry {
-		action["retry_policy"] = object{"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 2}
+		action["retry_policy"] = object{
+			"retry_on": "connect-failure,refused-stream,reset-before-request,retriable-headers", "num_retries": 2,
+			"retriable_headers": []object{{"name": unreached, "present_match": true}},
+			"retry_host_predicate": []object{{"name": "previous", "typed_config": object{
+				"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+			}}},
+			"host_selection_retry_max_attempts": 100,
+			"retry_priority": object{"name": "envoy.retry_priorities.previous_priorities", "typed_config": object{
+				"@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", "update_frequency": 2,
+			}},
+		}
 	}
 	manager := manager("outbound", f, object{"name": "server", "virtual_hosts": []object{{
 		"name": "server", "domains": []string{"*"}, "routes": []object{{"match": object{"prefix": "/"}, "route": action}},
 	}}})
 	if f.scopes {
 		const header = "x-destination"
+		manager["http_filters"] = append([]object{{"name": "on-demand", "typed_config": object{
+			"@type": "type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand",
+		}}}, manager["http_filters"].([]object)...)
+		manager["route_config"].(object)["request_headers_to_remove"] = []string{header}
 		manager["early_header_mutation_extensions"] = []object{{"name": "destination", "typed_config": object{
 			"@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
 			"mutations": []object{{"append": object{
@@ -114,20 +147,21 @@ func clientConfig(f features, tls *credentials, service, server string) ([]byte,
 
 // serverConfig is the configuration of a server's Envoy by hand.
 func serverConfig(f features, tls *credentials) ([]byte, error) {
-	manager := manager("inbound", f, object{"name": "application", "virtual_hosts": []object{{
-		"name": "application", "domains": []string{"*"},
-		"routes": []object{{"match": object{"prefix": "/"}, "route": object{"cluster": "application", "timeout": "0s"}}},
-	}}})
+	action := object{"cluster": "application", "timeout": "0s"}
+	host := object{"name": "application", "domains": []string{"*"}, "routes": []object{{"match": object{"prefix": "/"}, "route": action}}}
+	if f.retry {
+		action["retry_policy"] = object{"retry_on": "reset,reset-before-request", "num_retries": 2}
+		host["response_headers_to_remove"] = []string{unreached}
+	}
+	manager := manager("inbound", f, object{"name": "application", "virtual_hosts": []object{host}})
 	if f.identity {
 		manager["forward_client_cert_details"] = "SANITIZE_SET"
 		manager["set_current_client_cert_details"] = object{"uri": true}
-		manager["normalize_path"], manager["merge_slashes"] = true, true
-	}
-	if f.rbac {
-		rbac := func(name string) object {
-			return object{"name": name, "typed_config": object{"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}}
+		// An application may read these as the same header.
+		host["request_headers_to_remove"] = []string{
+			"x-forwarded-client_cert", "x-forwarded_client-cert", "x-forwarded_client_cert", "x_forwarded-client-cert",
+			"x_forwarded-client_cert", "x_forwarded_client-cert", "x_forwarded_client_cert",
 		}
-		manager["http_filters"] = append([]object{rbac("deny"), rbac("allow")}, manager["http_filters"].([]object)...)
 	}
 	cluster := object{
 		"name": "application", "connect_timeout": "5s", "type": "STATIC",
@@ -156,22 +190,6 @@ func manager(name string, f features, routes object) object {
 	}
 	if f.case_ {
 		m["http_protocol_options"] = exact()
-	}
-	if f.dormant {
-		var filters []object
-		for i := range 5 {
-			filters = append(filters, object{"name": fmt.Sprint("dormant", i), "disabled": true, "typed_config": object{
-				"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
-			}})
-		}
-		m["http_filters"] = append(filters, m["http_filters"].([]object)...)
-	}
-	if f.removal {
-		var headers []string
-		for i := range 7 {
-			headers = append(headers, fmt.Sprint("x_no-such_header", i))
-		}
-		routes["request_headers_to_remove"] = headers
 	}
 	if f.log {
 		m["access_log"] = []object{{"name": "stdout", "typed_config": object{
