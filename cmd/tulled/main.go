@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -21,17 +20,7 @@ import (
 // version is set by the build (-ldflags "-X main.version=…").
 var version = "dev"
 
-// gcPercent is how much is allocated, in percent of what is in use, before garbage
-// is collected; Go's own default is 100. Little is allocated but when many proxies
-// connect at once, so that a quarter less memory costs no CPU that could be measured;
-// with 30 it is a twentieth less yet, and connecting costs a fifth more
-// (docs/performance.md). The environment's GOGC has the last word.
-const gcPercent = 50
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	if err := command().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "tulled:", err)
 		os.Exit(1)

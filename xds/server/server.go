@@ -63,6 +63,8 @@ type Options struct {
 	// PodWait is how long an authentic peer waits for its pod to be known here;
 	// default 10 s.
 	PodWait time.Duration
+	// Opened is called whenever a stream has been opened; may be nil.
+	Opened func()
 	// MaxStreamAge is about how long a stream lasts; 0: without limit.
 	MaxStreamAge time.Duration
 	// Replicas is how many replicas serve proxies, this one included; nil: how
@@ -117,6 +119,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.PodWait == 0 {
 		o.PodWait = 10 * time.Second
+	}
+	if o.Opened == nil {
+		o.Opened = func() {}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -210,6 +215,7 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 		return err
 	}
 	defer s.closed(st)
+	s.options.Opened()
 	go st.read()
 	s.writers.Go(func() { st.write(ctx) })
 	if s.options.MaxStreamAge > 0 {
