@@ -14,7 +14,7 @@ const (
 	calmPercent  = 20
 	stormPercent = 50
 
-	stormStreams = 20               // that open within stormWindow begin a storm
+	stormStreams = 20 // that open within stormWindow begin a storm
 	stormWindow  = time.Second
 	stormLasts   = 10 * time.Second // after the last such stream
 )

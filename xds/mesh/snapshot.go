@@ -269,8 +269,12 @@ func (s *Snapshot) setSlice(f facts, c Change) {
 	}
 	if had {
 		f.add(FactEndpoints, old.Namespace+"/"+old.Service)
-		s.byService.delete(old.Namespace + "/" + old.Service + "/" + old.Name.Name)
-		s.slices.delete(key)
+		if !has || old.Service != now.Service { // what is put again needs no deletion
+			s.byService.delete(old.Namespace + "/" + old.Service + "/" + old.Name.Name)
+		}
+		if !has {
+			s.slices.delete(key)
+		}
 	}
 	if has {
 		f.add(FactEndpoints, now.Namespace+"/"+now.Service)
@@ -289,7 +293,9 @@ func (s *Snapshot) setWorkload(f facts, c Change) {
 	f.add(FactWorkload, key)
 	if had {
 		s.dropAddresses(f, old)
-		s.workloads.delete(key)
+		if !has {
+			s.workloads.delete(key)
+		}
 	}
 	if has {
 		s.workloads.put(key, now)
