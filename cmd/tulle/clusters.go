@@ -201,7 +201,8 @@ type endpointRow struct {
 	Weight  int    `json:"weight"`
 	Zone    string `json:"zone,omitempty"`
 	// Requests (connections, for TCP) since the endpoint is known, those of
-	// them that failed, and those that are under way.
+	// them that failed, and those that are under way. Of the application's own
+	// endpoint what failed are connections: its answers the listener counts.
 	Requests uint64 `json:"requests"`
 	Failed   uint64 `json:"failed"`
 	Active   uint64 `json:"active"`

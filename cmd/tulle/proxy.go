@@ -73,7 +73,7 @@ Envoy gives.`),
   {tulle} proxy deploy/frontend -n shop endpoints --filter reviews
   {tulle} proxy shop/frontend-7d9f-abcde routes --all
   {tulle} proxy deploy/frontend certs -o json
-  {tulle} proxy deploy/frontend stats --filter 'upstream_rq_5xx'`),
+  {tulle} proxy deploy/frontend stats --filter '_rq_5xx'`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args) > 2 {
 				return fmt.Errorf("want a pod, and one of %s", strings.Join(viewNames(), ", "))

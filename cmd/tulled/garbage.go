@@ -9,7 +9,8 @@ import (
 
 // How much may be allocated, in percent of what is in use, before garbage is collected (Go's
 // own default is 100), and when. Little is allocated but when many proxies connect at once:
-// with less room that costs a third more CPU, and at other times a tenth (docs/performance.md).
+// that would cost a third more CPU with the room of calm times, in which less room costs a
+// tenth more (docs/performance.md).
 const (
 	calmPercent  = 20
 	stormPercent = 50
@@ -22,7 +23,6 @@ const (
 // garbage gives the garbage collector room while many proxies connect, and takes it back.
 type garbage struct {
 	percent func(int)
-	release func() // collect now, and give back to the system what is free
 
 	lock   sync.Mutex
 	storm  bool
@@ -37,7 +37,7 @@ func newGarbage() *garbage {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
-	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }, release: debug.FreeOSMemory}
+	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }}
 	g.begin(time.Now())
 	return g
 }
@@ -68,15 +68,16 @@ func (g *garbage) begin(now time.Time) {
 	time.AfterFunc(stormLasts, g.settle)
 }
 
+// settle has garbage collected at once, where there is more than the new percentage. What
+// is free then goes back to the system little by little (to ask for all of it, with
+// debug.FreeOSMemory, held up everything for half a second).
 func (g *garbage) settle() {
 	g.lock.Lock()
+	defer g.lock.Unlock()
 	if rest := stormLasts - time.Since(g.last); rest > 0 {
 		time.AfterFunc(rest, g.settle)
-		g.lock.Unlock()
 		return
 	}
 	g.storm = false
 	g.percent(calmPercent)
-	g.lock.Unlock()
-	g.release()
 }

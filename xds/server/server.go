@@ -63,7 +63,8 @@ type Options struct {
 	// PodWait is how long an authentic peer waits for its pod to be known here;
 	// default 10 s.
 	PodWait time.Duration
-	// Opened is called whenever a stream has been opened; may be nil.
+	// Opened is called whenever a stream has been opened, by several goroutines at once,
+	// and must not wait; may be nil.
 	Opened func()
 	// MaxStreamAge is about how long a stream lasts; 0: without limit.
 	MaxStreamAge time.Duration

@@ -324,6 +324,25 @@ func talkRound(t *testing.T, known bool) {
 	}
 }
 
+// What nobody is let in for is not passed either by an upgrade, whose filters Envoy may
+// choose otherwise.
+func TestDefaultDenyHoldsForUpgrades(t *testing.T) {
+	app := startApplication(t)
+	at := startEnvoy(t, app, policyWith(&mesh.Authorization{DefaultDeny: true})...)
+	for _, lines := range [][]string{
+		{"GET /open HTTP/1.1", "host: open.example"},
+		{"GET /socket HTTP/1.1", "host: open.example", "connection: upgrade", "upgrade: websocket"},
+		{"GET /socket HTTP/1.1", "host: open.example", "connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"},
+	} {
+		if status := ask(t, at, lines...); status != 403 {
+			t.Errorf("%q: %d, want 403", lines, status)
+		}
+	}
+	if got := app.take(); len(got) > 0 {
+		t.Errorf("reaches the application: %q", got)
+	}
+}
+
 // The same over HTTP/2, whose requests are spelt otherwise.
 func TestRulesHoldForHTTP2(t *testing.T) {
 	app := startApplication(t)

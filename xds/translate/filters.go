@@ -50,8 +50,8 @@ const (
 )
 
 // These are in no request's chain but where the routes enable them
-// (HttpFilter.disabled): one that has nothing to do would cost each request one or two
-// percent of what Envoy does for it. What they do comes with the routes, too, so that a
+// (HttpFilter.disabled): one that has nothing to do would still cost each request one or
+// two percent of what Envoy does for it (docs/performance.md). What they do comes with the routes, too, so that a
 // changed policy holds from the next request on, on every connection, and drains none.
 const (
 	jwtName         = "tulle.jwt"
@@ -96,8 +96,9 @@ func (f httpFilter) filter() *hcm.HttpFilter {
 			Odcds: &ondemand.OnDemandCds{Source: ads(), Timeout: seconds(onDemandTimeout)},
 		})
 	case filterToApplication:
-		// What answers there were, and after what time, the manager has counted already. To
-		// count it again for the cluster would cost a twentieth of what Envoy does for a request.
+		// What answers there are, and after what time, the manager counts, with those that
+		// the proxy gives itself. To count them again for the cluster and its endpoint would
+		// cost a twentieth of what Envoy does for a request (docs/performance.md).
 		return typedFilter(routerName, &router.Router{SuppressEnvoyHeaders: true, DynamicStats: wrapperspb.Bool(false)})
 	default:
 		return typedFilter(routerName, &router.Router{SuppressEnvoyHeaders: true})

@@ -19,6 +19,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -91,36 +92,30 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	found := compare(all)
-	if o.out != "" {
-		raw, err := json.MarshalIndent(found, "", " ")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(o.out, append(raw, '\n'), 0o644); err != nil { //nolint:gosec // figures
-			return err
-		}
+	if err := table(os.Stdout, found); err != nil || o.out == "" {
+		return err
 	}
-	return table(os.Stdout, found)
+	raw, err := json.MarshalIndent(found, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.out, append(raw, '\n'), 0o644) //nolint:gosec // figures
 }
 
 // chosen are the variants with these names; all where there are none. The one that
 // the others are compared with is always among them.
-func chosen(only string) (some []*variant, err error) {
+func chosen(only string) ([]*variant, error) {
 	all := variants()
 	if only == "" {
 		return all, nil
 	}
-	wanted := append(strings.Split(only, ","), byHand)
-	for _, v := range all {
-		for _, name := range wanted {
-			if v.name == name {
-				some = append(some, v)
-				break
-			}
+	wanted := map[string]bool{byHand: true}
+	for name := range strings.SplitSeq(only, ",") {
+		name = strings.TrimSpace(name)
+		if !slices.Contains(names(all), name) {
+			return nil, fmt.Errorf("there is no variant %q: there are %s", name, strings.Join(names(all), ", "))
 		}
+		wanted[name] = true
 	}
-	if len(some) < len(wanted)-1 {
-		return nil, fmt.Errorf("no such variant among %q: there are %s", only, strings.Join(names(all), ", "))
-	}
-	return some, nil
+	return slices.DeleteFunc(all, func(v *variant) bool { return !wanted[v.name] }), nil
 }

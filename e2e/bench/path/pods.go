@@ -226,14 +226,13 @@ type sample struct {
 
 // load is one load of a variant.
 func (b *bench) load(ctx context.Context, v *variant) (sample, error) {
-	lasts := 500 * time.Millisecond
 	if v.hand == nil && v.log != b.logged {
 		if err := b.setLog(ctx, v.log); err != nil {
 			return sample{}, err
 		}
-		lasts = 3 * time.Second // of which handshakes are the first: listeners are others, and proxies connect anew
 	}
-	warm := []string{"-qps", strconv.Itoa(b.o.rate), "-c", strconv.Itoa(b.o.connections), "-t", lasts.String()}
+	// Listeners may be others since the last time, and proxies connect anew then.
+	warm := []string{"-qps", strconv.Itoa(b.o.rate), "-c", strconv.Itoa(b.o.connections), "-t", "1500ms"}
 	if _, err := b.fortio(ctx, v, warm...); err != nil {
 		return sample{}, err
 	}

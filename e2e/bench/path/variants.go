@@ -8,8 +8,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// byHand is the variant that the others are compared with. The other two do for an
-// application what Tulle does by default.
+// byHand is the variant that the others are compared with. The next does for an
+// application what Tulle does as it comes, the last what it does without access log. (But
+// Tulle has the server's router keep no counts, which the manager has.)
 const (
 	byHand     = "by hand"
 	same       = "by hand with all"
@@ -47,7 +48,7 @@ func variants() []*variant {
 		},
 		hand(same, "all of the following", features{log: true, case_: true, identity: true, scopes: true, retry: true}),
 		hand(sameNoLogs, "of these all but the access log", features{case_: true, identity: true, scopes: true, retry: true}),
-		hand("by hand with access log", "JSON with 20 fields on both sides, as Tulle's", features{log: true}),
+		hand("by hand with access log", "JSON with as many fields as Tulle's, 21 and 26", features{log: true}),
 		hand("by hand with header case", "header names as they were written, trailers, HTTP/1.0", features{case_: true}),
 		hand("by hand with identity", "the client's identity in a header, which clients cannot write", features{identity: true}),
 		hand("by hand with scopes", "routes by the destination's address, which may be fetched when they are first used", features{scopes: true}),
@@ -81,7 +82,7 @@ func (v *variant) slug() string {
 
 type object = map[string]any
 
-// unreached is the header in which the server's proxy says that it did not reach the server.
+// unreached is the header in which a server's proxy says that it did not reach the server.
 const unreached = "x-unreached"
 
 // clientConfig is the configuration of a client's Envoy by hand: what the pod sends
@@ -233,8 +234,11 @@ func logFields(direction string) map[string]string {
 	if direction == "inbound" {
 		maps.Copy(fields, map[string]string{
 			"client_identity": "%DOWNSTREAM_PEER_URI_SAN%", "server_identity": "%DOWNSTREAM_LOCAL_URI_SAN%",
-			"policy":  "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%",
-			"verdict": "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_engine_result)%",
+			"policy":        "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%",
+			"verdict":       "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_engine_result)%",
+			"audit":         "%DYNAMIC_METADATA(envoy.filters.http.rbac:audit_shadow_effective_policy_id)%",
+			"dry_run_deny":  "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_deny_shadow_effective_policy_id)%",
+			"dry_run_allow": "%DYNAMIC_METADATA(envoy.filters.http.rbac:dry_run_allow_shadow_engine_result)%",
 		})
 	} else {
 		maps.Copy(fields, map[string]string{"client_identity": "%UPSTREAM_LOCAL_URI_SAN%", "server_identity": "%UPSTREAM_PEER_URI_SAN%"})
