@@ -3,26 +3,32 @@ package main
 import (
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"time"
 )
 
 // How much may be allocated, in percent of what is in use, before garbage is collected (Go's
-// own default is 100), and when. Little is allocated but when many proxies connect at once:
-// that would cost a third more CPU with the room of calm times, in which less room costs a
-// tenth more (docs/performance.md).
+// own default is 100), and when. Little is allocated but when many proxies connect at once,
+// and where little is in use it is collected in some milliseconds. So a control plane of some
+// hundred proxies stays as small as it can be. With more in use, what changes while garbage is
+// collected comes later, so that it is not done more often than it must be (docs/performance.md).
 const (
-	calmPercent  = 20
-	stormPercent = 50
+	usualPercent = 50
+	smallPercent = 20
+	smallHeap    = 64 << 20 // bytes in use
 
 	stormStreams = 20 // that open within stormWindow begin a storm
 	stormWindow  = time.Second
 	stormLasts   = 10 * time.Second // after the last such stream
 )
 
-// garbage gives the garbage collector room while many proxies connect, and takes it back.
+// garbage gives the garbage collector room while many proxies connect, and takes it back
+// where little is in use.
 type garbage struct {
 	percent func(int)
+	inUse   func() uint64 // bytes of the heap, when garbage was collected last
+	release func()        // collect now, and give back to the system what is free
 
 	lock   sync.Mutex
 	storm  bool
@@ -37,9 +43,15 @@ func newGarbage() *garbage {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
-	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }}
+	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }, inUse: heapInUse, release: debug.FreeOSMemory}
 	g.begin(time.Now())
 	return g
+}
+
+func heapInUse() uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
 }
 
 // stream notes that a proxy connects.
@@ -64,13 +76,10 @@ func (g *garbage) stream() {
 
 func (g *garbage) begin(now time.Time) {
 	g.storm, g.last = true, now
-	g.percent(stormPercent)
+	g.percent(usualPercent)
 	time.AfterFunc(stormLasts, g.settle)
 }
 
-// settle has garbage collected at once, where there is more than the new percentage. What
-// is free then goes back to the system little by little (to ask for all of it, with
-// debug.FreeOSMemory, held up everything for half a second).
 func (g *garbage) settle() {
 	g.lock.Lock()
 	defer g.lock.Unlock()
@@ -79,5 +88,8 @@ func (g *garbage) settle() {
 		return
 	}
 	g.storm = false
-	g.percent(calmPercent)
+	if g.inUse() <= smallHeap {
+		g.percent(smallPercent)
+		go g.release() // streams may open meanwhile
+	}
 }

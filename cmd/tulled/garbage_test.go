@@ -2,6 +2,8 @@ package main
 
 import (
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,13 +11,25 @@ import (
 
 func TestTheGarbageCollectorHasRoomWhileManyProxiesConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var said []int
-		g := &garbage{percent: func(p int) { said = append(said, p) }}
+		var (
+			lock  sync.Mutex
+			said  []int
+			inUse atomic.Uint64
+		)
+		say := func(p int) {
+			lock.Lock()
+			defer lock.Unlock()
+			said = append(said, p)
+		}
+		g := &garbage{percent: say, inUse: inUse.Load, release: func() { say(0) }}
+		inUse.Store(smallHeap)
 		expect := func(when string, want ...int) {
 			t.Helper()
 			synctest.Wait()
+			lock.Lock()
+			defer lock.Unlock()
 			if !slices.Equal(said, want) {
-				t.Fatalf("%s: %v percent, want %v", when, said, want)
+				t.Fatalf("%s: %v, want %v (percent; 0: released)", when, said, want)
 			}
 			said = nil
 		}
@@ -25,9 +39,9 @@ func TestTheGarbageCollectorHasRoomWhileManyProxiesConnect(t *testing.T) {
 			}
 		}
 		g.begin(time.Now())
-		expect("at the start", stormPercent)
+		expect("at the start", usualPercent)
 		time.Sleep(stormLasts)
-		expect("once caches are filled", calmPercent)
+		expect("once caches are filled", smallPercent, 0)
 
 		for range 30 {
 			connect(stormStreams / 2)
@@ -39,11 +53,16 @@ func TestTheGarbageCollectorHasRoomWhileManyProxiesConnect(t *testing.T) {
 			connect(stormStreams)
 			time.Sleep(stormLasts / 2)
 		}
-		expect("in a storm", stormPercent)
+		expect("in a storm", usualPercent)
 		time.Sleep(stormLasts)
-		expect("after it", calmPercent)
+		expect("after it", smallPercent, 0)
 		time.Sleep(time.Minute)
 		expect("for good")
+
+		inUse.Add(1)
+		connect(stormStreams)
+		time.Sleep(2 * stormLasts)
+		expect("with much in use", usualPercent)
 	})
 }
 
