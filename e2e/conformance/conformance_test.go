@@ -42,6 +42,7 @@ func TestConformance(t *testing.T) {
 		options.ReportOutputPath = "" // the report is of the standard channel
 	}
 	must(t, prepare(t.Context(), c, options))
+	t.Cleanup(func() { must(t, c.Delete(context.WithoutCancel(t.Context()), smallProxies)) })
 
 	verdicts := &verdicts{}
 	options.Hook = verdicts.add
@@ -58,6 +59,15 @@ func TestConformance(t *testing.T) {
 	})
 	must(t, s.Run(t, tests.ConformanceTests))
 }
+
+// smallProxies lets a node of two CPUs hold the pods of all Gateways that the suite has at
+// the same time.
+const smallProxies = `
+apiVersion: mesh.tulle.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default}
+spec: {proxy: {resources: {requests: {cpu: 10m, memory: 64Mi}}}}
+`
 
 // prepare puts the Gateway API and Tulle into the cluster.
 func prepare(ctx context.Context, c *kube.Cluster, options suite.ConformanceOptions) error {
@@ -79,6 +89,9 @@ func prepare(ctx context.Context, c *kube.Cluster, options suite.ConformanceOpti
 		if err := c.ApplyKustomization(ctx, "../../deploy/gateways"); err != nil {
 			return err
 		}
+	}
+	if err := c.Apply(ctx, smallProxies); err != nil {
+		return err
 	}
 	return leftoversGone(ctx, c)
 }
