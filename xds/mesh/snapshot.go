@@ -237,7 +237,6 @@ func (s *Snapshot) setService(f facts, c Change) bool {
 			}
 			f.add(FactVIP, vip)
 		}
-		s.services.delete(key)
 	}
 	if has {
 		s.services.put(key, now)
@@ -245,6 +244,8 @@ func (s *Snapshot) setService(f facts, c Change) bool {
 			s.vips.put(vip, c.name)
 			f.add(FactVIP, vip)
 		}
+	} else {
+		s.services.delete(key)
 	}
 	return s.sniffs(old) || s.sniffs(now)
 }
@@ -269,17 +270,16 @@ func (s *Snapshot) setSlice(f facts, c Change) {
 	}
 	if had {
 		f.add(FactEndpoints, old.Namespace+"/"+old.Service)
-		if !has || old.Service != now.Service { // what is put again needs no deletion
+		if !has || old.Service != now.Service { // endpoints move often
 			s.byService.delete(old.Namespace + "/" + old.Service + "/" + old.Name.Name)
-		}
-		if !has {
-			s.slices.delete(key)
 		}
 	}
 	if has {
 		f.add(FactEndpoints, now.Namespace+"/"+now.Service)
 		s.byService.put(now.Namespace+"/"+now.Service+"/"+now.Name.Name, now)
 		s.slices.put(key, now)
+	} else {
+		s.slices.delete(key)
 	}
 }
 
@@ -293,9 +293,6 @@ func (s *Snapshot) setWorkload(f facts, c Change) {
 	f.add(FactWorkload, key)
 	if had {
 		s.dropAddresses(f, old)
-		if !has {
-			s.workloads.delete(key)
-		}
 	}
 	if has {
 		s.workloads.put(key, now)
@@ -305,6 +302,8 @@ func (s *Snapshot) setWorkload(f facts, c Change) {
 				f.add(FactAddress, a.String())
 			}
 		}
+	} else {
+		s.workloads.delete(key)
 	}
 	s.updateProfile(f, old, now)
 }
@@ -368,14 +367,15 @@ func (s *Snapshot) setSplit(f facts, c Change) {
 	if had {
 		f.add(FactSplits, ns+"/"+old.Service)
 		s.byRoot.delete(ns + "/" + old.Service + "/" + c.name.Name)
-		s.splits.delete(key)
-		s.fall(Ref{KindSplit, c.name})
 	}
 	if has {
 		f.add(FactSplits, ns+"/"+now.Service)
 		s.byRoot.put(ns+"/"+now.Service+"/"+c.name.Name, now)
 		s.splits.put(key, now)
 		s.stand(Ref{KindSplit, c.name}, now.Generation)
+	} else {
+		s.splits.delete(key)
+		s.fall(Ref{KindSplit, c.name})
 	}
 }
 
@@ -397,8 +397,6 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 			f.add(FactBackend, n.String())
 			s.byBackend.delete(n.String() + "/" + key)
 		}
-		s.routes.delete(key)
-		s.fall(ref)
 	}
 	if has {
 		for _, p := range now.Parents {
@@ -411,6 +409,9 @@ func (s *Snapshot) setRoute(f facts, c Change) {
 		}
 		s.routes.put(key, now)
 		s.stand(ref, now.Generation)
+	} else {
+		s.routes.delete(key)
+		s.fall(ref)
 	}
 }
 
