@@ -174,37 +174,24 @@ func freePort(t *testing.T) int {
 // An application may close an idle connection just as a request is put on it.
 // What is safe to send twice is not lost by that, and nothing else is sent twice.
 func TestConnectionThatTheApplicationCloses(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
+	l := listen(t)
 	var lock sync.Mutex
-	seen := map[string]int{} // by method and path
-	go func() {
-		for {
-			c, err := l.Accept()
+	seen := map[string]int{}      // by method and path
+	talk(t, l, func(c net.Conn) { // answers one request, and closes when the next comes
+		in := bufio.NewReader(c)
+		for i := range 2 {
+			r, err := http.ReadRequest(in)
 			if err != nil {
 				return
 			}
-			go func() { // answers one request, and closes when the next comes
-				defer c.Close()
-				in := bufio.NewReader(c)
-				for i := range 2 {
-					r, err := http.ReadRequest(in)
-					if err != nil {
-						return
-					}
-					lock.Lock()
-					seen[r.Method+r.URL.Path]++
-					lock.Unlock()
-					if i == 0 {
-						_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-					}
-				}
-			}()
+			lock.Lock()
+			seen[r.Method+r.URL.Path]++
+			lock.Unlock()
+			if i == 0 {
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+			}
 		}
-	}()
+	})
 	at := startEnvoy(t, &application{Listener: l})
 	lost := 0
 	for i := range 20 {

@@ -292,31 +292,21 @@ func (s *sidecarProxy) handshake(name string, protocols ...string) bool {
 func TestNameThatAClientAsksForInTLS(t *testing.T) {
 	a := newAuthority(t)
 	l := listen(t)
-	t.Cleanup(func() { l.Close() })
-	go func() { // echoes, whether or not there is TLS
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				in := bufio.NewReader(c)
-				first, err := in.Peek(1)
-				if err != nil {
-					return
-				}
-				var both io.ReadWriter = struct {
-					io.Reader
-					io.Writer
-				}{in, c}
-				if first[0] == 22 { // a TLS handshake
-					both = tls.Server(peeked{c, in}, &tls.Config{Certificates: []tls.Certificate{a.identity("shop", "web")}})
-				}
-				_, _ = io.Copy(both, both)
-			}()
+	talk(t, l, func(c net.Conn) { // echoes, whether or not there is TLS
+		in := bufio.NewReader(c)
+		first, err := in.Peek(1)
+		if err != nil {
+			return
 		}
-	}()
+		var both io.ReadWriter = struct {
+			io.Reader
+			io.Writer
+		}{in, c}
+		if first[0] == 22 { // a TLS handshake
+			both = tls.Server(peeked{c, in}, &tls.Config{Certificates: []tls.Certificate{a.identity("shop", "web")}})
+		}
+		_, _ = io.Copy(both, both)
+	})
 	sni := func(action mesh.Action, w mesh.Condition) *mesh.Policy {
 		return authorized(mesh.Rule{Action: action, When: w})
 	}
@@ -348,20 +338,12 @@ func TestNameThatAClientAsksForInTLS(t *testing.T) {
 // of TLS may be made to send it.
 func TestNameInTLSWithItsLastDotIsTheName(t *testing.T) {
 	l := listen(t)
-	t.Cleanup(func() { l.Close() })
 	reached := make(chan bool, 1)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if _, err := c.Read(make([]byte, 1)); err == nil {
-				reached <- true
-			}
-			c.Close()
+	talk(t, l, func(c net.Conn) {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			reached <- true
 		}
-	}()
+	})
 	hello := func(name string) []byte {
 		ours, theirs := net.Pipe()
 		go func() {
