@@ -64,11 +64,12 @@ type controlPlane struct {
 	serving      atomic.Bool // proxies, on the xDS address
 	clock        *clock
 	keys         cache.Cache // of issuers of tokens
+	garbage      *garbage    // the process's
 }
 
 // run is the control plane, until the context ends.
 func run(ctx context.Context, o options, log logr.Logger) error {
-	p := &controlPlane{options: o, log: log}
+	p := &controlPlane{options: o, log: log, garbage: newGarbage()}
 	for _, step := range []func(context.Context) error{
 		p.startManager, p.openAuthority, p.wireBuilder, p.wireObserver, p.wireTrust, p.wireKeys, p.wireWebhooks, p.wireServer, p.wirePreview, p.wireStatus, p.wireRotation, p.wireGateways, p.wireHealth,
 	} {

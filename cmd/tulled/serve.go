@@ -37,7 +37,7 @@ func (p *controlPlane) wireServer(ctx context.Context) error {
 		Builder: p.builder,
 		Tokens:  p.tokens,
 		TLS:     p.certificates.ServingTLS(),
-		Replica: p.options.pod, MaxStreamAge: p.options.maxStreamAge, Opened: newGarbage().stream,
+		Replica: p.options.pod, MaxStreamAge: p.options.maxStreamAge, Opened: p.garbage.stream,
 		Replicas: func() int { return replicas.Ready(p.builder.Built(), p.ownService(), p.options.pod) },
 		Log:      p.log.WithName("xds"), Metrics: metrics.Registry, Now: p.clock.Now,
 	})

@@ -51,8 +51,9 @@ const (
 
 // These are in no request's chain but where the routes enable them
 // (HttpFilter.disabled): one that has nothing to do would still cost each request one or
-// two percent of what Envoy does for it (docs/performance.md). What they do comes with the routes, too, so that a
-// changed policy holds from the next request on, on every connection, and drains none.
+// two percent of what Envoy does for it (docs/performance.md). What they do comes with the
+// routes, too, so that a changed policy holds from the next request on, on every
+// connection, and drains none.
 const (
 	jwtName         = "tulle.jwt"
 	auditName       = "tulle.audit"

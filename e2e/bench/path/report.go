@@ -42,7 +42,7 @@ func compare(all []*variant) (out []found) {
 			Median: sample{Client: of(client), Server: of(server), P50: of(p50), P99: of(p99)},
 			Ratio:  v.to(named(byHand)),
 		}
-		if like := named(v.like()); like != nil {
+		if like := named(v.like); like != nil {
 			r := v.to(like)
 			f.Same = &r
 		}

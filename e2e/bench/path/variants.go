@@ -27,6 +27,8 @@ type variant struct {
 	log bool
 	// policy is of the server's workload, of Tulle's.
 	policy string
+	// like names the variant by hand that does the same, if there is one.
+	like string
 
 	samples []sample
 }
@@ -40,8 +42,8 @@ func variants() []*variant {
 	hand := func(name, what string, f features) *variant { return &variant{name: name, what: what, hand: &f} }
 	return []*variant{
 		hand(byHand, "mutual TLS, a route, a cluster; nothing else", features{}),
-		{name: "Tulle without access log", what: "all that is on by default but the access log"},
-		{name: "Tulle", what: "as it comes", log: true},
+		{name: "Tulle without access log", what: "all that is on by default but the access log", like: sameNoLogs},
+		{name: "Tulle", what: "as it comes", log: true, like: same},
 		{
 			name: "Tulle with a policy", what: "as it comes, and a MeshPolicy that lets one service account in, and not to /admin", log: true,
 			policy: `{selector: {matchLabels: {app: NAME-server}}, authorization: {default: Deny, rules: [{name: client, from: [{serviceAccounts: [NAME-client]}]}, {action: Deny, to: [{paths: [/admin]}]}]}}`,
@@ -63,18 +65,6 @@ func names(all []*variant) (out []string) {
 	return out
 }
 
-// like names the variant by hand that does the same, if there is one.
-func (v *variant) like() string {
-	switch {
-	case v.hand != nil || v.policy != "":
-		return ""
-	case v.log:
-		return same
-	default:
-		return sameNoLogs
-	}
-}
-
 // slug is the name in those of objects.
 func (v *variant) slug() string {
 	return strings.ToLower(strings.ReplaceAll(v.name, " ", "-"))
@@ -82,7 +72,8 @@ func (v *variant) slug() string {
 
 type object = map[string]any
 
-// unreached is the header in which a server's proxy says that it did not reach the server.
+// unreached is the header in which a server's proxy would say that it did not reach the
+// server, which it always does here.
 const unreached = "x-unreached"
 
 // clientConfig is the configuration of a client's Envoy by hand: what the pod sends
