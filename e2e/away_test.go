@@ -181,8 +181,10 @@ func TestCallsFindPodsThatTheProxyWasNotToldOf(t *testing.T) {
 	if load.Service.P50 > 100 {
 		t.Errorf("a request took %.0f ms in the middle", load.Service.P50)
 	}
-	for _, args := range others { // the first of which find out
+	for kind, args := range others { // the first of which find out
+		start := time.Now()
 		s.callUntil(from, works, args...)
+		figure(t, "over %s after %.1f s", kind, time.Since(start).Seconds())
 	}
 	heal()
 	s.apply("MeshPolicy", "shut", "authorization: {default: Deny}")

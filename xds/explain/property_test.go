@@ -78,8 +78,13 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 			if r.Peer.Is6() {
 				r.Port = l.port6(i)
 			}
-			name := "" // that a caller's mesh mTLS asks for, which is nobody's business
-			if r.Identity != "" && m.chance(30) {
+			in := translate.InboundOf(m.workload, mesh.NewView(m.snapshot))
+			ends, _ := in.EndsTLS(r.Port)
+			// The name that a caller's mesh mTLS asks for is nobody's business, but where
+			// mesh mTLS is not taken and TLS ends: there it is a client's TLS like any, and
+			// sidecars ask for none.
+			name := ""
+			if r.Identity != "" && m.chance(30) && (!ends || in.Mode(r.Port) != mesh.MTLSDisabled) {
 				name = pick(m.generator, askedNames)
 			}
 			d := Decide(mesh.NewView(m.snapshot), m.workload, r)
@@ -97,7 +102,7 @@ func compare(t *testing.T, l *lab, seed uint64, tokens bool, meshes int, count m
 			if r.HTTP != nil && r.HTTP.Claims != nil {
 				count["token "+string(d.Verdict)]++
 			}
-			if ends, _ := translate.InboundOf(m.workload, mesh.NewView(m.snapshot)).EndsTLS(r.Port); ends && r.Identity == "" && r.HTTP != nil && r.SNI != "" {
+			if ends && r.Identity == "" && r.HTTP != nil && r.SNI != "" {
 				count["ended "+string(d.Verdict)]++
 			}
 			if d.Status != 0 {

@@ -156,7 +156,7 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	if assignment != k.Name {
 		c.EdsClusterConfig.ServiceName = assignment
 	}
-	t.shape(c)
+	t.shape(c, d.http)
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), validation(servers))
 	if p := backendTLS(d.service.Name, d.port, v); p != nil && d.originates() {
 		var secrets []*tls.SdsSecretConfig

@@ -92,7 +92,7 @@ func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 		UpstreamBindConfig:   bind(e.port.Protocol.IsHTTP()),
 		CommonLbConfig:       atOnce(),
 	}
-	t.shape(c)
+	t.shape(c, e.port.Protocol.IsHTTP())
 	config := v.Config()
 	ids := spellings(Identity(config.TrustDomain, to.service.Namespace, to.service.Name), config.TrustDomains())
 	check := validation(SecretRoots, sans(ids)...)

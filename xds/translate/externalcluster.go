@@ -54,7 +54,7 @@ func (e external) leaving(k Key, client string, secrets []*tls.SdsSecretConfig, 
 	c.AltStatName = e.statName()
 	t := externalTraffic(client, e, v)
 	c.ConnectTimeout = seconds(originalTimeout)
-	t.shape(c)
+	t.shape(c, e.port.Protocol.IsHTTP())
 	switch {
 	case e.Resolution == mesh.ResolveStatic:
 		c.LoadAssignment.Endpoints = e.servers()
