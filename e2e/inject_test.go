@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,4 +179,35 @@ func barePod(name string) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{echoContainer("", "serve")}},
 	}
+}
+
+// Linux lets one user have so many inotify instances on a node (128 by default), and a
+// proxy takes four: more proxies than that are of different users.
+func TestANodeHasMoreProxiesThanOneUserCouldHave(t *testing.T) {
+	raw, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+	must(t, err)
+	limit, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	must(t, err)
+	const replicas = 34 // 136 instances
+	s := newSpace(t, "many", true)
+	start := time.Now()
+	s.deploy(app{name: "client"}, app{name: "server", replicas: replicas, pod: func(p *corev1.PodTemplateSpec) {
+		p.Annotations = map[string]string{"mesh.tulle.dev/proxy-cpu": "1m"}
+	}})
+	figure(t, "%d proxies began in %.0f s, on a node with %d inotify instances for each user", replicas, time.Since(start).Seconds(), limit)
+	pods, err := s.c.Client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{LabelSelector: "app=server"})
+	must(t, err)
+	users := map[int64]bool{}
+	for _, p := range pods.Items {
+		proxy := p.Spec.InitContainers[1]
+		users[*proxy.SecurityContext.RunAsUser] = true
+		if n := p.Status.InitContainerStatuses[1].RestartCount; n > 0 {
+			t.Errorf("%s began its proxy %d times", p.Name, n+1)
+		}
+	}
+	if len(users) < replicas*9/10 {
+		t.Errorf("%d proxies run as %d users", len(pods.Items), len(users))
+	}
+	s.strict()
+	s.callUntil(s.in("client"), answered(200), "http", s.url("server"))
 }

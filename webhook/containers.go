@@ -28,7 +28,7 @@ const (
 // Proxy returns stock Envoy as the only container of a pod, that of a gateway,
 // with the volumes that it mounts. The pod's annotations about the proxy, and about
 // its sleep before its end, count as they do for an injected pod; nothing else of
-// the pod is read but its grace period, and the pod is not changed.
+// the pod is read but its name and its grace period, and the pod is not changed.
 //
 // An error is a refusal: the sentence says what to write instead.
 func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, error) {
@@ -39,7 +39,7 @@ func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, erro
 	if err != nil {
 		return corev1.Container{}, nil, err
 	}
-	proxy, err := proxyContainer(s, o)
+	proxy, err := proxyContainer(s, o, proxyUser(pod, o))
 	if err != nil {
 		return corev1.Container{}, nil, err
 	}
@@ -55,7 +55,7 @@ func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, erro
 }
 
 // proxyContainer is stock Envoy, in any kind of pod.
-func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
+func proxyContainer(s Settings, o overrides, user int64) (corev1.Container, error) {
 	config, err := proxyBootstrap(s.Revision)
 	if err != nil {
 		return corev1.Container{}, err
@@ -106,8 +106,8 @@ func proxyContainer(s Settings, o overrides) (corev1.Container, error) {
 			{Name: volumeToken, MountPath: tokenPath, ReadOnly: true},
 		},
 		SecurityContext: &corev1.SecurityContext{
-			RunAsUser:                new(int64(proxyID)),
-			RunAsGroup:               new(int64(proxyID)),
+			RunAsUser:                new(user),
+			RunAsGroup:               new(user),
 			RunAsNonRoot:             new(true),
 			AllowPrivilegeEscalation: new(false),
 			Privileged:               new(false),

@@ -82,9 +82,6 @@ func conflicts(pod *corev1.Pod) error {
 		}
 	}
 	for c := range others(pod) {
-		if uid := effectiveUser(pod, c); uid != nil && *uid == proxyID {
-			refuse("the container %q runs as uid %d, which is the sidecar's, so its traffic would pass by the sidecar: give it another runAsUser", c.Name, proxyID)
-		}
 		for _, p := range c.Ports {
 			if isTCP(p) && p.ContainerPort >= portFirst && p.ContainerPort <= portLast {
 				refuse("the container %q declares port %d: ports %d to %d are the sidecar's; let the application listen on another", c.Name, p.ContainerPort, portFirst, portLast)

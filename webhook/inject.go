@@ -41,21 +41,22 @@ func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*co
 	warnings = append(warnings, unknownAnnotations(pod.Annotations)...)
 
 	out := pod.DeepCopy()
+	user := proxyUser(out, o)
 	removeOurs(out)
 	probes, more, err := takeProbes(out, o.excludeInbound)
 	warnings = append(warnings, more...)
 	if err != nil {
 		return pod, warnings, err
 	}
-	if err := add(out, s, o, how, probes); err != nil {
+	if err := add(out, s, o, how, user, probes); err != nil {
 		return pod, warnings, err
 	}
 	return out, warnings, nil
 }
 
 // add puts everything of ours into the pod, which has none of it.
-func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mesh.Probe) error {
-	proxy, err := proxyContainer(s, o)
+func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, user int64, probes []mesh.Probe) error {
+	proxy, err := proxyContainer(s, o, user)
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func add(pod *corev1.Pod, s Settings, o overrides, how Redirection, probes []mes
 	proxy.RestartPolicy = new(corev1.ContainerRestartPolicyAlways)
 	proxy.Lifecycle = outlive(&pod.Spec)
 	pod.Spec.InitContainers = slices.Concat(
-		[]corev1.Container{redirecting(pod, s, o, how), proxy},
+		[]corev1.Container{redirecting(pod, s, o, how, user), proxy},
 		pod.Spec.InitContainers,
 	)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)

@@ -43,6 +43,11 @@ func (i *Injector) Handle(ctx context.Context, request admission.Request) admiss
 	if pod.Namespace == "" {
 		pod.Namespace = request.Namespace
 	}
+	if pod.UID == "" {
+		// The API server has not given it one, nor maybe a name: the request tells it from
+		// others. The patch is of two pods that both have it.
+		pod.UID = request.UID
+	}
 	log := i.Log.WithValues("namespace", pod.Namespace, "pod", nameOf(&pod))
 
 	var namespace corev1.Namespace

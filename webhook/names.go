@@ -24,7 +24,6 @@ const (
 	// that; 3600 is the least that it renews without rounding up.
 	tokenSeconds = 3600
 
-	proxyID = 1337
 	// checkID is the user nonroot of our images.
 	checkID = 65532
 )

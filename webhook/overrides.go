@@ -145,8 +145,6 @@ func (r *reader) owners(annotation string) []uint32 {
 		switch {
 		case err != nil || id == math.MaxUint32:
 			r.refuse(annotation, "%q is not the number of a user or group; write numbers with commas between them, such as \"1001,1002\"", item)
-		case id == proxyID:
-			r.refuse(annotation, "%d is the sidecar's own: let what is to go round it run as another", proxyID)
 		default:
 			ids = append(ids, uint32(id))
 		}

@@ -48,8 +48,8 @@ func redirectionOf(pod *corev1.Pod, namespaceLabels map[string]string, s Setting
 // redirecting is the container that has the pod start redirected or not at all.
 // For the CNI plugin it also writes down what is to be redirected: a container
 // runtime shows plugins a pod's annotations, but not its containers.
-func redirecting(pod *corev1.Pod, s Settings, o overrides, how Redirection) corev1.Container {
-	args := redirectArguments(s, o)
+func redirecting(pod *corev1.Pod, s Settings, o overrides, how Redirection, user int64) corev1.Container {
+	args := redirectArguments(s, o, user)
 	if how == RedirectionInit {
 		return initContainer(s, args)
 	}
@@ -59,8 +59,8 @@ func redirecting(pod *corev1.Pod, s Settings, o overrides, how Redirection) core
 
 // redirectArguments are those of tulle-init; cmd/tulle-init/redirect reads
 // them. None has a space in it.
-func redirectArguments(s Settings, o overrides) []string {
-	var args []string
+func redirectArguments(s Settings, o overrides, user int64) []string {
+	args := []string{fmt.Sprintf("--proxy-uid=%d", user)}
 	for _, r := range s.Services {
 		args = append(args, "--service="+r.String())
 	}

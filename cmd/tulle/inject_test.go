@@ -67,7 +67,7 @@ func TestManifestsAreInjectedAndAllElsePassesThrough(t *testing.T) {
 }
 
 func TestAPodThatCannotBeInTheMeshIsAnErrorThatNamesIt(t *testing.T) {
-	const bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: same}\nspec: {securityContext: {runAsUser: 1337}, containers: [{name: app, image: a}]}\n"
+	const bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: same}\nspec: {containers: [{name: app, image: a, ports: [{containerPort: 15001}]}]}\n"
 	err := injectAll(strings.NewReader(bad), &bytes.Buffer{}, &bytes.Buffer{}, injectSettings())
 	if err == nil || !strings.Contains(err.Error(), "Pod same cannot be in the mesh") {
 		t.Errorf("the error is %v", err)

@@ -272,7 +272,7 @@ func podOf(gw *gatewayv1.Gateway, s webhook.Settings, ports []corev1.ServicePort
 	asks[webhook.AnnotationPreStopSleep] = cmp.Or(asks[webhook.AnnotationPreStopSleep], strconv.Itoa(drainSeconds))
 	grace := int64(graceSeconds)
 	proxy, volumes, err := webhook.Proxy(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Annotations: asks},
+		ObjectMeta: metav1.ObjectMeta{Namespace: gw.Namespace, Name: nameOf(gw), Annotations: asks},
 		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: &grace},
 	}, s)
 	if err != nil {

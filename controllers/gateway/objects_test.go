@@ -233,6 +233,8 @@ func TestTheProxyIsTheOneThatIsInjected(t *testing.T) {
 	sidecar := injected.Spec.InitContainers[1]
 	gateway := give(t, edge(listener("web", 80, gatewayv1.HTTPProtocolType))).deployment.Spec.Template.Spec
 	proxy := gateway.Containers[0]
+	// Its pod decides as whom it runs.
+	sidecar.SecurityContext.RunAsUser, sidecar.SecurityContext.RunAsGroup = proxy.SecurityContext.RunAsUser, proxy.SecurityContext.RunAsGroup
 	for _, c := range []*corev1.Container{&sidecar, &proxy} {
 		c.RestartPolicy, c.ReadinessProbe, c.Lifecycle, c.Ports = nil, nil, nil, nil
 	}

@@ -20,9 +20,6 @@
 // this repository with the same command line and output: e2e/images/echo-advanced.
 // On any other cluster nothing is stood for.
 //
-// The suite of gateways has some 30 proxies at the same time, which a machine may run out
-// of inotify instances for: sysctl fs.inotify.max_user_instances=1024.
-//
 // All flags of the suite may be given, as in
 //
 //	make conformance CONFORMANCE_FLAGS='-run-test=MeshPorts -cleanup-base-resources=false'

@@ -19,7 +19,7 @@ const (
 )
 
 const (
-	// ProxyUID is the user, and the group, that sidecars run as.
+	// ProxyUID is the user, and the group, of a sidecar that is told no other.
 	ProxyUID = 1337
 
 	// Hairpin is the socket priority (SO_PRIORITY, socket(7)) by which a
