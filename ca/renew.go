@@ -76,7 +76,11 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 			}
 			continue
 		case e.basis.epoch.Issuer != epoch.Issuer || e.basis.lifetime != c.lifetime:
-			e.renewAt = earlier(e.renewAt, now.Add(c.spread(e.basis, c.lifetime)))
+			turn := now // the control plane's servers have but one
+			if s.kind == Workload {
+				turn = now.Add(c.spread(e.basis, c.lifetime))
+			}
+			e.renewAt = earlier(e.renewAt, turn)
 			e.basis.epoch.Issuer, e.basis.lifetime = epoch.Issuer, c.lifetime // it has its turn
 		}
 		if c.due(e, now) {

@@ -49,6 +49,25 @@ func TestServersPresentEachOfTheServicesNames(t *testing.T) {
 	})
 }
 
+// Proxies' certificates take their turn, and the old roots go when all have had it.
+func TestServingCertificateIsTheFirstOfANewIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newTestIssuer(t)
+		h := runCertificates(t, issuer, serving)
+		synctest.Wait()
+		before, err := h.GetCertificate(&tls.ClientHelloInfo{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		issuer.replace(t, true)
+		time.Sleep(maxTick)
+		synctest.Wait()
+		if after, err := h.GetCertificate(&tls.ClientHelloInfo{}); err != nil || after == before {
+			t.Errorf("the certificate is that of the issuer before (%v)", err)
+		}
+	})
+}
+
 func TestServingCertificateIsRenewedWithoutClientsOrThemWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newTestIssuer(t)
