@@ -39,7 +39,11 @@ func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, erro
 	if err != nil {
 		return corev1.Container{}, nil, err
 	}
-	proxy, err := proxyContainer(s, o, proxyUser(pod, o))
+	user, err := proxyUser(pod)
+	if err != nil {
+		return corev1.Container{}, nil, err
+	}
+	proxy, err := proxyContainer(s, o, user)
 	if err != nil {
 		return corev1.Container{}, nil, err
 	}

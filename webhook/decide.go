@@ -66,6 +66,10 @@ func podSecurity(namespaceLabels map[string]string) []string {
 	return nil
 }
 
+// otherMeshes are the names of sidecars of Istio, Linkerd and Kuma, which would redirect the
+// pod's traffic too.
+var otherMeshes = []string{"istio-proxy", "linkerd-proxy", "kuma-sidecar"}
+
 // conflicts reports everything in the pod that cannot go together with a
 // sidecar.
 func conflicts(pod *corev1.Pod) error {
@@ -82,6 +86,9 @@ func conflicts(pod *corev1.Pod) error {
 		}
 	}
 	for c := range others(pod) {
+		if slices.Contains(otherMeshes, c.Name) {
+			refuse("the container %q is the sidecar of another mesh: a pod can be in one; have that mesh leave it out, or write the label %s=%s", c.Name, LabelInject, disabled)
+		}
 		for _, p := range c.Ports {
 			if isTCP(p) && p.ContainerPort >= portFirst && p.ContainerPort <= portLast {
 				refuse("the container %q declares port %d: ports %d to %d are the sidecar's; let the application listen on another", c.Name, p.ContainerPort, portFirst, portLast)

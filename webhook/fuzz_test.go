@@ -86,8 +86,14 @@ func FuzzPods(f *testing.F) {
 		for _, c := range slices.Concat(once.Spec.InitContainers, once.Spec.Containers) {
 			if c.Name == webhook.ContainerProxy {
 				proxies++
-				if len(c.VolumeMounts) != 2 || c.SecurityContext == nil || *c.SecurityContext.RunAsUser == 0 {
+				if len(c.VolumeMounts) != 2 {
 					t.Errorf("the proxy is %+v", c)
+				}
+				user := userOf(t, once)
+				for _, c := range pod.Spec.Containers {
+					if s := c.SecurityContext; s != nil && s.RunAsUser != nil && *s.RunAsUser == user {
+						t.Errorf("both the proxy and %q run as %d", c.Name, user)
+					}
 				}
 			}
 		}

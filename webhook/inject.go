@@ -41,7 +41,10 @@ func Inject(pod *corev1.Pod, namespaceLabels map[string]string, s Settings) (*co
 	warnings = append(warnings, unknownAnnotations(pod.Annotations)...)
 
 	out := pod.DeepCopy()
-	user := proxyUser(out, o)
+	user, err := proxyUser(out)
+	if err != nil {
+		return pod, warnings, err
+	}
 	removeOurs(out)
 	probes, more, err := takeProbes(out, o.excludeInbound)
 	warnings = append(warnings, more...)

@@ -1,10 +1,11 @@
 package webhook
 
 import (
+	"fmt"
 	"hash/fnv"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
 )
 
 // Users, and groups of the same number, that proxies run as: each pod's has one of its
@@ -14,34 +15,33 @@ import (
 // (user_namespaces in Kubernetes' documentation).
 const (
 	firstUser = 32768
-	users     = 16384
+	userCount = 16384
 )
 
 // proxyUser is the user of the pod's proxy: that of an earlier injection, else one that
 // follows from the pod's name and UID. None of the pod's containers is told to run as it:
-// their traffic would pass by the sidecar.
-func proxyUser(pod *corev1.Pod, o overrides) int64 {
-	taken := func(id int64) bool {
-		for c := range others(pod) {
-			if uid := effectiveUser(pod, c); uid != nil && *uid == id {
-				return true
-			}
+// their traffic would pass by the sidecar. An error is a refusal.
+func proxyUser(pod *corev1.Pod) (int64, error) {
+	taken := sets.New[int64]()
+	for c := range others(pod) {
+		if id := effectiveUser(pod, c); id != nil {
+			taken.Insert(*id)
 		}
-		return slices.Contains(o.excludeUIDs, uint32(id))
 	}
-	if id, ok := earlierUser(pod); ok && !taken(id) {
-		return id
+	if id, ok := earlierUser(pod); ok && !taken.Has(id) {
+		return id, nil
 	}
 	h := fnv.New32a()
 	for _, text := range []string{pod.Namespace, pod.Name, pod.GenerateName, string(pod.UID)} {
 		h.Write([]byte(text))
 		h.Write([]byte{0})
 	}
-	for n := int64(h.Sum32()); ; n++ {
-		if id := firstUser + n%users; !taken(id) {
-			return id
+	for n := range int64(userCount) {
+		if id := firstUser + (int64(h.Sum32())+n)%userCount; !taken.Has(id) {
+			return id, nil
 		}
 	}
+	return 0, fmt.Errorf("the pod's containers run as all of the users %d to %d, of which the sidecar needs one", firstUser, firstUser+userCount-1)
 }
 
 // earlierUser is the user of the proxy that the pod has already.
@@ -49,7 +49,7 @@ func earlierUser(pod *corev1.Pod) (int64, bool) {
 	for _, c := range pod.Spec.InitContainers {
 		if c.Name == ContainerProxy && isSidecar(c) && c.SecurityContext != nil && c.SecurityContext.RunAsUser != nil {
 			id := *c.SecurityContext.RunAsUser
-			return id, id >= firstUser && id < firstUser+users
+			return id, id >= firstUser && id < firstUser+userCount
 		}
 	}
 	return 0, false

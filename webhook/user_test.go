@@ -61,13 +61,24 @@ func TestAProxyRunsAsNoUserOfItsPod(t *testing.T) {
 	pod := read[corev1.Pod](t, "testdata/plain/pod.yaml")
 	first := userOf(t, injected(t, &pod))
 	pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &first}
-	second := userOf(t, injected(t, &pod))
-	if second == first {
+	if second := userOf(t, injected(t, &pod)); second == first {
 		t.Errorf("both the proxy and the application run as %d", first)
 	}
-	pod.Annotations = map[string]string{webhook.AnnotationExcludeOutboundUIDs: fmt.Sprint(second)}
-	if third := userOf(t, injected(t, &pod)); third == first || third == second {
-		t.Errorf("the proxy runs as %d, which is the application's or passes by the proxy", third)
+}
+
+func TestAPodThatHasAllUsersOfProxiesIsRefused(t *testing.T) {
+	pod := read[corev1.Pod](t, "testdata/plain/pod.yaml")
+	all := pod.Spec.Containers[:0:0]
+	for id := int64(32768); id < 49152; id++ {
+		all = append(all, corev1.Container{Name: fmt.Sprint("c", id), SecurityContext: &corev1.SecurityContext{RunAsUser: &id}})
+	}
+	pod.Spec.Containers = all[1:]
+	if got, want := userOf(t, injected(t, &pod)), int64(32768); got != want {
+		t.Errorf("the proxy runs as %d, and only %d is free", got, want)
+	}
+	pod.Spec.Containers = all
+	if _, _, err := webhook.Inject(&pod, map[string]string{webhook.LabelInject: "enabled"}, settings()); err == nil || !strings.Contains(err.Error(), "32768 to 49151") {
+		t.Errorf("the refusal is %v", err)
 	}
 }
 
@@ -80,8 +91,8 @@ func TestAProxyKeepsItsUser(t *testing.T) {
 	if got := userOf(t, injected(t, renamed)); got != want {
 		t.Errorf("injected again the proxy runs as %d, before as %d", got, want)
 	}
-	// Unless it is no proxy's: what somebody wrote into the container.
-	for _, id := range []int64{0, 1000, 1 << 31} {
+	// Unless it is no proxy's: what somebody wrote into the container, or all proxies had (1337).
+	for _, id := range []int64{0, 1000, 1337, 1 << 31} {
 		foreign := once.DeepCopy()
 		foreign.Spec.InitContainers[1].SecurityContext.RunAsUser = &id
 		if got := userOf(t, injected(t, foreign)); got != want {

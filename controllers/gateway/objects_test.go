@@ -233,6 +233,9 @@ func TestTheProxyIsTheOneThatIsInjected(t *testing.T) {
 	sidecar := injected.Spec.InitContainers[1]
 	gateway := give(t, edge(listener("web", 80, gatewayv1.HTTPProtocolType))).deployment.Spec.Template.Spec
 	proxy := gateway.Containers[0]
+	if as := proxy.SecurityContext; *as.RunAsUser < 32768 || *as.RunAsGroup != *as.RunAsUser {
+		t.Errorf("the gateway runs as user %d, group %d", *as.RunAsUser, *as.RunAsGroup)
+	}
 	// Its pod decides as whom it runs.
 	sidecar.SecurityContext.RunAsUser, sidecar.SecurityContext.RunAsGroup = proxy.SecurityContext.RunAsUser, proxy.SecurityContext.RunAsGroup
 	for _, c := range []*corev1.Container{&sidecar, &proxy} {

@@ -179,7 +179,7 @@ func (b *bench) pod(ctx context.Context, name string, v *variant, config []byte)
 // byHand gives the pod the same redirection as Tulle's, and an Envoy with the
 // configuration in the ConfigMap of its name.
 func (b *bench) byHand(ctx context.Context, pod *corev1.Pod) error {
-	redirect, err := b.redirection(ctx)
+	redirect, user, err := b.redirection(ctx)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (b *bench) byHand(ctx context.Context, pod *corev1.Pod) error {
 			"/usr/local/bin/envoy", "--config-path", configDir + "/envoy.yaml", "--concurrency", "2", "--log-level", "warning",
 			"--file-flush-interval-msec", "1000", "--disable-hot-restart", "--service-node", pod.Name + "." + namespace, "--service-cluster", pod.Name,
 		},
-		SecurityContext: &corev1.SecurityContext{RunAsUser: ptr.To[int64](1337), RunAsGroup: ptr.To[int64](1337)},
+		SecurityContext: user,
 		VolumeMounts:    []corev1.VolumeMount{{Name: "config", MountPath: configDir}},
 	}}
 	pod.Spec.Volumes = []corev1.Volume{{Name: "config", VolumeSource: corev1.VolumeSource{
@@ -198,22 +198,21 @@ func (b *bench) byHand(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// redirection is the init container that the webhook gives a pod.
-func (b *bench) redirection(ctx context.Context) (*corev1.Container, error) {
+// redirection is the init container that the webhook gives a pod, and as whom the proxy
+// runs that is not redirected itself.
+func (b *bench) redirection(ctx context.Context) (*corev1.Container, *corev1.SecurityContext, error) {
 	pod, err := b.c.Client.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "example"},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: fortio}}},
 	}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for i := range pod.Spec.InitContainers {
-		if c := &pod.Spec.InitContainers[i]; c.Image == init_ {
-			c.VolumeMounts = nil // the token, which it does not use
-			return c, nil
-		}
+	if c := pod.Spec.InitContainers; len(c) == 2 && c[0].Image == init_ {
+		c[0].VolumeMounts = nil // the token, which it does not use
+		return &c[0], c[1].SecurityContext, nil
 	}
-	return nil, errors.New("a pod is not given tulle-init: is the CNI plugin installed?")
+	return nil, nil, errors.New("a pod is not given tulle-init: is the CNI plugin installed?")
 }
 
 // sample is what one load found. CPU is of one request, in µs; delays are in ms.
