@@ -40,7 +40,8 @@ type Traffic struct {
 
 	// outlierDetection has each client's proxy leave out a pod for a while that
 	// fails again and again. Without it one is left out for seconds when three
-	// requests in a row got no connection or no answer.
+	// requests in a row got no connection or no answer, or, where the protocol is
+	// not HTTP, when one connection did not come about.
 	// +optional
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 
@@ -242,7 +243,7 @@ type CircuitBreaker struct {
 type OutlierDetection struct {
 	// consecutive5xx is how many answers of 5xx in a row it takes; 5 by default, 0 turns
 	// this off. Connections that do not come about are counted by themselves, with
-	// time-outs and resets: three in a row are enough.
+	// time-outs and resets: three in a row are enough, whatever the protocol.
 	// +optional
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=0

@@ -146,9 +146,9 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       seconds(connectTimeout),
 		UpstreamBindConfig:   bind(d.http),
-		CommonLbConfig:       atOnce(),
 	}
 	servers := sanName(d.service.Name, d.port.Port)
+	t.shape(c, d.http)
 	if split := connectionSplit(d, v); split != nil {
 		assignment, servers = prefixSplit+k.Name, servers+ofSplit
 		c.CommonLbConfig.LocalityConfigSpecifier = byBackend()
@@ -156,7 +156,6 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 	if assignment != k.Name {
 		c.EdsClusterConfig.ServiceName = assignment
 	}
-	t.shape(c, d.http)
 	c.TransportSocketMatches = meshOrPlain(alpn(d.http), validation(servers))
 	if p := backendTLS(d.service.Name, d.port, v); p != nil && d.originates() {
 		var secrets []*tls.SdsSecretConfig
@@ -177,14 +176,6 @@ func serviceCluster(k Key, d destination, v *mesh.View) Result {
 		}
 	}
 	return Result{Message: c, EDS: assignment}
-}
-
-// atOnce has a pod that is left out be left out at once. Envoy's workers hear of it as
-// much as a second later by default, when another was left out or let in within that
-// second (update_merge_window), as pods are that fail together; and what they send
-// meanwhile fails.
-func atOnce() *cluster.Cluster_CommonLbConfig {
-	return &cluster.Cluster_CommonLbConfig{UpdateMergeWindow: seconds(0)}
 }
 
 // addressCluster is one address: a pod's, spoken to as the pod wants it, or

@@ -90,7 +90,6 @@ func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: assignment},
 		ConnectTimeout:       seconds(connectTimeout),
 		UpstreamBindConfig:   bind(e.port.Protocol.IsHTTP()),
-		CommonLbConfig:       atOnce(),
 	}
 	t.shape(c, e.port.Protocol.IsHTTP())
 	config := v.Config()
@@ -111,7 +110,7 @@ func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 func toGatewayByName(called string, c *mesh.Config) []*listener.Filter {
 	proxy := tcpProxyConfig("external", prefixExternal+called, c, outboundLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
-	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	connectAgain(proxy)
 	return []*listener.Filter{upstreamState("envoy.network.upstream_server_name", requestedName), networkFilter(tcpProxyName, proxy)}
 }
 
@@ -244,7 +243,7 @@ func (e external) called() string { return e.statName() + "|" + e.host }
 func outConnections(name string, c *mesh.Config) []*listener.Filter {
 	proxy := tcpProxyConfig("egress", ClusterBlackhole, c, egressTCPLog)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
-	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	connectAgain(proxy)
 	proxy.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(earlyData)
 	return []*listener.Filter{connectionState("envoy.tcp_proxy.cluster", name+requestedName), networkFilter(tcpProxyName, proxy)}

@@ -82,7 +82,7 @@ func (o *outbound) admission(g *mesh.Gateway, at mesh.Listener) []*listener.Filt
 func (o *outbound) connections(at mesh.Listener, r *mesh.Route, prefix string) *listener.Filter {
 	p := tcpProxyConfig("gateway", ClusterBlackhole, o.view.Config(), gatewayLog)
 	p.IdleTimeout = nil // Envoy's own, an hour: clients from outside vanish without a word
-	p.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	connectAgain(p)
 	if at.Clients != nil && !at.Clients.Insecure {
 		// Backends hear of nobody who has not shown a certificate.
 		p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE

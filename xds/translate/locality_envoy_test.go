@@ -36,6 +36,7 @@ type zones struct {
 	port    uint16 // the pods'
 	file    string // of the load assignment
 	extra   []mesh.Entity
+	client  http.Client
 	servers map[string]*http.Server
 	failing sync.Map // names of those that answer with 500
 }
@@ -55,13 +56,20 @@ func startZones(t *testing.T, service mesh.Service, extra ...mesh.Entity) *zones
 	z := &zones{t: t, service: &service, port: uint16(freePort(t)), servers: map[string]*http.Server{}, extra: extra}
 	service.Name = mesh.Name{Namespace: "shop", Name: "web"}
 	service.Addresses = []netip.Addr{addressOf(vip)}
-	service.Ports = []mesh.ServicePort{{Name: "http", Port: z.port, Protocol: mesh.HTTP}}
+	if len(service.Ports) == 0 {
+		service.Ports = []mesh.ServicePort{{Name: "http", Protocol: mesh.HTTP}}
+	}
+	service.Ports[0].Port = z.port
 	dir := t.TempDir()
 	z.file = filepath.Join(dir, "endpoints.json")
 	z.open(vip)
 
 	v := z.view()
+	at := netip.AddrPortFrom(addressOf(vip), z.port).String()
 	name := ClusterName(service.Name, z.port)
+	if !service.Ports[0].Protocol.IsHTTP() {
+		name = prefixTCP + at
+	}
 	r := clusterFor(Key{Type: Cluster, Name: name, For: "shop"}, v)
 	c := r.Message.(*cluster.Cluster)
 	c.TransportSocketMatches, c.UpstreamBindConfig = nil, nil
@@ -71,10 +79,19 @@ func startZones(t *testing.T, service mesh.Service, extra ...mesh.Entity) *zones
 			Path: z.file, WatchedDirectory: &core.WatchedDirectory{Path: dir},
 		}},
 	}
-	m := connectionManager("outbound", 0)
-	m.HttpFilters = httpFilters()
-	routes := outboundRoutes(netip.AddrPortFrom(addressOf(vip), z.port).String(), "shop", v).Message.(*route.RouteConfiguration)
-	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routes}
+	var filter *listener.Filter
+	if service.Ports[0].Protocol.IsHTTP() {
+		m := connectionManager("outbound", 0)
+		m.HttpFilters = httpFilters()
+		routes := outboundRoutes(at, "shop", v).Message.(*route.RouteConfiguration)
+		m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: routes}
+		filter = networkFilter(hcmName, m)
+	} else {
+		z.client.Transport = &http.Transport{DisableKeepAlives: true}
+		proxy := tcpProxyConfig("outbound", name, v.Config(), outboundLog)
+		connectAgain(proxy)
+		filter = networkFilter(tcpProxyName, proxy)
+	}
 	port := freePort(t)
 	z.at = fmt.Sprint("127.0.0.1:", port)
 	z.tell(r.EDS)
@@ -84,7 +101,7 @@ func startZones(t *testing.T, service mesh.Service, extra ...mesh.Entity) *zones
 			Clusters: []*cluster.Cluster{c},
 			Listeners: []*listener.Listener{{
 				Name: "outbound", Address: socketAddress("127.0.0.1", uint32(port)),
-				FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{networkFilter(hcmName, m)}}},
+				FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{filter}}},
 			}},
 		},
 	}, z.at)
@@ -157,15 +174,18 @@ func (z *zones) close(names ...string) {
 }
 
 // shares are the percentages of n requests that each zone answered; "503" and the
-// like for those that failed.
+// like for those that failed, "0" without an answer.
 func (z *zones) shares(n int) map[string]int {
 	z.t.Helper()
 	out := map[string]int{}
 	for range n {
 		q, err := http.NewRequestWithContext(z.t.Context(), http.MethodGet, "http://"+z.at, nil)
 		must(z.t, err)
-		p, err := http.DefaultClient.Do(q)
-		must(z.t, err)
+		p, err := z.client.Do(q)
+		if err != nil { // a connection that was reset
+			out["0"]++
+			continue
+		}
 		b, err := io.ReadAll(p.Body)
 		must(z.t, err)
 		p.Body.Close()
@@ -276,6 +296,25 @@ func TestTheLastResortFillsUpWhatNoPlaceIsGoodFor(t *testing.T) {
 	z.close(vip)
 	z.none("the last resort is gone, too: the first requests")
 	z.expect("a pod is left", map[string]int{"a": 100})
+}
+
+// Connections fail over as requests do, each that is tried again past one that is left out.
+func TestAConnectionIsTriedAgainPastPodsThatAreGone(t *testing.T) {
+	t.Parallel()
+	z := startZones(t, mesh.Service{Ports: []mesh.ServicePort{{Name: "http", Protocol: mesh.TCP}}})
+	eds := prefixTCP + netip.AddrPortFrom(addressOf(vip), z.port).String()
+	pods := []string{"a1", "b1", "b2"}
+	z.open(pods...)
+	z.tell(eds, pods...)
+	z.expect("all are well", map[string]int{"a": 33, "b": 67})
+	z.close("b1", "b2")
+	z.none("two of three are gone: the first connections")
+	z.expect("they are left out", map[string]int{"a": 100})
+	z.close("a1")
+	z.none("none can be called: the first connections")
+	z.expect("none can be called", map[string]int{vip: 100})
+	z.open(pods...)
+	z.expect("all are back", map[string]int{"a": 33, "b": 67})
 }
 
 // A policy has clients of the region r1 turn to r3 before r2, and trusts what is near

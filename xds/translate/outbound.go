@@ -27,9 +27,20 @@ const (
 	routeTimeout    = 5 * time.Second // then 504: Envoy has no time-out of its own for routes
 )
 
-// connectAttempts is how often a TCP connection is tried, each time to an endpoint that
-// is chosen anew: nothing was sent yet.
-const connectAttempts = 3
+// Attempts of a TCP connection, each at an endpoint that is chosen anew: nothing was sent
+// yet. A wait, of which the first is at most the shortest and the next twice as long, has
+// the endpoint that gave none be left out before (absence): Envoy's workers hear of that
+// from its main thread.
+const (
+	connectAttempts = 3
+	connectBackOff  = 25 * time.Millisecond
+)
+
+// connectAgain has a connection be tried again.
+func connectAgain(p *tcpproxy.TcpProxy) {
+	p.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	p.BackoffOptions = &core.BackoffStrategy{BaseInterval: seconds(connectBackOff)}
+}
 
 // Names of the outbound listener's chains.
 const (
@@ -160,7 +171,7 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 func onDemandTCP(stat, format string, c *mesh.Config, side logSide) []*listener.Filter {
 	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, side)
 	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
-	proxy.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
+	connectAgain(proxy)
 	return []*listener.Filter{connectionState("envoy.tcp_proxy.cluster", format), networkFilter(tcpProxyName, proxy)}
 }
 

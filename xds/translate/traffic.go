@@ -182,6 +182,10 @@ func (t *traffic) shape(c *cluster.Cluster, http bool) {
 	c.CircuitBreakers = t.breakers()
 	t.balance(c)
 	c.OutlierDetection = outlierDetection(t.outliers, http)
+	// Envoy's workers hear of an endpoint that is left out as much as a second later by
+	// default, when another was left out or let in within that second, as pods are that fail
+	// together; and what they send meanwhile fails.
+	c.CommonLbConfig = &cluster.Cluster_CommonLbConfig{UpdateMergeWindow: seconds(0)}
 }
 
 func keepalive(k *mesh.Keepalive) *core.TcpKeepalive {
@@ -284,8 +288,9 @@ var (
 	requestsLeave = absence{failures: 3, first: 5 * time.Second, longest: 15 * time.Second}
 	// A connection is tried again at an endpoint that is any of those which are not left
 	// out: an application that opens one after the other finds the way past those that are
-	// gone only if they are left out sooner than they come back. With a connect timeout of
-	// 2 s it gets past two of them within 6 s, and past five within 12.
+	// gone only if they are left out sooner than they come back. With the connect timeout of
+	// 2 s it gets past two of them within 6 s, and past five within 12, where a last resort
+	// is behind them: else Envoy tries all when more than half are left out.
 	connectionsLeave = absence{failures: 1, first: 10 * time.Second, longest: 30 * time.Second}
 )
 
