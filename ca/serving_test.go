@@ -60,7 +60,6 @@ func TestServingCertificateIsTheFirstOfANewIssuer(t *testing.T) {
 			t.Fatal(err)
 		}
 		issuer.replace(t, true)
-		time.Sleep(maxTick)
 		synctest.Wait()
 		if after, err := h.GetCertificate(&tls.ClientHelloInfo{}); err != nil || after == before {
 			t.Errorf("the certificate is that of the issuer before (%v)", err)

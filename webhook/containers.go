@@ -27,8 +27,8 @@ const (
 
 // Proxy returns stock Envoy as the only container of a pod, that of a gateway,
 // with the volumes that it mounts. The pod's annotations about the proxy, and about
-// its sleep before its end, count as they do for an injected pod; nothing else of
-// the pod is read but its name and its grace period, and the pod is not changed.
+// its sleep before its end, count as they do for an injected pod; else its name and
+// its grace period are read, and as whom its containers run. It is not changed.
 //
 // An error is a refusal: the sentence says what to write instead.
 func Proxy(pod *corev1.Pod, s Settings) (corev1.Container, []corev1.Volume, error) {

@@ -66,8 +66,8 @@ func podSecurity(namespaceLabels map[string]string) []string {
 	return nil
 }
 
-// otherMeshes are the names of sidecars of Istio, Linkerd and Kuma, which would redirect the
-// pod's traffic too.
+// otherMeshes are the names of proxies of Istio, Linkerd and Kuma, beside which the pod's
+// traffic would be redirected twice.
 var otherMeshes = []string{"istio-proxy", "linkerd-proxy", "kuma-sidecar"}
 
 // conflicts reports everything in the pod that cannot go together with a
@@ -87,7 +87,7 @@ func conflicts(pod *corev1.Pod) error {
 	}
 	for c := range others(pod) {
 		if slices.Contains(otherMeshes, c.Name) {
-			refuse("the container %q is the sidecar of another mesh: a pod can be in one; have that mesh leave it out, or write the label %s=%s", c.Name, LabelInject, disabled)
+			refuse("the container %q is another mesh's proxy: a pod can be in one mesh; take it out of that one, or write the label %s=%s", c.Name, LabelInject, disabled)
 		}
 		for _, p := range c.Ports {
 			if isTCP(p) && p.ContainerPort >= portFirst && p.ContainerPort <= portLast {

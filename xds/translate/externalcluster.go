@@ -34,7 +34,7 @@ func externalCluster(k Key, called string, v *mesh.View) Result {
 		return e.toGateway(k, k.For, v)
 	case e.Resolution == mesh.ResolveNone && v.Config().Egress == mesh.AllowAny:
 		c := e.leaving(k, k.For, nil, v)
-		c.LoadAssignment, c.OutlierDetection, c.LbConfig, c.TransportSocket = nil, nil, nil, nil
+		c.LoadAssignment, c.OutlierDetection, c.CommonLbConfig, c.LbConfig, c.TransportSocket = nil, nil, nil, nil, nil
 		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
 		c.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
 		return Result{Message: c}

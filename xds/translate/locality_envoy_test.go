@@ -205,7 +205,7 @@ func (z *zones) shares(n int) map[string]int {
 func (z *zones) expect(what string, want map[string]int) {
 	z.t.Helper()
 	var got map[string]int
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		got = z.shares(200)
 		if alike(got, want) {
 			z.t.Logf("%s: %v", what, got)

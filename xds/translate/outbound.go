@@ -28,18 +28,18 @@ const (
 )
 
 // Attempts of a TCP connection, each at an endpoint that is chosen anew: nothing was sent
-// yet. A wait, of which the first is at most the shortest and the next twice as long, has
-// the endpoint that gave none be left out before (absence): Envoy's workers hear of that
-// from its main thread.
+// yet. A random part of the wait before has the endpoint that gave none be left out by then
+// as a rule (absence): Envoy's workers hear of that from its main thread.
 const (
 	connectAttempts = 3
-	connectBackOff  = 25 * time.Millisecond
+	connectBackOff  = 50 * time.Millisecond
 )
 
 // connectAgain has a connection be tried again.
 func connectAgain(p *tcpproxy.TcpProxy) {
 	p.MaxConnectAttempts = wrapperspb.UInt32(connectAttempts)
-	p.BackoffOptions = &core.BackoffStrategy{BaseInterval: seconds(connectBackOff)}
+	// All connections of a filter have one back-off in Envoy, which would grow for good.
+	p.BackoffOptions = &core.BackoffStrategy{BaseInterval: seconds(connectBackOff), MaxInterval: seconds(connectBackOff)}
 }
 
 // Names of the outbound listener's chains.
