@@ -113,7 +113,7 @@ func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
 	s.deploy(app{name: "client"}, ending(3, noSleep, "--grace=5s"))
 	loads := s.everyForm()
 	delete(loads, "TCP") // a connection that is accepted and closed is nobody's to try again
-	s.underLoad(s.in("client"), 45*time.Second, loads, func() {
+	s.underLoad(s.in("client"), 70*time.Second, loads, func() {
 		s.rolls()
 		s.deletes()
 	})
@@ -126,7 +126,7 @@ func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
 	from := s.in("client")
 	loads := s.everyForm()
 	loads["HTTP/1 that takes 300 ms"] = []string{"http", s.url("server") + "/sleep?for=300ms", "--rate", "50", "--connections", "32"}
-	s.underLoad(from, 45*time.Second, loads, func() {
+	s.underLoad(from, 70*time.Second, loads, func() {
 		s.rolls()
 		s.deletes()
 	})

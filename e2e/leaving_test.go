@@ -88,7 +88,7 @@ func TestTheCompletionOfAJobThatServesCostsNoCall(t *testing.T) {
 	template := ending(1, nil, "--for=8s", "--grace=3s").deployment().Spec.Template
 	template.Labels = map[string]string{"app": "server", "job": "serves"}
 	template.Spec.RestartPolicy = corev1.RestartPolicyNever
-	s.underLoad(s.in("client"), 25*time.Second, map[string][]string{
+	s.underLoad(s.in("client"), 45*time.Second, map[string][]string{
 		"HTTP/1": {"http", s.url("server"), "--rate", "200", "--connections", "16", "--new-connection-share", "0.25"},
 		"gRPC":   {"grpc", s.host("server") + ":9000", "--rate", "200"},
 	}, func() {
