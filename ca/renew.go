@@ -76,11 +76,7 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 			}
 			continue
 		case e.basis.epoch.Issuer != epoch.Issuer || e.basis.lifetime != c.lifetime:
-			turn := now // the control plane's servers have but one
-			if s.kind == Workload {
-				turn = now.Add(c.spread(e.basis, c.lifetime))
-			}
-			e.renewAt = earlier(e.renewAt, turn)
+			e.renewAt = earlier(e.renewAt, now.Add(c.spread(s, e.basis, c.lifetime)))
 			e.basis.epoch.Issuer, e.basis.lifetime = epoch.Issuer, c.lifetime // it has its turn
 		}
 		if c.due(e, now) {
@@ -95,10 +91,11 @@ func (c *Certificates) collect(now time.Time) (due []subject, overdue int) {
 }
 
 // spread is how long a certificate whose basis has gone may wait: not at all
-// when it is no longer trusted, else for a random time, so that a change of
-// issuer does not have all proxies change their certificate in one moment.
-func (c *Certificates) spread(old basis, lifetime time.Duration) time.Duration {
-	if !c.opts.Issuer.Trusts(old.epoch.Root) {
+// when it is no longer trusted, or the control plane's own, of which there is one;
+// else for a random time, so that a change of issuer does not have all proxies
+// change their certificate in one moment.
+func (c *Certificates) spread(s subject, old basis, lifetime time.Duration) time.Duration {
+	if s.kind == Serving || !c.opts.Issuer.Trusts(old.epoch.Root) {
 		return 0
 	}
 	random, err := fraction(c.opts.Rand)

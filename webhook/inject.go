@@ -121,10 +121,16 @@ func removeOurs(pod *corev1.Pod) {
 }
 
 // injected reports whether the pod has our sidecar.
-func injected(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
-		return c.Name == ContainerProxy && isSidecar(c)
-	})
+func injected(pod *corev1.Pod) bool { return sidecar(pod) != nil }
+
+// sidecar is the one that the pod has of us; nil: none.
+func sidecar(pod *corev1.Pod) *corev1.Container {
+	for i := range pod.Spec.InitContainers {
+		if c := &pod.Spec.InitContainers[i]; c.Name == ContainerProxy && isSidecar(*c) {
+			return c
+		}
+	}
+	return nil
 }
 
 // isSidecar reports whether an init container runs beside the application.

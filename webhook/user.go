@@ -46,11 +46,10 @@ func proxyUser(pod *corev1.Pod) (int64, error) {
 
 // earlierUser is the user of the proxy that the pod has already.
 func earlierUser(pod *corev1.Pod) (int64, bool) {
-	for _, c := range pod.Spec.InitContainers {
-		if c.Name == ContainerProxy && isSidecar(c) && c.SecurityContext != nil && c.SecurityContext.RunAsUser != nil {
-			id := *c.SecurityContext.RunAsUser
-			return id, id >= firstUser && id < firstUser+userCount
-		}
+	c := sidecar(pod)
+	if c == nil || c.SecurityContext == nil || c.SecurityContext.RunAsUser == nil {
+		return 0, false
 	}
-	return 0, false
+	id := *c.SecurityContext.RunAsUser
+	return id, id >= firstUser && id < firstUser+userCount
 }

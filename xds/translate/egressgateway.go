@@ -108,8 +108,7 @@ func (e external) toGateway(k Key, client string, v *mesh.View) Result {
 
 // toGatewayByName are the filters of a sidecar's chain for TLS below a wildcard.
 func toGatewayByName(called string, c *mesh.Config) []*listener.Filter {
-	proxy := tcpProxyConfig("external", prefixExternal+called, c, outboundLog)
-	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	proxy := onDemandProxy("external", prefixExternal+called, c, outboundLog)
 	connectAgain(proxy)
 	return []*listener.Filter{upstreamState("envoy.network.upstream_server_name", requestedName), networkFilter(tcpProxyName, proxy)}
 }
@@ -241,8 +240,7 @@ func (e external) called() string { return e.statName() + "|" + e.host }
 
 // outConnections goes on to the server once the client has shown who it is.
 func outConnections(name string, c *mesh.Config) []*listener.Filter {
-	proxy := tcpProxyConfig("egress", ClusterBlackhole, c, egressTCPLog)
-	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	proxy := onDemandProxy("egress", ClusterBlackhole, c, egressTCPLog)
 	connectAgain(proxy)
 	proxy.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(earlyData)
@@ -254,8 +252,7 @@ const earlyData = 1 << 16
 
 // lookUp goes on to where the server name leads, if that is below the wildcard, and outside.
 func (e external) lookUp(port *listener.Filter, v *mesh.View) []*listener.Filter {
-	proxy := tcpProxyConfig("egress", ClusterExternalNames, v.Config(), egressTCPLog)
-	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	proxy := onDemandProxy("egress", ClusterExternalNames, v.Config(), egressTCPLog)
 	// After all filters have seen the first bytes.
 	proxy.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_DATA
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(earlyData)

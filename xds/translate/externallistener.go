@@ -11,7 +11,6 @@ import (
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	network "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -245,8 +244,7 @@ func egressChain(name string, c *mesh.Config) []*listener.Filter {
 	case chainExternalTCP:
 		return onDemandTCP("external", prefixExternal+original, c, outboundLog)
 	case chainExternalWild:
-		proxy := tcpProxyConfig("external", ClusterExternalNames, c, outboundLog)
-		proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+		proxy := onDemandProxy("external", ClusterExternalNames, c, outboundLog)
 		return []*listener.Filter{
 			connectionState(statePort, originalPort),
 			forwardTLS(false),

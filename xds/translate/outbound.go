@@ -167,10 +167,16 @@ func podManager(c *mesh.Config) *hcm.HttpConnectionManager {
 	return m
 }
 
+// onDemandProxy is a TCP proxy whose cluster is asked for when it is first called.
+func onDemandProxy(stat, to string, c *mesh.Config, side logSide) *tcpproxy.TcpProxy {
+	proxy := tcpProxyConfig(stat, to, c, side)
+	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	return proxy
+}
+
 // onDemandTCP sends a connection to the cluster whose name the format gives.
 func onDemandTCP(stat, format string, c *mesh.Config, side logSide) []*listener.Filter {
-	proxy := tcpProxyConfig(stat, ClusterBlackhole, c, side)
-	proxy.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: ads(), Timeout: seconds(onDemandTimeout)}
+	proxy := onDemandProxy(stat, ClusterBlackhole, c, side)
 	connectAgain(proxy)
 	return []*listener.Filter{connectionState("envoy.tcp_proxy.cluster", format), networkFilter(tcpProxyName, proxy)}
 }
