@@ -36,7 +36,7 @@ func TestTheAuthorityIsPutBackAndRestored(t *testing.T) {
 		return nil
 	}
 	loads := map[string][]string{"HTTP/1": {"http", s.url("server"), "--rate", "100", "--connections", "8"}}
-	s.underLoad(s.in("client"), 45*time.Second, loads, func() {
+	s.underLoad(s.in("client"), loads, func() {
 		must(t, secrets.Delete(t.Context(), "tulle-ca", metav1.DeleteOptions{}))
 		start := time.Now()
 		eventually(t, time.Minute, "the deleted authority to be put back", same)

@@ -96,7 +96,7 @@ func TestCallsGoOnWhileTheControlPlaneIsAway(t *testing.T) {
 		}
 	})
 
-	load := s.startLoad(from, "http", s.url("server"), "--rate", "50", "--duration", "40s", "--new-connection-share", "0.5")
+	load := s.startLoad(from, "http", s.url("server"), "--rate", "50", "--new-connection-share", "0.5")
 	must(t, scaleControlPlane(t.Context(), s.c, 0))
 	for kind, args := range known {
 		if err := works(s.call(from, args...)); err != nil {
@@ -120,7 +120,7 @@ func TestCallsGoOnWhileTheControlPlaneIsAway(t *testing.T) {
 		eventually(t, 45*time.Second, "the never-used service", func(context.Context) error { return works(s.call(from, args...)) })
 	}
 	figure(t, "the never-used service answered %.1f s after the control plane was brought back", time.Since(back).Seconds())
-	r := load.wait()
+	r := load.stop()
 	noFailure(s, r)
 	figure(t, "a known service meanwhile: %d requests, %d failed", r.Requests, r.Failed)
 }
@@ -131,12 +131,13 @@ func TestARestartOfTheControlPlaneCostsNoCall(t *testing.T) {
 	s.deploy(app{name: "client"}, app{name: "server"})
 	from := s.in("client")
 	s.callUntil(from, answered(200), "http", s.url("server"))
-	load := s.startLoad(from, "http", s.url("server"), "--rate", "50", "--duration", "15s", "--new-connection-share", "0.5")
+	load := s.startLoad(from, "http", s.url("server"), "--rate", "50", "--new-connection-share", "0.5")
 	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/restarted":"%d"}}}}}`, time.Now().UnixNano())
 	_, err := s.c.Client.AppsV1().Deployments(kube.TulleNamespace).Patch(t.Context(), "tulled", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must(t, err)
 	must(t, s.c.Installed(t.Context()))
-	noFailure(s, load.wait())
+	s.ended(kube.TulleNamespace)
+	noFailure(s, load.stop())
 	// And the new one is in charge: a policy arrives.
 	s.apply("MeshPolicy", "shut", "authorization: {default: Deny}")
 	s.callUntil(from, answered(403), "http", s.url("server"))

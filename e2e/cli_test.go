@@ -68,7 +68,7 @@ func TestTheCommandLineFindsAndRestartsWhatPredatesTheMesh(t *testing.T) {
 		if p := s.running("early"); len(p.Spec.InitContainers) == 0 {
 			return fmt.Errorf("%s has no proxy", p.Name)
 		}
-		return s.c.Deployed(ctx, s.name, time.Minute)
+		return s.c.Deployed(ctx, s.name, rollout)
 	})
 	if out, code := tulle("restart", "-n", s.name); code != 0 || !strings.Contains(out, "nothing to restart") {
 		t.Errorf("restart again ends with %d:\n%s", code, out)
@@ -98,7 +98,7 @@ func TestTheCommandLineFindsAndRestartsWhatPredatesTheMesh(t *testing.T) {
 		t.Fatalf("inject ends with %d", code)
 	}
 	must(t, plain.c.Apply(t.Context(), injected))
-	must(t, plain.c.Deployed(t.Context(), plain.name, time.Minute))
+	must(t, plain.c.Deployed(t.Context(), plain.name, rollout))
 	if out, code := tulle("status", "-n", plain.name); code != 0 || !strings.Contains(out, "hand") {
 		t.Errorf("status ends with %d:\n%s", code, out)
 	}

@@ -134,7 +134,7 @@ func TestThePluginMeshesRestrictedPodsAndLeavesTheNodeAsItWas(t *testing.T) {
 	eventually(t, 20*time.Second, "that the pod waits to be redirected", waiting)
 	plugin(t, c, true)
 	begin := time.Now()
-	must(t, c.Deployed(t.Context(), s.name, time.Minute))
+	must(t, c.Deployed(t.Context(), s.name, rollout))
 	figure(t, "a pod that began without the plugin was ready %.1f s after the plugin's agent", time.Since(begin).Seconds())
 	if err := answered(200)(s.call(s.in("late"), "http", s.url("server"))); err != nil {
 		t.Error(err)

@@ -141,11 +141,12 @@ spec:
 	resolved("True")
 	away.callUntil(away.in("client"), by(gateways), host("api")...)
 
-	load := s.startLoad(from, "http", "http://192.0.2.9", "--rate", "100", "--connections", "10", "--duration", "60s", "--new-connection-share", "0.3")
+	load := s.startLoad(from, "http", "http://192.0.2.9", "--rate", "100", "--connections", "10", "--new-connection-share", "0.3")
 	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/restarted":"%d"}}}}}`, time.Now().UnixNano())
 	must(t, s.c.MergePatch(t.Context(), schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, s.name, "exit-tulle", patch))
-	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
-	result := load.wait()
+	must(t, s.c.Deployed(t.Context(), s.name, rollout))
+	s.ended(s.name)
+	result := load.stop()
 	figure(t, "an egress gateway whose pods are replaced: %d requests, %d failed", result.Requests, result.Failed)
 	noFailure(s, result)
 

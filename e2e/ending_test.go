@@ -33,7 +33,7 @@ func (s *space) patch(patch string) {
 	s.t.Helper()
 	_, err := s.c.Client.AppsV1().Deployments(s.name).Patch(s.t.Context(), "server", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must(s.t, err)
-	must(s.t, s.c.Deployed(s.t.Context(), s.name, time.Minute))
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, rollout))
 }
 
 // rolls replaces every pod of "server", one after the other.
@@ -53,28 +53,47 @@ func (s *space) deletes() {
 	s.t.Helper()
 	p := s.running("server")
 	must(s.t, s.c.Client.CoreV1().Pods(s.name).Delete(s.t.Context(), p.Name, metav1.DeleteOptions{}))
-	must(s.t, s.c.Deployed(s.t.Context(), s.name, time.Minute))
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, rollout))
 }
 
-// underLoad has a client call "server" while pods end, for as long as that may
-// take, and fails the test if a call fails.
-func (s *space) underLoad(from kube.Pod, lasts time.Duration, loads map[string][]string, step func()) {
+// ended waits until the last of a namespace's deleted pods is gone.
+func (s *space) ended(namespace string) {
+	s.t.Helper()
+	eventually(s.t, rollout, "the end of every pod that is deleted", func(ctx context.Context) error {
+		pods, err := s.c.Client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range pods.Items {
+			if p.DeletionTimestamp != nil {
+				return fmt.Errorf("%s is ending", p.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// underLoad has a client call "server" while pods end, until the last of them
+// is gone, and fails the test if a call fails. No such test is parallel: two of
+// them have more than two cores can do, and take longer than one after the other.
+func (s *space) underLoad(from kube.Pod, loads map[string][]string, step func()) {
 	s.t.Helper()
 	for _, args := range loads { // what is fetched by the first call is there
 		s.callUntil(from, works, args[:2]...)
 	}
 	running := map[string]*loading{}
 	for name, args := range loads {
-		running[name] = s.startLoad(from, append(args, "--duration", lasts.String())...)
+		running[name] = s.startLoad(from, args...)
 	}
 	begin := time.Now()
 	step()
+	s.ended(s.name)
 	took := time.Since(begin)
-	if took > lasts {
-		s.t.Errorf("pods went on ending for %v, and the load was over after %v", took, lasts)
+	if took > loadLasts {
+		s.t.Errorf("pods went on ending for %v, and the load was over after %v", took, loadLasts)
 	}
 	for name, l := range running {
-		r := l.wait()
+		r := l.stop()
 		noFailure(s, r)
 		figure(s.t, "%s, %.0f s of it with pods that end: %d calls to %d pods, %d failed %v, p99 %.1f ms from when due and %.1f ms (at most %.1f) from when sent, %d sent again by the client",
 			name, took.Seconds(), r.Requests, len(r.Pods), r.Failed, r.Failures, r.Latency.P99, r.Service.P99, r.Service.Max, r.ClientRetries)
@@ -93,11 +112,10 @@ func (s *space) everyForm() map[string][]string {
 }
 
 func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
-	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=5s"))
 	from := s.in("client")
-	s.underLoad(from, 70*time.Second, s.everyForm(), func() {
+	s.underLoad(from, s.everyForm(), func() {
 		s.rolls()
 		s.scales(1)
 		s.scales(3)
@@ -108,25 +126,23 @@ func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
 // Without a sleep the application is told to stop some 30 ms after the deletion
 // and closes its ports, while callers may still be hearing of it.
 func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
-	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, noSleep, "--grace=5s"))
 	loads := s.everyForm()
 	delete(loads, "TCP") // a connection that is accepted and closed is nobody's to try again
-	s.underLoad(s.in("client"), 70*time.Second, loads, func() {
+	s.underLoad(s.in("client"), loads, func() {
 		s.rolls()
 		s.deletes()
 	})
 }
 
 func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
-	t.Parallel()
 	s := newSpace(t, "ending", true)
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=0s"))
 	from := s.in("client")
 	loads := s.everyForm()
 	loads["HTTP/1 that takes 300 ms"] = []string{"http", s.url("server") + "/sleep?for=300ms", "--rate", "50", "--connections", "32"}
-	s.underLoad(from, 70*time.Second, loads, func() {
+	s.underLoad(from, loads, func() {
 		s.rolls()
 		s.deletes()
 	})

@@ -109,13 +109,14 @@ rules:
 	}
 	eventually(t, 20*time.Second, "HTTPS", served("first"))
 
-	load := outside.startLoad(from, "http", url, "--rate", "100", "--connections", "10", "--duration", "45s", "--new-connection-share", "0.3")
+	load := outside.startLoad(from, "http", url, "--rate", "100", "--connections", "10", "--new-connection-share", "0.3")
 	s.certificate("front", "second")
 	eventually(t, 20*time.Second, "the renewed certificate", served("second"))
 	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/restarted":"%d"}}}}}`, time.Now().UnixNano())
 	must(t, s.c.MergePatch(t.Context(), schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, s.name, "front-tulle", patch))
-	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
-	result := load.wait()
+	must(t, s.c.Deployed(t.Context(), s.name, rollout))
+	s.ended(s.name)
+	result := load.stop()
 	figure(t, "a gateway whose certificate is renewed and whose pods are replaced: %d requests, %d failed", result.Requests, result.Failed)
 	noFailure(outside, result)
 }

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -23,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
+	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
 
@@ -64,7 +63,7 @@ func TestADrainAndEvictionsCostNoCall(t *testing.T) {
 	}, metav1.CreateOptions{})
 	must(t, err)
 	t.Cleanup(func() { cordon(t, s.c, false) })
-	s.underLoad(s.in("client"), 40*time.Second, s.everyForm(), func() {
+	s.underLoad(s.in("client"), s.everyForm(), func() {
 		pods, err := s.c.Client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{LabelSelector: "app=server"})
 		must(t, err)
 		for i, p := range pods.Items {
@@ -76,19 +75,18 @@ func TestADrainAndEvictionsCostNoCall(t *testing.T) {
 				cordon(t, s.c, false) // its successor has nowhere else to go
 			}
 		}
-		must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+		must(t, s.c.Deployed(t.Context(), s.name, rollout))
 	})
 }
 
 // A Job's pod that serves ends of its own accord: nobody is told before.
 func TestTheCompletionOfAJobThatServesCostsNoCall(t *testing.T) {
-	t.Parallel()
 	s := newSpace(t, "job", true)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 2})
 	template := ending(1, nil, "--for=8s", "--grace=3s").deployment().Spec.Template
 	template.Labels = map[string]string{"app": "server", "job": "serves"}
 	template.Spec.RestartPolicy = corev1.RestartPolicyNever
-	s.underLoad(s.in("client"), 45*time.Second, map[string][]string{
+	s.underLoad(s.in("client"), map[string][]string{
 		"HTTP/1": {"http", s.url("server"), "--rate", "200", "--connections", "16", "--new-connection-share", "0.25"},
 		"gRPC":   {"grpc", s.host("server") + ":9000", "--rate", "200"},
 	}, func() {
@@ -120,13 +118,11 @@ func TestCallersKnowOfADeletionBeforeTheApplication(t *testing.T) {
 	s.deploy(app{name: "client", replicas: 2}, ending(4, noSleep, "--grace=1s"))
 	clients, err := s.c.Client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{LabelSelector: "app=client"})
 	must(t, err)
-	var admins []string
-	for i := range clients.Items {
-		s.callUntil(kube.Pod{Namespace: s.name, Name: clients.Items[i].Name, Container: "app"}, answered(200), "http", s.url("server"))
-		address, stop, err := s.c.Forward(t.Context(), s.name, clients.Items[i].Name, 15000)
-		must(t, err)
-		t.Cleanup(stop)
-		admins = append(admins, address)
+	var callers []kube.Pod
+	for _, p := range clients.Items {
+		caller := kube.Pod{Namespace: s.name, Name: p.Name, Container: "app"}
+		s.callUntil(caller, answered(200), "http", s.url("server"))
+		callers = append(callers, caller)
 	}
 	var leads []time.Duration
 	for range deletions {
@@ -135,8 +131,8 @@ func TestCallersKnowOfADeletionBeforeTheApplication(t *testing.T) {
 		must(t, err)
 		there := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 		oldest := slices.MinFunc(there, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
-		leads = append(leads, s.lead(&oldest, admins))
-		must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+		leads = append(leads, s.lead(&oldest, callers))
+		must(t, s.c.Deployed(t.Context(), s.name, rollout))
 	}
 	slices.Sort(leads)
 	ahead := 0
@@ -152,10 +148,10 @@ func TestCallersKnowOfADeletionBeforeTheApplication(t *testing.T) {
 	}
 }
 
-// lead deletes the pod, and returns by how much the last of the proxies let go
-// of it before its application was told to end. Proxies are asked every few
-// milliseconds, so that it is rather more than what is returned.
-func (s *space) lead(pod *corev1.Pod, admins []string) time.Duration {
+// lead deletes the pod, and returns by how much the last of the callers' proxies
+// let go of it before its application was told to end. Proxies are asked every
+// few milliseconds, so that it is rather more than what is returned.
+func (s *space) lead(pod *corev1.Pod, callers []kube.Pod) time.Duration {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
@@ -163,14 +159,16 @@ func (s *space) lead(pod *corev1.Pod, admins []string) time.Duration {
 	must(s.t, err)
 	defer func() { _ = log.Close() }()
 	all, ctx := errgroup.WithContext(ctx)
-	gone := make([]time.Time, len(admins))
-	for i, admin := range admins {
+	gone := make([]time.Time, len(callers))
+	for i, caller := range callers {
 		all.Go(func() error {
-			var err error
-			gone[i], err = letGo(ctx, admin, pod.Status.PodIP+":8080")
+			var r report.Gone
+			err := s.c.Echo(ctx, caller, &r, "gone", "http://127.0.0.1:15000/clusters?filter=server", "::"+pod.Status.PodIP+":8080::")
+			gone[i] = r.At
 			return err
 		})
 	}
+	time.Sleep(time.Second) // they look by then
 	must(s.t, s.c.Client.CoreV1().Pods(s.name).Delete(ctx, pod.Name, metav1.DeleteOptions{}))
 	var told time.Time
 	for lines := bufio.NewScanner(log); lines.Scan(); {
@@ -186,29 +184,4 @@ func (s *space) lead(pod *corev1.Pod, admins []string) time.Duration {
 		s.t.Fatal("the application did not say when it was told to end")
 	}
 	return told.Sub(slices.MaxFunc(gone, time.Time.Compare))
-}
-
-// letGo waits until a proxy's clusters do not have the endpoint.
-func letGo(ctx context.Context, admin, endpoint string) (time.Time, error) {
-	tick := time.NewTicker(4 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/clusters?filter=server", nil)
-		if err != nil {
-			return time.Time{}, err
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return time.Time{}, err
-		}
-		body, err := io.ReadAll(response.Body)
-		_ = response.Body.Close()
-		if err != nil {
-			return time.Time{}, err
-		}
-		if !strings.Contains(string(body), "::"+endpoint+"::") {
-			return time.Now(), nil
-		}
-		<-tick.C
-	}
 }

@@ -70,10 +70,10 @@ func TestANamespaceMovesToAnotherRevisionAndBack(t *testing.T) {
 	move := func(to, label string) {
 		s.label("mesh.tulle.dev/revision", label)
 		ok("restart", "-n", s.name)
-		must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+		must(t, s.c.Deployed(t.Context(), s.name, rollout))
 		eventually(t, time.Minute, "that every pod is of revision "+to, s.servedBy(to))
 	}
-	s.underLoad(from, 70*time.Second, loads, func() {
+	s.underLoad(from, loads, func() {
 		move("canary", "canary")
 		must(t, s.moved(from))
 		// With nobody but the canary left, it serves its pods and leads. (The
@@ -81,7 +81,7 @@ func TestANamespaceMovesToAnotherRevisionAndBack(t *testing.T) {
 		must(t, scaleControlPlane(t.Context(), s.c, 0))
 		p := s.running("client")
 		must(t, s.c.Client.CoreV1().Pods(s.name).Delete(t.Context(), p.Name, metav1.DeleteOptions{}))
-		must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+		must(t, s.c.Deployed(t.Context(), s.name, rollout))
 		s.deniesNoMore(from)
 		must(t, scaleControlPlane(t.Context(), s.c, 2))
 		move("default", "null")
@@ -89,13 +89,13 @@ func TestANamespaceMovesToAnotherRevisionAndBack(t *testing.T) {
 	})
 	s.label("mesh.tulle.dev/revision", "canary")
 	ok("restart", "-n", s.name)
-	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+	must(t, s.c.Deployed(t.Context(), s.name, rollout))
 	if out, code := tulle("uninstall", "--revision", "canary"); code != 1 {
 		t.Errorf("a revision that has proxies is removed (%d):\n%s", code, out)
 	}
 	s.label("mesh.tulle.dev/revision", "null")
 	ok("restart", "-n", s.name)
-	must(t, s.c.Deployed(t.Context(), s.name, time.Minute))
+	must(t, s.c.Deployed(t.Context(), s.name, rollout))
 	eventually(t, time.Minute, "that the revision is not needed any more", func(context.Context) error {
 		if out, code := tulle("uninstall", "--revision", "canary"); code != 0 {
 			return fmt.Errorf("uninstall ends with %d: %s", code, out)

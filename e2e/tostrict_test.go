@@ -12,7 +12,6 @@ import (
 // way at the moment of the move are among them: 420 a second, and a move takes as long as
 // proxies need to take it up.
 func TestAMoveToStrictCostsNoCallOfTheMesh(t *testing.T) {
-	t.Parallel()
 	s := newSpace(t, "tostrict", true)
 	outside := newSpace(t, "outside", false)
 	s.deploy(app{name: "client"}, app{name: "server", replicas: 3})
@@ -24,7 +23,7 @@ func TestAMoveToStrictCostsNoCallOfTheMesh(t *testing.T) {
 
 	outside.callUntil(from, answered(200), "http", s.url("server"))
 	var moves int
-	s.underLoad(s.in("client"), 75*time.Second, s.everyForm(), func() {
+	s.underLoad(s.in("client"), s.everyForm(), func() {
 		time.Sleep(2 * time.Second) // the load has begun
 		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); moves++ {
 			in("Strict")

@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,6 +16,10 @@ import (
 	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
+
+// rollout is how long a Deployment may take: a machine that is busy and slow
+// takes half a minute for a pod.
+const rollout = 3 * time.Minute
 
 // image is the program that every pod of a test runs.
 const image = "localhost/tulle-echo:dev"
@@ -62,7 +68,7 @@ func ports() []corev1.ServicePort {
 func (s *space) deploy(apps ...app) {
 	s.t.Helper()
 	s.create(apps...)
-	must(s.t, s.c.Deployed(s.t.Context(), s.name, 2*time.Minute))
+	must(s.t, s.c.Deployed(s.t.Context(), s.name, rollout))
 }
 
 // create creates workloads.
@@ -179,19 +185,33 @@ func (s *space) load(from kube.Pod, args ...string) *report.Load {
 	return &r
 }
 
+// loadLasts is how long a load that is not stopped goes on.
+const loadLasts = 6 * time.Minute
+
 // loading is a load that runs while the test does other things.
 type loading struct {
-	s    *space
-	done chan error
-	load report.Load
+	s     *space
+	stdin *io.PipeWriter
+	done  chan error
+	load  report.Load
 }
 
+// startLoad has a pod make calls, of a kind and to a target, until the load is
+// stopped, or for the duration that a flag says.
 func (s *space) startLoad(from kube.Pod, args ...string) *loading {
-	l := &loading{s: s, done: make(chan error, 1)}
+	stdin, end := io.Pipe()
+	l := &loading{s: s, stdin: end, done: make(chan error, 1)}
 	go func() {
-		l.done <- s.c.Echo(s.t.Context(), from, &l.load, append([]string{"load"}, args...)...)
+		l.done <- s.c.EchoWith(s.t.Context(), from, stdin, &l.load, slices.Concat([]string{"load"}, args[:2], []string{"--until-eof", "--duration", loadLasts.String()}, args[2:])...)
 	}()
 	return l
+}
+
+// stop ends the load before its time, and is its report.
+func (l *loading) stop() *report.Load {
+	l.s.t.Helper()
+	must(l.s.t, l.stdin.Close())
+	return l.wait()
 }
 
 // wait is the load's report, when it is over.

@@ -17,6 +17,7 @@
 //	load     makes calls at a steady rate and reports counts and latencies
 //	job      makes one call and exits, as a batch Job does
 //	capture  counts what strings pass the node's links in the clear
+//	gone     waits until a page does not have a text, and reports when that was
 //
 // Nothing here knows of the mesh; that is the point of it.
 package main

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -327,5 +330,28 @@ func TestAJobIsPatientWhenItIsToldTo(t *testing.T) {
 	mustCall(t, "http", url+"/toggle/ready?to=true")
 	if err := <-done; err != nil {
 		t.Errorf("the job gave up: %v", err)
+	}
+}
+
+func TestGoneIsWhenAPageHasNoTextAnyMore(t *testing.T) {
+	var asked atomic.Int32
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) < 3 {
+			fmt.Fprint(w, "one ")
+		}
+		fmt.Fprint(w, "two")
+	}))
+	defer page.Close()
+	var out bytes.Buffer
+	start := time.Now()
+	if err := run(t.Context(), []string{"gone", page.URL, "one"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	var r report.Gone
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	if asked.Load() != 3 || r.At.Before(start) || r.At.After(time.Now()) {
+		t.Errorf("gone at %v after %d looks, want the third", r.At, asked.Load())
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,7 @@ type loadOptions struct {
 	connections        int
 	newConnectionShare float64
 	timeline           bool
+	untilEOF           bool
 }
 
 const loadUsage = `load KIND TARGET --rate R (--duration D | --requests N) [flags]`
@@ -41,8 +43,17 @@ func loadCommand(ctx context.Context, args []string, out io.Writer) error {
 	f.IntVar(&o.connections, "connections", 8, "clients, each with one call at a time")
 	f.Float64Var(&o.newConnectionShare, "new-connection-share", 0, "the share of clients that open a connection for each call")
 	f.BoolVar(&o.timeline, "timeline", false, "report which version answered when")
+	f.BoolVar(&o.untilEOF, "until-eof", false, "end with standard input, if that is sooner")
 	if err := f.Parse(args[2:]); err != nil {
 		return err
+	}
+	if o.untilEOF {
+		var end context.CancelFunc
+		ctx, end = context.WithCancel(ctx)
+		go func() {
+			defer end()
+			_, _ = io.Copy(io.Discard, os.Stdin)
+		}()
 	}
 	report, err := load(ctx, o)
 	if err != nil {

@@ -23,10 +23,11 @@ func commands() map[string]command {
 		"load":    loadCommand,
 		"job":     jobCommand,
 		"capture": captureCommand,
+		"gone":    goneCommand,
 	}
 }
 
-const usage = "usage: tulle-echo serve|call|load|job|capture [flags]; each says more with -h"
+const usage = "usage: tulle-echo serve|call|load|job|capture|gone [flags]; each says more with -h"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

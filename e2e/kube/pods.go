@@ -128,14 +128,19 @@ func (e *ExitError) Unwrap() error { return e.Err }
 // Exec runs a command in a pod and returns what it wrote to its standard
 // output. A command that ends with an error gives an *ExitError.
 func (c *Cluster) Exec(ctx context.Context, p Pod, args ...string) ([]byte, error) {
+	return c.exec(ctx, p, nil, args...)
+}
+
+// exec gives the command a standard input, unless that is nil.
+func (c *Cluster) exec(ctx context.Context, p Pod, stdin io.Reader, args ...string) ([]byte, error) {
 	url := c.Client.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: p.Container, Command: args, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
+		VersionedParams(&corev1.PodExecOptions{Container: p.Container, Command: args, Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
 	executor, err := remotecommand.NewWebSocketExecutor(c.Config, "GET", url.String())
 	if err != nil {
 		return nil, fmt.Errorf("preparing to run %s in %v: %w", args[0], p, err)
 	}
 	var stdout, stderr strings.Builder
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return []byte(stdout.String()), &ExitError{Pod: p, Args: args, Stderr: stderr.String(), Err: err}
 	}
@@ -153,7 +158,12 @@ func Exited(err error) (code int, ok bool) {
 
 // Echo runs tulle-echo in a pod and reads its report into v.
 func (c *Cluster) Echo(ctx context.Context, p Pod, v any, args ...string) error {
-	out, err := c.Exec(ctx, p, append([]string{"/tulle-echo"}, args...)...)
+	return c.EchoWith(ctx, p, nil, v, args...)
+}
+
+// EchoWith is Echo with a standard input, whose end is an end to a load.
+func (c *Cluster) EchoWith(ctx context.Context, p Pod, stdin io.Reader, v any, args ...string) error {
+	out, err := c.exec(ctx, p, stdin, append([]string{"/tulle-echo"}, args...)...)
 	if err != nil {
 		return err
 	}

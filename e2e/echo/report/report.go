@@ -114,3 +114,8 @@ type Capture struct {
 	TLS   int            `json:"tls"`
 	Links map[string]int `json:"links"`
 }
+
+// Gone is when a page was first seen without a text.
+type Gone struct {
+	At time.Time `json:"at"`
+}
