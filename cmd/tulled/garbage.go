@@ -9,14 +9,15 @@ import (
 )
 
 // How much may be allocated, in percent of what is in use, before garbage is collected (Go's
-// own default is 100), and when. Little is allocated but when many proxies connect at once,
-// and where little is in use it is collected in some milliseconds. So a control plane of some
-// hundred proxies stays as small as it can be. With more in use, what changes while garbage is
+// own default is 100). Little is allocated but when many proxies connect at once, and where
+// little is in use it is collected in some milliseconds. So a control plane of some hundred
+// proxies stays as small as it can be. With more in use, what changes while garbage is
 // collected comes later, so that it is not done more often than it must be (docs/performance.md).
 const (
 	usualPercent = 50
-	smallPercent = 20
-	smallHeap    = 64 << 20 // bytes in use
+	stormPercent = 30       // where little is in use, while many proxies connect
+	smallPercent = 20       // and at rest
+	smallHeap    = 64 << 20 // bytes in use that are little
 
 	stormStreams = 20 // that open within stormWindow begin a storm
 	stormWindow  = time.Second
@@ -31,6 +32,7 @@ type garbage struct {
 	release func()        // collect now, and give back to the system what is free
 
 	lock   sync.Mutex
+	now    int // percent
 	storm  bool
 	window time.Time // since when opened counts
 	opened int
@@ -43,7 +45,7 @@ func newGarbage() *garbage {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
-	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }, inUse: heapInUse, release: debug.FreeOSMemory}
+	g := &garbage{percent: func(p int) { debug.SetGCPercent(p) }, inUse: heapInUse, release: release}
 	g.begin(time.Now())
 	return g
 }
@@ -52,6 +54,14 @@ func heapInUse() uint64 {
 	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(s)
 	return s[0].Value.Uint64()
+}
+
+// release gives back what is free after three collections: a pool's content goes with the
+// second at which nobody took it, and a stack shrinks by half at each.
+func release() {
+	for range 3 {
+		debug.FreeOSMemory()
+	}
 }
 
 // stream notes that a proxy connects.
@@ -65,21 +75,37 @@ func (g *garbage) stream() {
 	if now.Sub(g.window) > stormWindow {
 		g.window, g.opened = now, 0
 	}
-	if g.opened++; g.opened < stormStreams {
-		return
+	if g.opened++; g.opened >= stormStreams {
+		g.last = now
+		if !g.storm {
+			g.begin(now)
+		}
 	}
-	g.last = now
-	if !g.storm {
-		g.begin(now)
-	}
+	g.adjust()
 }
 
+// begin is the beginning of a storm.
 func (g *garbage) begin(now time.Time) {
 	g.storm, g.last = true, now
-	g.percent(usualPercent)
+	g.adjust()
 	time.AfterFunc(stormLasts, g.settle)
 }
 
+func (g *garbage) adjust() {
+	p := smallPercent
+	switch {
+	case g.inUse() > smallHeap:
+		p = usualPercent
+	case g.storm:
+		p = stormPercent
+	}
+	if p != g.now {
+		g.now = p
+		g.percent(p)
+	}
+}
+
+// settle is the end of a storm, if no more of it came.
 func (g *garbage) settle() {
 	g.lock.Lock()
 	defer g.lock.Unlock()
@@ -88,8 +114,8 @@ func (g *garbage) settle() {
 		return
 	}
 	g.storm = false
-	if g.inUse() <= smallHeap {
-		g.percent(smallPercent)
+	g.adjust()
+	if g.now == smallPercent {
 		go g.release() // streams may open meanwhile
 	}
 }

@@ -39,7 +39,7 @@ func TestTheGarbageCollectorHasRoomWhileManyProxiesConnect(t *testing.T) {
 			}
 		}
 		g.begin(time.Now())
-		expect("at the start", usualPercent)
+		expect("at the start", stormPercent)
 		time.Sleep(stormLasts)
 		expect("once caches are filled", smallPercent, 0)
 
@@ -53,16 +53,22 @@ func TestTheGarbageCollectorHasRoomWhileManyProxiesConnect(t *testing.T) {
 			connect(stormStreams)
 			time.Sleep(stormLasts / 2)
 		}
-		expect("in a storm", usualPercent)
+		expect("in a storm", stormPercent)
 		time.Sleep(stormLasts)
 		expect("after it", smallPercent, 0)
 		time.Sleep(time.Minute)
 		expect("for good")
 
-		inUse.Add(1)
 		connect(stormStreams)
+		expect("in another", stormPercent)
+		inUse.Add(1)
+		connect(1)
+		expect("in which much comes to be in use", usualPercent)
 		time.Sleep(2 * stormLasts)
-		expect("with much in use", usualPercent)
+		expect("after it, with much in use")
+		inUse.Store(smallHeap)
+		connect(1)
+		expect("when others have left", smallPercent)
 	})
 }
 
