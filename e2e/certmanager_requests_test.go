@@ -20,7 +20,6 @@ import (
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
 )
 
@@ -233,50 +232,4 @@ func first(text []byte) (*x509.Certificate, error) {
 		return nil, err
 	}
 	return all[0], nil
-}
-
-// repeated is a load that is made again and again until it is ended.
-type repeated struct {
-	s    *space
-	stop chan struct{}
-	done chan error
-	sum  report.Load
-}
-
-// repeat begins a load, whose flags say how long each of its runs is.
-func (s *space) repeat(from kube.Pod, args ...string) *repeated {
-	l := &repeated{s: s, stop: make(chan struct{}), done: make(chan error, 1), sum: report.Load{Failures: map[string]int{}}}
-	go func() { l.done <- l.run(from, args) }()
-	return l
-}
-
-func (l *repeated) run(from kube.Pod, args []string) error {
-	for {
-		var one report.Load
-		if err := l.s.c.Echo(l.s.t.Context(), from, &one, append([]string{"load"}, args...)...); err != nil {
-			return err
-		}
-		l.sum.Requests += one.Requests
-		l.sum.Failed += one.Failed
-		for kind, n := range one.Failures {
-			l.sum.Failures[kind] += n
-		}
-		if l.sum.FailedAt == nil {
-			l.sum.FailedAt, l.sum.Example = one.FailedAt, one.Example
-		}
-		l.sum.Service.P99 = max(l.sum.Service.P99, one.Service.P99)
-		select {
-		case <-l.stop:
-			return nil
-		default:
-		}
-	}
-}
-
-// end is the report of all runs, after the last of them.
-func (l *repeated) end() *report.Load {
-	l.s.t.Helper()
-	close(l.stop)
-	must(l.s.t, <-l.done)
-	return &l.sum
 }

@@ -102,15 +102,15 @@ func TestTheAuthorityIsSwitchedToCertManagerAndBackUnderLoadWithoutAFailure(t *t
 	t.Cleanup(w.restore)
 	w.signs("", w.ownRoot) // with short lives, before anything is measured
 
-	var loads []*repeated
+	var loads []*loading
 	for _, client := range []string{"client-1", "client-2", "client-3"} {
 		from := w.in(client)
 		w.callUntil(from, answered(200), "http", w.url("server"))
 		w.callUntil(from, works, "tcp", w.host("server")+":9001")
 		loads = append(
 			loads,
-			w.repeat(from, "http", w.url("server"), "--rate", "40", "--connections", "8", "--new-connection-share", "0.5", "--duration", "15s"),
-			w.repeat(from, "tcp", w.host("server")+":9001", "--rate", "10", "--new-connection-share", "1", "--duration", "15s"),
+			w.startLoad(from, "http", w.url("server"), "--rate", "40", "--connections", "8", "--new-connection-share", "0.5", "--duration", "20m"),
+			w.startLoad(from, "tcp", w.host("server")+":9001", "--rate", "10", "--new-connection-share", "1", "--duration", "20m"),
 		)
 	}
 	begin := time.Now()
@@ -136,7 +136,7 @@ func TestTheAuthorityIsSwitchedToCertManagerAndBackUnderLoadWithoutAFailure(t *t
 
 	took, calls, p99 := time.Since(begin), 0, 0.0
 	for _, l := range loads {
-		r := l.end()
+		r := l.stop()
 		noFailure(w.space, r)
 		calls, p99 = calls+r.Requests, max(p99, r.Service.P99)
 	}

@@ -68,8 +68,9 @@ func TestTheCommandLineFindsAndRestartsWhatPredatesTheMesh(t *testing.T) {
 		if p := s.running("early"); len(p.Spec.InitContainers) == 0 {
 			return fmt.Errorf("%s has no proxy", p.Name)
 		}
-		return s.c.Deployed(ctx, s.name, rollout)
+		return nil
 	})
+	must(t, s.c.Deployed(t.Context(), s.name, rollout))
 	if out, code := tulle("restart", "-n", s.name); code != 0 || !strings.Contains(out, "nothing to restart") {
 		t.Errorf("restart again ends with %d:\n%s", code, out)
 	}

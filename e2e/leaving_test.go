@@ -102,6 +102,7 @@ func TestTheCompletionOfAJobThatServesCostsNoCall(t *testing.T) {
 			}
 			return err
 		})
+		time.Sleep(2 * time.Second) // who still had it would call it
 	})
 }
 
@@ -159,16 +160,14 @@ func (s *space) lead(pod *corev1.Pod, callers []kube.Pod) time.Duration {
 	must(s.t, err)
 	defer func() { _ = log.Close() }()
 	all, ctx := errgroup.WithContext(ctx)
-	gone := make([]time.Time, len(callers))
+	gone := make([]report.Gone, len(callers))
 	for i, caller := range callers {
 		all.Go(func() error {
-			var r report.Gone
-			err := s.c.Echo(ctx, caller, &r, "gone", "http://127.0.0.1:15000/clusters?filter=server", "::"+pod.Status.PodIP+":8080::")
-			gone[i] = r.At
-			return err
+			return s.c.Echo(ctx, caller, &gone[i], "gone", "http://127.0.0.1:15000/clusters?filter=server", "::"+pod.Status.PodIP+":8080::")
 		})
 	}
-	time.Sleep(time.Second) // they look by then
+	time.Sleep(time.Second) // they look by then, which is seen below
+	deleted := time.Now()
 	must(s.t, s.c.Client.CoreV1().Pods(s.name).Delete(ctx, pod.Name, metav1.DeleteOptions{}))
 	var told time.Time
 	for lines := bufio.NewScanner(log); lines.Scan(); {
@@ -183,5 +182,14 @@ func (s *space) lead(pod *corev1.Pod, callers []kube.Pod) time.Duration {
 	if told.IsZero() {
 		s.t.Fatal("the application did not say when it was told to end")
 	}
-	return told.Sub(slices.MaxFunc(gone, time.Time.Compare))
+	var last time.Time
+	for _, g := range gone {
+		if g.Since.After(deleted) {
+			s.t.Fatalf("a proxy was asked first %v after the deletion", g.Since.Sub(deleted))
+		}
+		if g.At.After(last) {
+			last = g.At
+		}
+	}
+	return told.Sub(last)
 }

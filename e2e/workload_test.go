@@ -190,28 +190,36 @@ const loadLasts = 6 * time.Minute
 
 // loading is a load that runs while the test does other things.
 type loading struct {
-	s     *space
-	stdin *io.PipeWriter
-	done  chan error
-	load  report.Load
+	s    *space
+	end  io.Closer // of the load's standard input
+	done chan error
+	load report.Load
 }
 
 // startLoad has a pod make calls, of a kind and to a target, until the load is
-// stopped, or for the duration that a flag says.
+// stopped, or for the --duration that args have.
 func (s *space) startLoad(from kube.Pod, args ...string) *loading {
+	args = slices.Concat([]string{"load"}, args[:2], []string{"--until-eof", "--duration", loadLasts.String()}, args[2:])
 	stdin, end := io.Pipe()
-	l := &loading{s: s, stdin: end, done: make(chan error, 1)}
+	l := &loading{s: s, end: end, done: make(chan error, 1)}
 	go func() {
-		l.done <- s.c.EchoWith(s.t.Context(), from, stdin, &l.load, slices.Concat([]string{"load"}, args[:2], []string{"--until-eof", "--duration", loadLasts.String()}, args[2:])...)
+		defer end.Close() // whoever copies it would wait for ever
+		l.done <- s.c.EchoWith(s.t.Context(), from, stdin, &l.load, args...)
 	}()
 	return l
 }
 
-// stop ends the load before its time, and is its report.
+// stop ends the load, and is its report. The test fails if the load was over
+// before.
 func (l *loading) stop() *report.Load {
 	l.s.t.Helper()
-	must(l.s.t, l.stdin.Close())
-	return l.wait()
+	stopped := time.Now()
+	must(l.s.t, l.end.Close())
+	r := l.wait()
+	if r.End.Before(stopped) {
+		l.s.t.Errorf("the load was over %v before it was stopped", stopped.Sub(r.End))
+	}
+	return r
 }
 
 // wait is the load's report, when it is over.

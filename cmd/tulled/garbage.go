@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -24,15 +25,16 @@ const (
 	stormLasts   = 10 * time.Second // after the last such stream
 )
 
-// garbage gives the garbage collector room while many proxies connect, and takes it back
-// where little is in use.
+// garbage gives the garbage collector room by what is in use, and more while many proxies
+// connect. It looks at the end of a storm and as a stream opens, which happens now and then
+// wherever there are proxies: streams have a greatest age.
 type garbage struct {
 	percent func(int)
 	inUse   func() uint64 // bytes of the heap, when garbage was collected last
 	release func()        // collect now, and give back to the system what is free
 
 	lock   sync.Mutex
-	now    int // percent
+	set    int // percent
 	storm  bool
 	window time.Time // since when opened counts
 	opened int
@@ -59,9 +61,9 @@ func heapInUse() uint64 {
 // release gives back what is free after three collections: a pool's content goes with the
 // second at which nobody took it, and a stack shrinks by half at each.
 func release() {
-	for range 3 {
-		debug.FreeOSMemory()
-	}
+	runtime.GC()
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // stream notes that a proxy connects.
@@ -84,13 +86,14 @@ func (g *garbage) stream() {
 	g.adjust()
 }
 
-// begin is the beginning of a storm.
+// begin is the beginning of a storm. The caller holds the lock.
 func (g *garbage) begin(now time.Time) {
 	g.storm, g.last = true, now
 	g.adjust()
 	time.AfterFunc(stormLasts, g.settle)
 }
 
+// adjust looks at what is in use. The caller holds the lock.
 func (g *garbage) adjust() {
 	p := smallPercent
 	switch {
@@ -99,8 +102,8 @@ func (g *garbage) adjust() {
 	case g.storm:
 		p = stormPercent
 	}
-	if p != g.now {
-		g.now = p
+	if p != g.set {
+		g.set = p
 		g.percent(p)
 	}
 }
@@ -115,7 +118,7 @@ func (g *garbage) settle() {
 	}
 	g.storm = false
 	g.adjust()
-	if g.now == smallPercent {
+	if g.set == smallPercent {
 		go g.release() // streams may open meanwhile
 	}
 }

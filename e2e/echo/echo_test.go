@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -351,7 +352,34 @@ func TestGoneIsWhenAPageHasNoTextAnyMore(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
 		t.Fatal(err)
 	}
-	if asked.Load() != 3 || r.At.Before(start) || r.At.After(time.Now()) {
-		t.Errorf("gone at %v after %d looks, want the third", r.At, asked.Load())
+	if asked.Load() != 3 || r.Since.Before(start) || r.At.Before(r.Since) || r.At.After(time.Now()) {
+		t.Errorf("%+v after %d looks, want the third", r, asked.Load())
+	}
+	if err := run(t.Context(), []string{"gone", page.URL, "one"}, &out); err == nil {
+		t.Error("a text that was never there is gone")
+	}
+}
+
+func TestALoadEndsWithItsStandardInput(t *testing.T) {
+	at, _ := serving(t)
+	stdin, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	own := os.Stdin
+	os.Stdin = stdin
+	defer func() { os.Stdin = own }()
+	time.AfterFunc(200*time.Millisecond, func() { end.Close() })
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"load", "http", "http://" + at["http"], "--rate", "50", "--duration", "1h", "--until-eof"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	var r Report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Requests == 0 || r.Failed != 0 || r.Versions["v7"] != r.Requests {
+		t.Errorf("report %+v, want answers to all calls that were begun", &r)
 	}
 }

@@ -19,7 +19,7 @@ const goneUsage = "gone URL TEXT"
 // clusters of a test.
 const gonePeriod = 4 * time.Millisecond
 
-// goneCommand waits until a page does not have a text. It is for the admin page
+// goneCommand waits until a page that has a text does not have it. It is for the admin page
 // of the pod's own proxy: asked through the API server, each look at it would
 // cost more than what is measured.
 func goneCommand(ctx context.Context, args []string, out io.Writer) error {
@@ -28,13 +28,18 @@ func goneCommand(ctx context.Context, args []string, out io.Writer) error {
 	}
 	tick := time.NewTicker(gonePeriod)
 	defer tick.Stop()
-	for {
+	r := report.Gone{Since: time.Now()}
+	for first := true; ; first = false {
 		page, err := get(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		if !bytes.Contains(page, []byte(args[1])) {
-			return writeJSON(out, report.Gone{At: time.Now()})
+			if first {
+				return fmt.Errorf("%s does not have %q", args[0], args[1])
+			}
+			r.At = time.Now()
+			return writeJSON(out, r)
 		}
 		select {
 		case <-tick.C:

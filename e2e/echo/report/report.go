@@ -115,7 +115,9 @@ type Capture struct {
 	Links map[string]int `json:"links"`
 }
 
-// Gone is when a page was first seen without a text.
+// Gone is when a page, which was looked at since a moment and had a text then,
+// was first seen without it.
 type Gone struct {
-	At time.Time `json:"at"`
+	Since time.Time `json:"since"`
+	At    time.Time `json:"at"`
 }
