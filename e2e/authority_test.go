@@ -41,7 +41,7 @@ func TestTheAuthorityIsPutBackAndRestored(t *testing.T) {
 		start := time.Now()
 		eventually(t, time.Minute, "the deleted authority to be put back", same)
 		figure(t, "the authority's Secret was put back %.1f s after its deletion", time.Since(start).Seconds())
-		s.rolls() // new certificates are of the same authority
+		s.rolls("server") // new certificates are of the same authority
 
 		must(t, scaleControlPlane(t.Context(), s.c, 0))
 		must(t, secrets.Delete(t.Context(), "tulle-ca", metav1.DeleteOptions{}))
@@ -50,6 +50,6 @@ func TestTheAuthorityIsPutBackAndRestored(t *testing.T) {
 		must(t, err)
 		must(t, scaleControlPlane(t.Context(), s.c, 2))
 		must(t, same(t.Context()))
-		s.rolls()
+		s.rolls("server")
 	})
 }

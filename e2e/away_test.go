@@ -163,7 +163,7 @@ func TestCallsFindPodsThatTheProxyWasNotToldOf(t *testing.T) {
 	for _, p := range pods.Items {
 		before[p.Name] = true
 	}
-	s.rolls()
+	s.rolls("server")
 	s.endpoints("server")
 	eventually(t, 30*time.Second, "the old pods' end", func(ctx context.Context) error {
 		pods, err := s.c.Client.CoreV1().Pods(s.name).List(ctx, metav1.ListOptions{LabelSelector: "app=server"})

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/tulle-mesh/tulle/e2e/echo/report"
 	"github.com/tulle-mesh/tulle/e2e/kube"
@@ -142,9 +141,7 @@ spec:
 	away.callUntil(away.in("client"), by(gateways), host("api")...)
 
 	load := s.startLoad(from, "http", "http://192.0.2.9", "--rate", "100", "--connections", "10", "--new-connection-share", "0.3")
-	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/restarted":"%d"}}}}}`, time.Now().UnixNano())
-	must(t, s.c.MergePatch(t.Context(), schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, s.name, "exit-tulle", patch))
-	must(t, s.c.Deployed(t.Context(), s.name, rollout))
+	s.rolls("exit-tulle")
 	s.ended(s.name)
 	result := load.stop()
 	figure(t, "an egress gateway whose pods are replaced: %d requests, %d failed", result.Requests, result.Failed)

@@ -28,24 +28,24 @@ func ending(replicas int32, annotations map[string]string, args ...string) app {
 // noSleep leaves out the sleep that injection gives an application.
 var noSleep = map[string]string{"mesh.tulle.dev/prestop-sleep": "0"}
 
-// patch changes the Deployment "server" and waits until that is done.
-func (s *space) patch(patch string) {
+// patch changes a Deployment and waits until that is done.
+func (s *space) patch(deployment, patch string) {
 	s.t.Helper()
-	_, err := s.c.Client.AppsV1().Deployments(s.name).Patch(s.t.Context(), "server", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	_, err := s.c.Client.AppsV1().Deployments(s.name).Patch(s.t.Context(), deployment, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	must(s.t, err)
 	must(s.t, s.c.Deployed(s.t.Context(), s.name, rollout))
 }
 
-// rolls replaces every pod of "server", one after the other.
-func (s *space) rolls() {
+// rolls replaces every pod of a Deployment, one after the other.
+func (s *space) rolls(deployment string) {
 	s.t.Helper()
-	s.patch(fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/rolled":"%d"}}}}}`, time.Now().UnixNano()))
+	s.patch(deployment, fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"e2e.tulle.dev/rolled":"%d"}}}}}`, time.Now().UnixNano()))
 }
 
 // scales changes how many pods "server" has.
 func (s *space) scales(replicas int) {
 	s.t.Helper()
-	s.patch(fmt.Sprintf(`{"spec":{"replicas":%d}}`, replicas))
+	s.patch("server", fmt.Sprintf(`{"spec":{"replicas":%d}}`, replicas))
 }
 
 // deletes deletes one pod of "server", which is replaced.
@@ -116,7 +116,7 @@ func TestEndingOfAGracefulApplicationCostsNoCall(t *testing.T) {
 	s.deploy(app{name: "client"}, ending(3, nil, "--grace=5s"))
 	from := s.in("client")
 	s.underLoad(from, s.everyForm(), func() {
-		s.rolls()
+		s.rolls("server")
 		s.scales(1)
 		s.scales(3)
 		s.deletes()
@@ -131,7 +131,7 @@ func TestEndingOfAGracefulApplicationThatDoesNotSleepCostsNoCall(t *testing.T) {
 	loads := s.everyForm()
 	delete(loads, "TCP") // a connection that is accepted and closed is nobody's to try again
 	s.underLoad(s.in("client"), loads, func() {
-		s.rolls()
+		s.rolls("server")
 		s.deletes()
 	})
 }
@@ -143,7 +143,7 @@ func TestEndingOfAnApplicationThatExitsAtOnceCostsNoCall(t *testing.T) {
 	loads := s.everyForm()
 	loads["HTTP/1 that takes 300 ms"] = []string{"http", s.url("server") + "/sleep?for=300ms", "--rate", "50", "--connections", "32"}
 	s.underLoad(from, loads, func() {
-		s.rolls()
+		s.rolls("server")
 		s.deletes()
 	})
 }
