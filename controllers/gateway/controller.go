@@ -287,7 +287,7 @@ func (c *Controller) attach(_ context.Context, q workqueue.TypedRateLimitingInte
 }
 
 // Changed takes note that findings have changed; it is the builder's to call.
-func (c *Controller) Changed(keys []build.Key, _ bool) {
+func (c *Controller) Changed(keys []build.Key) {
 	c.mu.Lock()
 	q := c.queue
 	c.mu.Unlock()

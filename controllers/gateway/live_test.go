@@ -60,7 +60,7 @@ func (b *builder) Subscribe(s build.Subscriber, keys ...build.Key) {
 		b.subscribed[k] = s
 	}
 	b.mu.Unlock()
-	s.Changed(keys, false)
+	s.Changed(keys)
 }
 
 func (b *builder) Unsubscribe(_ build.Subscriber, keys ...build.Key) {
@@ -89,7 +89,7 @@ func (b *builder) find(gw *gatewayv1.Gateway, generation int64, found ...mesh.Fi
 	s := b.subscribed[k]
 	b.mu.Unlock()
 	if s != nil {
-		s.Changed([]build.Key{k}, false)
+		s.Changed([]build.Key{k})
 	}
 }
 

@@ -29,9 +29,10 @@ const (
 
 // Builder is what is needed of a *build.Builder.
 type Builder interface {
+	Snapshot() *mesh.Snapshot
 	Built() *mesh.Snapshot
-	Follow(s build.Subscriber, f mesh.Fact)
-	Unfollow(s build.Subscriber, f mesh.Fact)
+	Follow(who build.Follower, f mesh.Fact)
+	Unfollow(who build.Follower, f mesh.Fact)
 }
 
 // Options of a Gatherer; all are required.
@@ -62,7 +63,7 @@ type Gatherer struct {
 	notify   func([]mesh.Ref)
 }
 
-var _ build.Subscriber = (*Gatherer)(nil)
+var _ build.Follower = (*Gatherer)(nil)
 
 // New makes a Gatherer.
 func New(o Options) *Gatherer {
@@ -81,8 +82,8 @@ func (g *Gatherer) Verdict(r mesh.Ref) (acks.Verdict, bool) {
 	return v, ok
 }
 
-// Changed takes note that the replicas may be others.
-func (g *Gatherer) Changed([]build.Key, bool) {
+// FactChanged takes note that the replicas may be others.
+func (g *Gatherer) FactChanged() {
 	select {
 	case g.moved <- struct{}{}:
 	default:
@@ -187,7 +188,7 @@ type replica struct {
 }
 
 func (g *Gatherer) replicas() map[string]replica {
-	return behind(g.options.Builder.Built(), g.options.Service, g.options.Self)
+	return behind(g.options.Builder.Snapshot(), g.options.Service, g.options.Self)
 }
 
 // behind are the pods behind the control plane's Service, those that are not

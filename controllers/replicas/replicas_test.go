@@ -75,11 +75,12 @@ func (s *source) forgot(uid string) bool {
 }
 
 // fixedMesh is a Builder of one snapshot.
-type fixedMesh struct{ *mesh.Snapshot }
+type fixedMesh struct{ mesh *mesh.Snapshot }
 
-func (m fixedMesh) Built() *mesh.Snapshot                { return m.Snapshot }
-func (fixedMesh) Follow(s build.Subscriber, _ mesh.Fact) { s.Changed(nil, true) }
-func (fixedMesh) Unfollow(build.Subscriber, mesh.Fact)   {}
+func (m fixedMesh) Snapshot() *mesh.Snapshot             { return m.mesh }
+func (m fixedMesh) Built() *mesh.Snapshot                { return m.mesh }
+func (fixedMesh) Follow(who build.Follower, _ mesh.Fact) { who.FactChanged() }
+func (fixedMesh) Unfollow(build.Follower, mesh.Fact)     {}
 
 var policy = mesh.Ref{Kind: mesh.KindPolicy, Name: mesh.Name{Namespace: "shop", Name: "p"}}
 

@@ -236,7 +236,7 @@ func (c *Controller) attach(_ context.Context, q workqueue.TypedRateLimitingInte
 }
 
 // Changed takes note that findings have changed; it is the builder's to call.
-func (c *Controller) Changed(keys []build.Key, _ bool) {
+func (c *Controller) Changed(keys []build.Key) {
 	objects := make([]object, 0, len(keys))
 	for _, k := range keys {
 		if kind, n, ok := translate.FindingsOf(k); ok {

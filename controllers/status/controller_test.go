@@ -47,7 +47,7 @@ func (b *builder) Subscribe(s build.Subscriber, keys ...build.Key) {
 	}
 	b.mu.Unlock()
 	if len(there) > 0 {
-		s.Changed(there, false)
+		s.Changed(there)
 	}
 }
 
@@ -71,7 +71,7 @@ func (b *builder) find(k build.Key, found ...mesh.Finding) {
 	s := b.subscribed[k]
 	b.mu.Unlock()
 	if s != nil {
-		s.Changed([]build.Key{k}, false)
+		s.Changed([]build.Key{k})
 	}
 }
 
@@ -279,12 +279,12 @@ func TestBurstOfFindingsIsOneTurn(t *testing.T) {
 		f := setUp()
 		q := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[object]())
 		defer q.ShutDown()
-		f.Changed([]build.Key{theKey}, false) // before the start: not lost, since nothing is subscribed to yet
+		f.Changed([]build.Key{theKey}) // before the start: not lost, since nothing is subscribed to yet
 		if err := f.attach(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
 		for range 100 {
-			f.Changed([]build.Key{theKey, {Type: translate.Cluster, Name: "a/b/c"}}, false)
+			f.Changed([]build.Key{theKey, {Type: translate.Cluster, Name: "a/b/c"}})
 			time.Sleep(100 * time.Microsecond)
 		}
 		if q.Len() != 0 {

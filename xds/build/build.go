@@ -65,7 +65,7 @@ type Builder struct {
 	readers  map[mesh.Fact]map[*target]struct{}
 	watchers map[Subscriber]struct{} // of all scopes
 	// followers are told of facts themselves, not of what is built from them.
-	followers map[mesh.Fact]map[Subscriber]struct{}
+	followers map[mesh.Fact]map[Follower]struct{}
 	leaving   []*target // without subscribers, the first to leave first
 	work      work      // of the batch
 }
@@ -86,6 +86,7 @@ type target struct {
 type request struct {
 	subscriber Subscriber
 	keys       []Key
+	follower   Follower
 	fact       mesh.Fact
 	op         op
 	result     *issued
@@ -117,7 +118,7 @@ func New(o Options) *Builder {
 	b := &Builder{
 		options: o, metrics: newMetrics(o.Metrics), wake: make(chan struct{}, 1),
 		targets: map[Key]*target{}, readers: map[mesh.Fact]map[*target]struct{}{}, watchers: map[Subscriber]struct{}{},
-		followers: map[mesh.Fact]map[Subscriber]struct{}{}, work: newWork(),
+		followers: map[mesh.Fact]map[Follower]struct{}{}, work: newWork(),
 	}
 	b.snapshot.Store(mesh.New(o.Config))
 	b.built.Store(b.snapshot.Load())
@@ -138,31 +139,32 @@ func (b *Builder) Apply(changes ...mesh.Change) {
 
 // Subscribe asks for the targets. The subscriber is told when each has a value,
 // at once for those that have one, and whenever it changes. The key
-// {Scope "*"} stands for the collection of all scopes.
+// {Scope "*"} stands for the collection of all scopes. The keys are the builder's own
+// from then on.
 func (b *Builder) Subscribe(s Subscriber, keys ...Key) {
-	b.request(request{subscriber: s, keys: slices.Clone(keys), op: subscribe})
+	b.request(request{subscriber: s, keys: keys, op: subscribe})
 }
 
-// Unsubscribe takes a subscription back.
+// Unsubscribe takes a subscription back. The keys are the builder's own from then on.
 func (b *Builder) Unsubscribe(s Subscriber, keys ...Key) {
-	b.request(request{subscriber: s, keys: slices.Clone(keys), op: unsubscribe})
+	b.request(request{subscriber: s, keys: keys, op: unsubscribe})
 }
 
-// Follow has the subscriber told, at once and whenever the fact is another:
-// its Changed is called, with no key for it, when [Builder.Snapshot] has it.
-func (b *Builder) Follow(s Subscriber, f mesh.Fact) {
-	b.request(request{subscriber: s, fact: f, op: follow})
+// Follow has the follower told, at once and whenever the fact is another: when
+// [Builder.Snapshot] has it, and before there is any value of that.
+func (b *Builder) Follow(who Follower, f mesh.Fact) {
+	b.request(request{follower: who, fact: f, op: follow})
 }
 
 // Unfollow takes that back.
-func (b *Builder) Unfollow(s Subscriber, f mesh.Fact) {
-	b.request(request{subscriber: s, fact: f, op: unfollow})
+func (b *Builder) Unfollow(who Follower, f mesh.Fact) {
+	b.request(request{follower: who, fact: f, op: unfollow})
 }
 
 // Invalidate has the targets built again, though nothing that they read
-// changed: a certificate that is due.
+// changed: a certificate that is due. The keys are the builder's own from then on.
 func (b *Builder) Invalidate(keys ...Key) {
-	b.request(request{keys: slices.Clone(keys), op: invalidate})
+	b.request(request{keys: keys, op: invalidate})
 }
 
 func (b *Builder) request(r request) {
@@ -225,11 +227,11 @@ func (b *Builder) Run(ctx context.Context) error {
 // work is one batch's.
 type work struct {
 	dirty  map[*target]struct{}
-	notify map[Subscriber]note
+	notify map[Subscriber][]Key // one that is shared has no room for more
 	since  time.Time
 }
 
-func newWork() work { return work{dirty: map[*target]struct{}{}, notify: map[Subscriber]note{}} }
+func newWork() work { return work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}} }
 
 // reset has it ready for the next batch, which most often is as small as the last. What
 // is large is given back: a map never shrinks.
@@ -244,21 +246,12 @@ func (w *work) reset() {
 	w.since = time.Time{}
 }
 
-// note is what a subscriber is to be told.
-type note struct {
-	keys     []Key // one that is shared has no room for more
-	followed bool
-}
-
 // tell has the subscriber told that it has new values for the keys.
 func (w *work) tell(s Subscriber, keys ...Key) {
-	n := w.notify[s]
-	if n.keys == nil {
-		n.keys = keys
-	} else {
-		n.keys = append(n.keys, keys...)
+	if told := w.notify[s]; told != nil {
+		keys = append(told, keys...)
 	}
-	w.notify[s] = n
+	w.notify[s] = keys
 }
 
 // announce has all who subscribe to the target told.
@@ -267,13 +260,6 @@ func (w *work) announce(t *target) {
 	for s := range t.subscribers {
 		w.tell(s, one...)
 	}
-}
-
-// follows has the subscriber told that a fact which it follows is another.
-func (w *work) follows(s Subscriber) {
-	n := w.notify[s]
-	n.followed = true
-	w.notify[s] = n
 }
 
 // step takes all that has come in, and builds what it makes dirty.
@@ -297,8 +283,8 @@ func (b *Builder) step(ctx context.Context) {
 		b.sweep(time.Now())
 	}
 	b.metrics.targets.Set(float64(len(b.targets)))
-	for s, n := range w.notify {
-		s.Changed(n.keys, n.followed)
+	for s, keys := range w.notify {
+		s.Changed(keys)
 	}
 	// Last, so that whoever sees it knows that all subscribers were told.
 	if next := b.snapshot.Load(); next != b.built.Swap(next) && b.options.OnBuilt != nil {
@@ -320,8 +306,8 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 		for t := range b.readers[f] {
 			w.dirty[t] = struct{}{}
 		}
-		for s := range b.followers[f] {
-			w.follows(s)
+		for who := range b.followers[f] {
+			who.FactChanged()
 		}
 	}
 	slices.Sort(vips)
@@ -351,19 +337,20 @@ func (b *Builder) serve(w *work, r request) {
 		return
 	case follow:
 		if b.followers[r.fact] == nil {
-			b.followers[r.fact] = map[Subscriber]struct{}{}
+			b.followers[r.fact] = map[Follower]struct{}{}
 		}
-		b.followers[r.fact][r.subscriber] = struct{}{}
-		w.follows(r.subscriber)
+		b.followers[r.fact][r.follower] = struct{}{}
+		r.follower.FactChanged()
 		return
 	case unfollow:
-		delete(b.followers[r.fact], r.subscriber)
+		delete(b.followers[r.fact], r.follower)
 		if len(b.followers[r.fact]) == 0 {
 			delete(b.followers, r.fact)
 		}
 		return
 	case subscribe, unsubscribe, invalidate: // one key after the other
 	}
+	there := r.keys[:0] // those that have a value already
 	for _, k := range r.keys {
 		switch {
 		case r.op == invalidate:
@@ -372,18 +359,25 @@ func (b *Builder) serve(w *work, r request) {
 			}
 		case k == AllScopes && r.op == subscribe:
 			b.watchers[r.subscriber] = struct{}{}
-			w.tell(r.subscriber, k)
+			there = append(there, k)
 		case k == AllScopes:
 			delete(b.watchers, r.subscriber)
 		case r.op == subscribe:
-			b.subscribe(w, r.subscriber, k)
+			if b.subscribe(w, r.subscriber, k) {
+				there = append(there, k)
+			}
 		default:
 			b.unsubscribe(r.subscriber, k)
 		}
 	}
+	if len(there) > 0 {
+		w.tell(r.subscriber, there...)
+	}
 }
 
-func (b *Builder) subscribe(w *work, s Subscriber, k Key) {
+// subscribe reports whether the target has a value already, of which the subscriber is to
+// be told even where it is dirty: the build may turn out the same.
+func (b *Builder) subscribe(w *work, s Subscriber, k Key) bool {
 	t := b.targets[k]
 	if t == nil {
 		t = &target{key: k, subscribers: map[Subscriber]struct{}{}}
@@ -395,9 +389,9 @@ func (b *Builder) subscribe(w *work, s Subscriber, k Key) {
 	t.leaves = time.Time{}
 	if t.value == nil {
 		w.dirty[t] = struct{}{}
-	} else { // even where it is dirty: the build may turn out the same
-		w.tell(s, k)
+		return false
 	}
+	return true
 }
 
 func (b *Builder) unsubscribe(s Subscriber, k Key) {

@@ -32,7 +32,7 @@ type client struct {
 	told int
 }
 
-func (c *client) Changed(keys []Key, _ bool) {
+func (c *client) Changed(keys []Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range keys {
@@ -483,7 +483,7 @@ func TestTargetsThatAreDroppedInMassesAreNotKept(t *testing.T) {
 			keys = append(keys, Key{Type: translate.Endpoints, Name: fmt.Sprintf("svc|a/x%d-%d|80", i, j)})
 		}
 		last = keys[each-1]
-		b.Subscribe(c, keys...)
+		b.Subscribe(c, slices.Clone(keys)...)
 		b.step(t.Context())
 		b.Unsubscribe(c, keys...)
 		b.step(t.Context())
@@ -534,6 +534,7 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 		away.Store(true) // and the last one has ended
 		b.Invalidate(cert)
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		if v := b.Value(cert); v != nil {
 			t.Errorf("who asks now is given %s", v.Version)
 		}
@@ -542,6 +543,7 @@ func TestFailedIssuanceIsTriedAgainAndSlowOneBlocksNothing(t *testing.T) {
 		}
 		away.Store(false)
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		if v := b.Value(cert); v == nil || c.held[cert] != v.Version {
 			t.Errorf("the certificate is %v, and the client has %q", v, c.held[cert])
 		}
@@ -555,20 +557,22 @@ func TestWhyACertificateIsNotIssuedIsLoggedOnceWhileItIsTheSame(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		var lines []string
 		log := funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{})
-		failed, calls := errors.New("denied"), 0
+		var failed atomic.Value // an error
+		failed.Store(errors.New("denied"))
+		var calls atomic.Int64
 		b := New(Options{Config: config(), Log: log, Issue: func(context.Context, string) (Certificate, error) {
-			calls++
-			return Certificate{}, failed
+			calls.Add(1)
+			return Certificate{}, failed.Load().(error)
 		}})
 		done := make(chan struct{})
 		go func() { _ = b.Run(ctx); close(done) }()
 		b.Subscribe(&client{b: b, held: map[Key]string{}}, Key{Type: translate.Secret, Name: translate.SecretWorkload, For: "spiffe://x/ns/a/sa/b"})
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if len(lines) != 1 || calls < 10 {
-			t.Errorf("%d lines of %d failures", len(lines), calls)
+		if n := calls.Load(); len(lines) != 1 || n < 10 {
+			t.Errorf("%d lines of %d failures", len(lines), n)
 		}
-		failed = errors.New("out of reach")
+		failed.Store(errors.New("out of reach"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if len(lines) != 2 {
@@ -579,14 +583,10 @@ func TestWhyACertificateIsNotIssuedIsLoggedOnceWhileItIsTheSame(t *testing.T) {
 	})
 }
 
-// calls counts how often a subscriber was told of what it follows.
+// calls counts how often a follower was told.
 type calls struct{ n int }
 
-func (c *calls) Changed(_ []Key, followed bool) {
-	if followed {
-		c.n++
-	}
-}
+func (c *calls) FactChanged() { c.n++ }
 
 func TestFollowerIsToldOfItsFactAlone(t *testing.T) {
 	b := New(Options{Config: config()})

@@ -44,9 +44,15 @@ type Value struct {
 // Concerns reports whether an object of the API has a part in the value, or had one.
 func (v *Value) Concerns() bool { return len(v.Uses)+len(v.Former) > 0 }
 
-// Subscriber is told which of its targets have a new value, and whether a fact which
-// it follows is another. Changed is called by the builder's own goroutine, without
-// locks; it must not block, nor change keys, which others are given, too.
+// Subscriber is told which of its targets have a new value. Changed is called by the
+// builder's own goroutine, without locks; it must not block, nor change keys, which
+// others are given, too.
 type Subscriber interface {
-	Changed(keys []Key, followed bool)
+	Changed(keys []Key)
+}
+
+// Follower is told that a fact is another, see [Builder.Follow]. FactChanged is called
+// by the builder's own goroutine, without locks; it must not block.
+type Follower interface {
+	FactChanged()
 }

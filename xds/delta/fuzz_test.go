@@ -88,9 +88,9 @@ func FuzzRequestsOfProxies(f *testing.F) {
 				if p == nil {
 					break
 				}
-				for _, one := range p.Response.GetResources() {
-					if one.GetName() == "" || one.GetName()[0] == '!' || len(one.GetName()) > delta.MaxName {
-						t.Fatalf("%q is sent", one.GetName())
+				for _, one := range p.Resources {
+					if one.Name == "" || one.Name[0] == '!' || len(one.Name) > delta.MaxName {
+						t.Fatalf("%q is sent", one.Name)
 					}
 				}
 			}

@@ -1,27 +1,37 @@
 package delta
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
-// Push is a response to send, with what its sender may want to count.
+// Push is a response to send: what a DeltaDiscoveryResponse says, without a message for
+// each resource, and what its sender may want to count.
 type Push struct {
-	Response *discovery.DeltaDiscoveryResponse
-	Type     translate.Type
+	Type      translate.Type
+	Nonce     string
+	Resources []Resource
+	Removed   []string
 	// Bytes is about the size on the wire.
 	Bytes int
 	// Since is when the oldest of the changes came in of which this tells; zero
 	// when the proxy was merely given what it asked for.
 	Since time.Time
+}
+
+// Resource is one in a Push.
+type Resource struct {
+	Name, Version string
+	Body          *anypb.Any // shared by all streams
 }
 
 // Next is the next response to send; nil when there is none until the next
@@ -52,20 +62,38 @@ func (s *Stream) imply(src Source) {
 	if !s.types[translate.Cluster].wildcard {
 		return // a proxy ignores clusters that it did not ask for
 	}
-	for _, t := range [...]translate.Type{translate.Listener, translate.Route} {
-		subs := &s.types[t]
-		for _, queue := range [...][]*subscription{subs.suspects, subs.queue} {
-			for _, sub := range queue {
-				if sub.why == 0 {
-					continue
-				}
-				if v := src.Value(sub.key(t)); v != nil {
-					for _, name := range v.Clusters {
-						s.hold(translate.Cluster, name, implied)
+	for t, sub := range s.naming() {
+		if sub.searched != nil || sub.why == 0 {
+			continue
+		}
+		sub.searched = src.Value(sub.key(t))
+		if sub.searched != nil {
+			for _, name := range sub.searched.Clusters {
+				s.hold(translate.Cluster, name, implied)
+			}
+		}
+	}
+}
+
+// naming yields what is queued and may name clusters.
+func (s *Stream) naming() iter.Seq2[translate.Type, *subscription] {
+	return func(yield func(translate.Type, *subscription) bool) {
+		for _, t := range [...]translate.Type{translate.Listener, translate.Route} {
+			for _, queue := range [...][]*subscription{s.types[t].suspects, s.types[t].queue} {
+				for _, sub := range queue {
+					if !yield(t, sub) {
+						return
 					}
 				}
 			}
 		}
+	}
+}
+
+// searchAgain is for when clusters may be held that were not before.
+func (s *Stream) searchAgain() {
+	for _, sub := range s.naming() {
+		sub.searched = nil
 	}
 }
 
@@ -78,7 +106,9 @@ const (
 	send
 )
 
-func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.Value, verdict) {
+// judge says what becomes of a load assignment that is sent for a cluster of the version
+// of, or of another resource.
+func (s *Stream) judge(t translate.Type, sub *subscription, of string, src Source) (*build.Value, verdict) {
 	if sub.why == 0 {
 		return nil, idle
 	}
@@ -87,7 +117,7 @@ func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.
 		return nil, idle // Dirty comes when it is built
 	}
 	if !sub.force {
-		if s.is(t, sub, sub.sent, v) {
+		if is(sub.sent, t, v, of) {
 			if sub.sent == v.Version {
 				sub.sent = v.Version // the shared string, not the request's
 			}
@@ -97,7 +127,7 @@ func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.
 			}
 			return nil, idle
 		}
-		if sub.rejected != nil && s.is(t, sub, sub.rejected.Version, v) {
+		if sub.rejected != nil && is(sub.rejected.Version, t, v, of) {
 			return nil, idle
 		}
 	}
@@ -108,20 +138,21 @@ func (s *Stream) judge(t translate.Type, sub *subscription, src Source) (*build.
 }
 
 // ofCluster stands in the version of a load assignment between its own and
-// that of the cluster that it was sent for.
-const ofCluster = "@"
-
-// version is the version of the value on this stream. A cluster that Envoy
+// that of the cluster that it was sent for. A cluster that Envoy
 // replaces needs its load assignment once more. Were the stream to end between
 // the two, Envoy would say on the next that it has both, and wait: so a load
 // assignment is new when its cluster is.
-func (s *Stream) version(t translate.Type, sub *subscription, v *build.Value) string {
+const ofCluster = "@"
+
+// cluster is the version of the load assignment's cluster that was sent; empty for none,
+// and for all else that a subscription may be of.
+func (s *Stream) cluster(t translate.Type, sub *subscription) string {
 	if t == translate.Endpoints {
-		if c, ok := s.types[translate.Cluster].names[translate.AssignedTo(sub.name)]; ok && c.sent != "" {
-			return v.Version + ofCluster + c.sent
+		if c, ok := s.types[translate.Cluster].names[translate.AssignedTo(sub.name)]; ok {
+			return c.sent
 		}
 	}
-	return v.Version
+	return ""
 }
 
 // own is the version without that of the cluster: what a change of the resource
@@ -131,17 +162,14 @@ func own(version string) string {
 	return version
 }
 
-// is reports whether a version on this stream is that of the value.
-func (s *Stream) is(t translate.Type, sub *subscription, version string, v *build.Value) bool {
+// is reports whether a version on a stream is that of the value, for a cluster of the
+// version of.
+func is(version string, t translate.Type, v *build.Value, of string) bool {
 	if t != translate.Endpoints {
 		return version == v.Version
 	}
 	assignment, cluster, _ := strings.Cut(version, ofCluster)
-	if assignment != v.Version {
-		return false
-	}
-	c, ok := s.types[translate.Cluster].names[translate.AssignedTo(sub.name)]
-	return !ok || c.sent == "" || c.sent == cluster
+	return assignment == v.Version && (of == "" || of == cluster)
 }
 
 // ripe reports whether all that has to be sent before the value was sent.
@@ -152,9 +180,9 @@ func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value, src S
 		// answer.
 		return s.types[t].seen
 	case translate.Listener:
-		return s.provided(v, src) && (sub.name != s.binding.Ready || s.warm())
+		return s.provided(sub, v, src) && (sub.name != s.binding.Ready || s.warm())
 	case translate.Route:
-		return s.provided(v, src)
+		return s.provided(sub, v, src)
 	case translate.Cluster:
 		return sub.why != implied || s.types[t].wildcard
 	default:
@@ -165,10 +193,13 @@ func (s *Stream) ripe(t translate.Type, sub *subscription, v *build.Value, src S
 // provided reports whether the clusters that the value names were sent, and
 // their load assignments. What the proxy refused cannot be had: the value is
 // of use without it.
-func (s *Stream) provided(v *build.Value, src Source) bool {
+func (s *Stream) provided(sub *subscription, v *build.Value, src Source) bool {
 	clusters, endpoints := &s.types[translate.Cluster], &s.types[translate.Endpoints]
 	if !clusters.wildcard {
 		return true
+	}
+	if sub.searched == nil || sub.searched.Version != v.Version {
+		return false // it was built a moment ago: Dirty comes
 	}
 	for _, name := range v.Clusters {
 		c, ok := clusters.names[name]
@@ -279,7 +310,8 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 			s.types[p.t].suspects = append(s.types[p.t].suspects, sub)
 			continue
 		}
-		v, what := s.judge(p.t, sub, src)
+		of := s.cluster(p.t, sub)
+		v, what := s.judge(p.t, sub, of, src)
 		if what == send && len(p.parts) > 0 && p.bytes+size(sub.name, sub.sent, v) > s.limits.Bytes {
 			rest = append(rest, queue[i:]...)
 			break
@@ -288,15 +320,21 @@ func (s *Stream) draw(p *pushing, queue []*subscription, count int, src Source) 
 		case wait:
 			rest = append(rest, sub)
 		case idle:
-			sub.queued, sub.suspect = false, false
+			sub.queued, sub.suspect, sub.searched = false, false, nil
 		case send:
-			sub.queued, sub.suspect, sub.force = false, false, false
-			version := s.version(p.t, sub, v)
+			sub.queued, sub.suspect, sub.searched, sub.force = false, false, nil, false
+			version := v.Version
+			if of != "" {
+				version += ofCluster + of
+			}
 			if sub.nonce != 0 && !sub.moved && own(version) != own(sub.sent) {
 				p.tells(v)
 			}
 			sub.moved = false
 			sub.sent, sub.sentAt = version, v.At
+			if len(p.parts) == 0 {
+				p.grow(min(count, len(queue)-i, fewResources))
+			}
 			p.add(part{sub: sub, version: version, at: v.At}, v, sub.name)
 			if p.t == translate.Cluster && v.EDS != "" {
 				s.endow(v.EDS)
@@ -373,7 +411,7 @@ func (s *Stream) remove(t translate.Type) *Push {
 // pushing is a response in the making.
 type pushing struct {
 	t         translate.Type
-	resources []*discovery.Resource
+	resources []Resource
 	removed   []string
 	parts     []part // what the resources are of
 	bytes     int
@@ -393,12 +431,18 @@ func (p *pushing) tells(v *build.Value) {
 	}
 }
 
+// fewResources are about as many as a response has room for.
+const fewResources = 1024
+
+// grow makes room for resources that may come.
+func (p *pushing) grow(n int) {
+	p.parts, p.resources = slices.Grow(p.parts, n), slices.Grow(p.resources, n)
+}
+
 func (p *pushing) add(what part, v *build.Value, name string) {
 	p.parts = append(p.parts, what)
 	p.bytes += size(name, what.version, v)
-	p.resources = append(p.resources, &discovery.Resource{
-		Name: name, Version: what.version, Resource: v.Body,
-	})
+	p.resources = append(p.resources, Resource{Name: name, Version: what.version, Body: v.Body})
 }
 
 // sent enters the response among those that wait for an answer; nil when it is
@@ -415,8 +459,7 @@ func (s *Stream) sent(p *pushing) *Push {
 			what.sub.nonce = s.nonce
 		}
 	}
-	response := &discovery.DeltaDiscoveryResponse{
-		TypeUrl: p.t.URL(), Nonce: strconv.FormatUint(s.nonce, 10), Resources: p.resources, RemovedResources: p.removed,
+	return &Push{
+		Type: p.t, Nonce: strconv.FormatUint(s.nonce, 10), Resources: p.resources, Removed: p.removed, Bytes: p.bytes, Since: p.since,
 	}
-	return &Push{Response: response, Type: p.t, Bytes: p.bytes, Since: p.since}
 }

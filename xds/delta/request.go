@@ -33,6 +33,7 @@ func (s *Stream) Request(req *discovery.DeltaDiscoveryRequest) Effects {
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		s.unsubscribed(t, name)
 	}
+	s.expect(subs, len(req.GetResourceNamesSubscribe()))
 	all := first && wild(t) && len(req.GetResourceNamesSubscribe()) == 0
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == Wildcard && wild(t) {
@@ -46,6 +47,16 @@ func (s *Stream) Request(req *discovery.DeltaDiscoveryRequest) Effects {
 		s.subscribedAll(t, held)
 	}
 	return s.take()
+}
+
+// expect makes room for names that are new, as most of many are.
+func (s *Stream) expect(subs *subscriptions, names int) {
+	names = min(names, s.limits.Names)
+	if len(subs.names) == 0 {
+		subs.names = make(map[string]*subscription, names)
+	}
+	subs.queue = slices.Grow(subs.queue, names)
+	s.effects.Subscribe = slices.Grow(s.effects.Subscribe, names)
 }
 
 func (s *Stream) ignore(url, name string, r Reason) {
@@ -119,6 +130,7 @@ func (s *Stream) subscribedAll(t translate.Type, held map[string]string) {
 		s.effects.Subscribe = append(s.effects.Subscribe, AllScopes)
 		return
 	case translate.Cluster:
+		s.searchAgain()
 		names = s.binding.Clusters
 	case translate.Listener:
 		if s.binding.Ready != "" {

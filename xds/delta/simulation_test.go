@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -111,7 +110,7 @@ func (w *world) carryOut(p *proxy, e delta.Effects) {
 			now = append(now, k)
 		}
 	}
-	p.stream.Dirty(slices.Values(now))
+	p.stream.Dirty(now)
 }
 
 func (w *world) unsubscribe(p *proxy, keys []build.Key) {
@@ -134,7 +133,7 @@ func (w *world) changed(keys []build.Key) {
 				mine = append(mine, k)
 			}
 		}
-		p.stream.Dirty(slices.Values(mine))
+		p.stream.Dirty(mine)
 	}
 }
 
@@ -152,12 +151,22 @@ func (w *world) serve(p *proxy) bool {
 	if push == nil {
 		return len(p.toward) > 0 || len(effects.Subscribe) > 0
 	}
-	if n := proto.Size(push.Response); n > w.limits.Bytes+200 && len(push.Response.Resources) > 1 {
-		p.fail("a response of %d bytes and %d resources", n, len(push.Response.Resources))
+	response := message(push)
+	if n := proto.Size(response); n > w.limits.Bytes+200 && len(response.Resources) > 1 {
+		p.fail("a response of %d bytes and %d resources", n, len(response.Resources))
 	}
-	w.note("%d: response %s %s %v gone %v", p.id, push.Response.Nonce, push.Response.TypeUrl, names(push.Response), push.Response.RemovedResources)
-	p.back = append(p.back, push.Response)
+	w.note("%d: response %s %s %v gone %v", p.id, response.Nonce, response.TypeUrl, names(response), response.RemovedResources)
+	p.back = append(p.back, response)
 	return true
+}
+
+// message is what a push is on the wire.
+func message(p *delta.Push) *discovery.DeltaDiscoveryResponse {
+	m := &discovery.DeltaDiscoveryResponse{TypeUrl: p.Type.URL(), Nonce: p.Nonce, RemovedResources: p.Removed}
+	for _, r := range p.Resources {
+		m.Resources = append(m.Resources, &discovery.Resource{Name: r.Name, Version: r.Version, Resource: r.Body})
+	}
+	return m
 }
 
 func names(r *discovery.DeltaDiscoveryResponse) (out []string) {

@@ -198,7 +198,8 @@ type subscription struct {
 	// brought it along from an earlier stream.
 	sentAt, ackedAt mesh.Revision
 	rejected        *Rejection
-	nonce           uint64 // of the last response with it
+	searched        *build.Value // while it is queued: the clusters are held that this names
+	nonce           uint64       // of the last response with it
 	why             why
 	queued          bool // it is in the queue or among the suspects
 	force           bool // send it though it was sent
@@ -245,6 +246,7 @@ type part struct {
 }
 
 func (p *subscriptions) enqueue(s *subscription) {
+	s.searched = nil
 	if s.queued {
 		return
 	}
@@ -263,8 +265,8 @@ func (p *subscriptions) enqueue(s *subscription) {
 }
 
 // Dirty says that the keys have new values.
-func (s *Stream) Dirty(keys iter.Seq[build.Key]) {
-	for k := range keys {
+func (s *Stream) Dirty(keys []build.Key) {
+	for _, k := range keys {
 		if int(k.Type) >= Types {
 			continue
 		}
@@ -302,6 +304,7 @@ func (s *Stream) Rebind(b Binding) Effects {
 			}
 		}
 	}
+	s.searchAgain()
 	s.rechoose(translate.Cluster, old.Clusters, b.Clusters)
 	s.rechoose(translate.Listener, old.Listeners, b.Listeners)
 	return s.take()

@@ -47,7 +47,7 @@ func exchange(s *delta.Stream, src fixed) map[translate.Type]time.Time {
 			return told
 		}
 		told[p.Type] = p.Since
-		s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: p.Type.URL(), ResponseNonce: p.Response.GetNonce()})
+		s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: p.Type.URL(), ResponseNonce: p.Nonce})
 	}
 }
 
@@ -78,7 +78,7 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 	}
 
 	src[cluster] = at(translate.Cluster, 2, "c", now)
-	s.Dirty(slices.Values([]build.Key{cluster}))
+	s.Dirty([]build.Key{cluster})
 	told := exchange(s, src)
 	if !told[translate.Cluster].Equal(now) {
 		t.Errorf("the cluster tells of a change at %v", told[translate.Cluster])
@@ -92,9 +92,41 @@ func TestOnlyAResourcesOwnChangeIsTimed(t *testing.T) {
 		t.Errorf("the route of another class (sent: %t) tells of a change at %v", ok, since)
 	}
 	src[there] = at(translate.Route, 3, "", now)
-	s.Dirty(slices.Values([]build.Key{there}))
+	s.Dirty([]build.Key{there})
 	if since := exchange(s, src)[translate.Route]; !since.Equal(now) {
 		t.Errorf("its own change tells of %v", since)
+	}
+}
+
+// What was built a moment ago, and is yet to be told of, may name other clusters than what
+// the stream has looked at.
+func TestARouteIsNotSentBeforeClustersThatOnlyItsNewestValueNames(t *testing.T) {
+	route := func(serial int, clusters ...string) *build.Value {
+		return value(translate.Route, body{serial: serial, clusters: clusters})
+	}
+	cluster := func(name string) build.Key { return build.Key{Type: translate.Cluster, Name: name} }
+	key := build.Key{Type: translate.Route, Name: "r", For: "here"}
+	src := fixed{key: route(1, "late"), cluster("c"): at(translate.Cluster, 1, "", time.Time{})}
+	s := delta.New(bindingOf("here"), delta.Limits{})
+	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL()})
+	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"r"}})
+	if _, sent := exchange(s, src)[translate.Route]; sent {
+		t.Fatal("the route is sent, and not its cluster")
+	}
+	src[cluster("late")] = at(translate.Cluster, 1, "", time.Time{})
+	src[key] = route(2, "other")
+	s.Dirty([]build.Key{cluster("late")})
+	if _, sent := exchange(s, src)[translate.Route]; sent {
+		t.Error("the newest value of the route is sent, and not its cluster")
+	}
+	s.Dirty([]build.Key{key})
+	exchange(s, src)
+	same := *src[key] // found current for a later revision, of which nobody is told
+	same.At++
+	src[key], src[cluster("other")] = &same, at(translate.Cluster, 1, "", time.Time{})
+	s.Dirty([]build.Key{cluster("other")})
+	if _, sent := exchange(s, src)[translate.Route]; !sent {
+		t.Error("the route is not sent, now that its cluster is")
 	}
 }
 
@@ -112,25 +144,25 @@ func TestARefusalIsOfTheValueThatThereIs(t *testing.T) {
 	}
 	refuse := func(p *delta.Push) {
 		s.Request(&discovery.DeltaDiscoveryRequest{
-			TypeUrl: translate.Route.URL(), ResponseNonce: p.Response.GetNonce(),
-			ErrorDetail: &status.Status{Code: 3, Message: p.Response.GetResources()[0].GetVersion()},
+			TypeUrl: translate.Route.URL(), ResponseNonce: p.Nonce,
+			ErrorDetail: &status.Status{Code: 3, Message: p.Resources[0].Version},
 		})
 	}
 	refuse(next())
 	src[route] = two
-	s.Dirty(slices.Values([]build.Key{route}))
+	s.Dirty([]build.Key{route})
 	second := next()
 	src[route] = one
-	s.Dirty(slices.Values([]build.Key{route}))
+	s.Dirty([]build.Key{route})
 	if p := next(); p != nil {
-		t.Fatalf("what was refused was sent again: %v", p.Response)
+		t.Fatalf("what was refused was sent again: %v", p.Resources)
 	}
 	refuse(second)
 	if p := next(); p != nil { // it may be sent once more
 		refuse(p)
 	}
 	if p := next(); p != nil {
-		t.Errorf("there is no end to what is sent: %v", p.Response)
+		t.Errorf("there is no end to what is sent: %v", p.Resources)
 	}
 	if h, _ := s.Holding(route); h.Rejected == nil || h.Rejected.Version != one.Version || h.Rejected.Message != one.Version {
 		t.Errorf("the value is %s, and what is known to be refused %+v", one.Version, h.Rejected)
@@ -144,7 +176,7 @@ func TestWordsOfARefusalAreKeptShort(t *testing.T) {
 	s.Request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Route.URL(), ResourceNamesSubscribe: []string{"r"}})
 	p, _ := s.Next(src)
 	e := s.Request(&discovery.DeltaDiscoveryRequest{
-		TypeUrl: translate.Route.URL(), ResponseNonce: p.Response.GetNonce(),
+		TypeUrl: translate.Route.URL(), ResponseNonce: p.Nonce,
 		ErrorDetail: &status.Status{Code: 3, Message: strings.Repeat("ü", 1<<20)},
 	})
 	held, ok := s.Holding(route)

@@ -24,7 +24,7 @@ type absent struct {
 var _ build.Subscriber = (*absent)(nil)
 
 // Changed does nothing: nobody is there to be sent anything.
-func (*absent) Changed([]build.Key, bool) {}
+func (*absent) Changed([]build.Key) {}
 
 func (a *absent) keys() []build.Key {
 	out := make([]build.Key, 0, len(a.held))

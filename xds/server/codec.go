@@ -1,11 +1,12 @@
 package server
 
 import (
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/tulle-mesh/tulle/xds/delta"
 )
 
 // codec writes responses as the resources' bytes are, which all streams share:
@@ -32,25 +33,27 @@ const (
 	fieldAnyURL, fieldAnyValue                             = 1, 2
 )
 
-// Marshal encodes a message for the wire.
+// Marshal encodes a push as a DeltaDiscoveryResponse, and any other message.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	r, ok := v.(*discovery.DeltaDiscoveryResponse)
+	p, ok := v.(*delta.Push)
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	small, parts := textSize(r.GetTypeUrl())+textSize(r.GetNonce()), 1
-	for _, name := range r.GetRemovedResources() {
+	url := p.Type.URL()
+	small, parts := textSize(url)+textSize(p.Nonce), 1
+	for _, name := range p.Removed {
 		small += 1 + protowire.SizeBytes(len(name))
 	}
-	for _, one := range r.GetResources() {
+	for i := range p.Resources {
+		one := &p.Resources[i]
 		outer, _ := resourceSize(one)
 		small += 1 + protowire.SizeBytes(outer)
-		if n := len(one.GetResource().GetValue()); n >= shared {
+		if n := len(one.Body.GetValue()); n >= shared {
 			small -= n
 			parts += 2
 		}
 	}
-	var out mem.BufferSlice
+	out := make(mem.BufferSlice, 0, parts)
 	var lent *[]byte // all of the response, where it is small and nothing of it shared
 	var b []byte
 	if parts == 1 && small <= lendable {
@@ -60,31 +63,32 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		b = make([]byte, 0, small) // never grows, so that parts of it can be handed on
 	}
 	begun := 0
-	for _, one := range r.GetResources() {
+	for i := range p.Resources {
+		one := &p.Resources[i]
 		b = appendResource(b, one)
-		if value := one.GetResource().GetValue(); len(value) < shared {
+		if value := one.Body.GetValue(); len(value) < shared {
 			b = append(b, value...)
 		} else {
 			out = append(out, mem.SliceBuffer(b[begun:len(b):len(b)]), mem.SliceBuffer(value))
 			begun = len(b)
 		}
 	}
-	b = appendText(b, fieldTypeURL, r.GetTypeUrl())
-	b = appendText(b, fieldNonce, r.GetNonce())
-	for _, name := range r.GetRemovedResources() {
+	b = appendText(b, fieldTypeURL, url)
+	b = appendText(b, fieldNonce, p.Nonce)
+	for _, name := range p.Removed {
 		b = appendElement(b, fieldRemoved, name)
 	}
 	if lent != nil {
 		*lent = b
-		return mem.BufferSlice{mem.NewBuffer(lent, mem.DefaultBufferPool())}, nil
+		return append(out, mem.NewBuffer(lent, mem.DefaultBufferPool())), nil
 	}
 	return append(out, mem.SliceBuffer(b[begun:])), nil
 }
 
 // resourceSize is how many bytes a resource has, and its Any.
-func resourceSize(r *discovery.Resource) (outer, inner int) {
-	outer = textSize(r.GetName()) + textSize(r.GetVersion())
-	if a := r.GetResource(); a != nil {
+func resourceSize(r *delta.Resource) (outer, inner int) {
+	outer = textSize(r.Name) + textSize(r.Version)
+	if a := r.Body; a != nil {
 		inner = textSize(a.GetTypeUrl())
 		if len(a.GetValue()) > 0 {
 			inner += 1 + protowire.SizeBytes(len(a.GetValue()))
@@ -96,13 +100,13 @@ func resourceSize(r *discovery.Resource) (outer, inner int) {
 
 // appendResource appends a resource up to where the value of its Any begins, which
 // comes last.
-func appendResource(b []byte, r *discovery.Resource) []byte {
+func appendResource(b []byte, r *delta.Resource) []byte {
 	outer, inner := resourceSize(r)
 	b = protowire.AppendTag(b, fieldResources, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(outer))
-	b = appendText(b, fieldName, r.GetName())
-	b = appendText(b, fieldVersion, r.GetVersion())
-	a := r.GetResource()
+	b = appendText(b, fieldName, r.Name)
+	b = appendText(b, fieldVersion, r.Version)
+	a := r.Body
 	if a == nil {
 		return b
 	}

@@ -10,6 +10,9 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/tulle-mesh/tulle/xds/delta"
+	"github.com/tulle-mesh/tulle/xds/translate"
 )
 
 func TestResponsesAreReadAsTheyWereMeant(t *testing.T) {
@@ -18,20 +21,23 @@ func TestResponsesAreReadAsTheyWereMeant(t *testing.T) {
 	text := func(most int) string { return strings.Repeat("x", random.IntN(most)) }
 	c := newCodec()
 	for range 2000 {
-		want := &discovery.DeltaDiscoveryResponse{TypeUrl: text(80), Nonce: text(20)}
+		push := &delta.Push{Type: translate.Type(random.IntN(delta.Types)), Nonce: text(20)}
+		want := &discovery.DeltaDiscoveryResponse{TypeUrl: push.Type.URL(), Nonce: push.Nonce}
 		for range random.IntN(6) {
-			r := &discovery.Resource{Name: text(200), Version: text(40)}
+			r := delta.Resource{Name: text(200), Version: text(40)}
 			if random.IntN(8) > 0 {
 				value := make([]byte, random.IntN(3*shared))
-				r.Resource = &anypb.Any{TypeUrl: text(80), Value: value}
+				r.Body = &anypb.Any{TypeUrl: text(80), Value: value}
 			}
-			want.Resources = append(want.Resources, r)
+			push.Resources = append(push.Resources, r)
+			want.Resources = append(want.Resources, &discovery.Resource{Name: r.Name, Version: r.Version, Resource: r.Body})
 		}
 		for range random.IntN(4) {
-			want.RemovedResources = append(want.RemovedResources, text(100))
+			push.Removed = append(push.Removed, text(100))
 		}
+		want.RemovedResources = push.Removed
 		got := &discovery.DeltaDiscoveryResponse{}
-		encoded, err := c.Marshal(want)
+		encoded, err := c.Marshal(push)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,9 +49,7 @@ func TestResponsesAreReadAsTheyWereMeant(t *testing.T) {
 
 func TestLargeResourcesAreNotCopied(t *testing.T) {
 	value := bytes.Repeat([]byte("x"), shared)
-	encoded, err := newCodec().Marshal(&discovery.DeltaDiscoveryResponse{
-		Resources: []*discovery.Resource{{Name: "a", Resource: &anypb.Any{Value: value}}},
-	})
+	encoded, err := newCodec().Marshal(&delta.Push{Resources: []delta.Resource{{Name: "a", Body: &anypb.Any{Value: value}}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,5 +82,5 @@ func (m *metrics) sent(p *delta.Push) {
 	t := typeName(p.Type)
 	m.pushes.WithLabelValues(t).Inc()
 	m.bytes.WithLabelValues(t).Add(float64(p.Bytes))
-	m.resources.WithLabelValues(t).Add(float64(len(p.Response.Resources)))
+	m.resources.WithLabelValues(t).Add(float64(len(p.Resources)))
 }

@@ -29,8 +29,8 @@ import (
 type Builder interface {
 	Subscribe(s build.Subscriber, keys ...build.Key)
 	Unsubscribe(s build.Subscriber, keys ...build.Key)
-	Follow(s build.Subscriber, f mesh.Fact)
-	Unfollow(s build.Subscriber, f mesh.Fact)
+	Follow(who build.Follower, f mesh.Fact)
+	Unfollow(who build.Follower, f mesh.Fact)
 	Value(k build.Key) *build.Value
 	Scopes() *build.Collection
 	Snapshot() *mesh.Snapshot

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,11 +30,14 @@ type stream struct {
 	log      logr.Logger
 
 	// What the builder says, until the writer takes it in.
-	in    sync.Mutex
-	dirty map[build.Key]struct{}
-	// taking is what was dirty and is being taken in.
-	taking map[build.Key]struct{}
-	wake   chan struct{} // one pending wake-up
+	in     sync.Mutex
+	dirty  []build.Key // has new values; one may be there twice
+	taking []build.Key // what was dirty and is being taken in
+	// distinct is how many of dirty there were when those that were there twice were
+	// left out last; 0: never.
+	distinct int
+	moved    atomic.Bool   // the stream's pod or its node is another
+	wake     chan struct{} // one pending wake-up
 	// workload is the stream's pod as it was taken in last.
 	workload atomic.Pointer[mesh.Workload]
 
@@ -92,24 +95,37 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 	return st
 }
 
-// Changed notes which keys have new values, or that the stream's pod or its node is
-// another now. It is called by the builder.
-func (st *stream) Changed(keys []build.Key, followed bool) {
-	if followed {
-		// Here, because the writer may wait for a proxy that does not read.
-		if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
-			st.close(errPodGone)
-			return
-		}
-	}
+// Changed notes which keys have new values. It is called by the builder.
+func (st *stream) Changed(keys []build.Key) {
 	st.in.Lock()
-	if st.dirty == nil {
-		st.dirty = make(map[build.Key]struct{}, len(keys))
-	}
-	for _, k := range keys {
-		st.dirty[k] = struct{}{}
+	st.dirty = append(st.dirty, keys...)
+	if len(st.dirty) > manyKeys && len(st.dirty) > 2*st.distinct {
+		// The writer waits for a proxy that does not read.
+		st.dirty = distinct(st.dirty)
+		st.distinct = len(st.dirty)
 	}
 	st.in.Unlock()
+	st.signal()
+}
+
+func distinct(keys []build.Key) []build.Key {
+	seen := make(map[build.Key]struct{}, len(keys)/2)
+	return slices.DeleteFunc(keys, func(k build.Key) bool {
+		_, again := seen[k]
+		seen[k] = struct{}{}
+		return again
+	})
+}
+
+// FactChanged notes that the stream's pod or its node is another now. It is called by
+// the builder.
+func (st *stream) FactChanged() {
+	// Here, because the writer may wait for a proxy that does not read.
+	if _, ok := st.current(st.server.options.Builder.Snapshot()); !ok {
+		st.close(errPodGone)
+		return
+	}
+	st.moved.Store(true)
 	st.signal()
 }
 
@@ -188,12 +204,12 @@ func (st *stream) write(ctx context.Context) {
 	st.server.options.Builder.Follow(st, st.pod())
 	st.server.options.Builder.Follow(st, st.node)
 	defer st.reminder.stop()
-	for {
-		select {
-		case <-ctx.Done():
+	defer context.AfterFunc(ctx, st.signal)()
+	for range st.wake {
+		if ctx.Err() != nil {
 			return
-		case <-st.wake:
-		case <-st.reminder.due():
+		}
+		if st.reminder.due(time.Now()) {
 			st.remind()
 		}
 		if err := st.flush(ctx); err != nil {
@@ -221,19 +237,23 @@ func (st *stream) leave() {
 // flush sends until there is nothing to send.
 func (st *stream) flush(ctx context.Context) error {
 	for {
-		push := st.next()
+		push, more := st.next()
 		if push == nil || ctx.Err() != nil {
 			return nil
 		}
 		st.server.metrics.sent(push)
-		if err := st.rpc.Send(push.Response); err != nil {
+		if err := st.rpc.SendMsg(push); err != nil {
 			return err
+		}
+		if !more {
+			return nil
 		}
 	}
 }
 
-// next is what to send next, nil for nothing.
-func (st *stream) next() *delta.Push {
+// next is what to send next, nil for nothing, and whether there may be more before
+// the writer is woken again.
+func (st *stream) next() (push *delta.Push, more bool) {
 	st.turn.Lock()
 	defer st.turn.Unlock()
 	st.takeIn()
@@ -242,38 +262,45 @@ func (st *stream) next() *delta.Push {
 	if push != nil {
 		st.pushes++
 	}
+	more = st.state.Waits()
 	unanswered := st.state.Unanswered(translate.Cluster)
 	st.lock.Unlock()
-	st.reminder.watch(unanswered)
+	st.reminder.watch(unanswered, st.signal)
 	st.carryOut(effects)
-	return push
+	return push, more
 }
 
 const (
 	// fewKeys is how many keys a change of one thing is.
 	fewKeys = 64
-	// keptKeys are as many as a map has room for at first (a Swiss table's group).
+	// keptKeys are as many as there is room kept for.
 	keptKeys = 8
+	// manyKeys are more than most proxies hold.
+	manyKeys = 4096
 )
 
 // takeIn takes in what the builder says.
 func (st *stream) takeIn() {
 	st.in.Lock()
-	st.taking, st.dirty = st.dirty, st.taking
+	st.taking, st.dirty, st.distinct = st.dirty, st.taking, 0
 	st.in.Unlock()
-	st.follow()
+	if st.moved.Swap(false) {
+		st.follow()
+	}
 	if len(st.taking) == 0 {
 		return
 	}
 	st.lock.Lock()
 	defer st.lock.Unlock()
-	st.state.Dirty(maps.Keys(st.taking))
+	st.state.Dirty(st.taking)
 	st.in.Lock()
 	defer st.in.Unlock()
-	if len(st.taking) > keptKeys { // a map never shrinks
+	if cap(st.taking) > keptKeys {
 		st.taking = nil
+		return
 	}
 	clear(st.taking)
+	st.taking = st.taking[:0]
 }
 
 // request takes in what the proxy says, and reports whether there may be something
@@ -375,28 +402,32 @@ func (st *stream) remind() {
 // reminder is due when the proxy's answer to clusters is late.
 type reminder struct {
 	timer      *time.Timer
+	at         time.Time // zero while nothing is awaited
 	unanswered int
 }
 
 // Clusters warm in milliseconds once their endpoints are there.
 const late = 5 * time.Second
 
-func (r *reminder) watch(unanswered int) {
+// watch has wake called when the answer is late.
+func (r *reminder) watch(unanswered int, wake func()) {
 	if unanswered == r.unanswered {
 		return
 	}
 	r.unanswered = unanswered
 	r.stop()
 	if unanswered > 0 {
-		r.timer = time.NewTimer(late)
+		r.at, r.timer = time.Now().Add(late), time.AfterFunc(late, wake)
 	}
 }
 
-func (r *reminder) due() <-chan time.Time {
-	if r.timer == nil {
-		return nil
+// due reports, once, that the answer is late.
+func (r *reminder) due(now time.Time) bool {
+	if r.at.IsZero() || now.Before(r.at) {
+		return false
 	}
-	return r.timer.C
+	r.at = time.Time{}
+	return true
 }
 
 func (r *reminder) stop() {
@@ -404,6 +435,7 @@ func (r *reminder) stop() {
 		r.timer.Stop()
 		r.timer = nil
 	}
+	r.at = time.Time{}
 }
 
 // source reads the builder for the state of a stream.

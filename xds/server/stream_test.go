@@ -19,7 +19,7 @@ func TestWhoReadsNothingHasNothingPileUp(t *testing.T) {
 	for i := range times {
 		name := []string{fmt.Sprintf("svc|shop/x%d|80", i)}
 		st.request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL(), ResourceNamesSubscribe: name})
-		st.Changed([]build.Key{{Type: translate.Cluster, Name: name[0], For: "shop"}}, false)
+		st.Changed([]build.Key{{Type: translate.Cluster, Name: name[0], For: "shop"}})
 		st.request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL(), ResourceNamesUnsubscribe: name})
 	}
 	st.in.Lock()

@@ -282,8 +282,8 @@ func (t *tally) next() {
 // caller holds the lock.
 func (st *stream) unsettled(f func(*delta.Holding)) {
 	st.in.Lock()
-	for _, keys := range [...]map[build.Key]struct{}{st.dirty, st.taking} {
-		for k := range keys {
+	for _, keys := range [...][]build.Key{st.dirty, st.taking} {
+		for _, k := range keys {
 			if h, ok := st.state.Holding(k); ok {
 				f(&h)
 			}
