@@ -151,7 +151,7 @@ func (b *Builder) Unsubscribe(s Subscriber, keys ...Key) {
 }
 
 // Follow has the follower told, at once and whenever the fact is another: when
-// [Builder.Snapshot] has it, and before there is any value of that.
+// [Builder.Snapshot] has it, and values are built for that.
 func (b *Builder) Follow(who Follower, f mesh.Fact) {
 	b.request(request{follower: who, fact: f, op: follow})
 }
@@ -227,22 +227,26 @@ func (b *Builder) Run(ctx context.Context) error {
 // work is one batch's.
 type work struct {
 	dirty  map[*target]struct{}
-	notify map[Subscriber][]Key // one that is shared has no room for more
+	notify map[Subscriber][]Key  // one that is shared has no room for more
+	facts  map[Follower]struct{} // those whose facts are others
 	since  time.Time
 }
 
-func newWork() work { return work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}} }
+func newWork() work {
+	return work{dirty: map[*target]struct{}{}, notify: map[Subscriber][]Key{}, facts: map[Follower]struct{}{}}
+}
 
 // reset has it ready for the next batch, which most often is as small as the last. What
 // is large is given back: a map never shrinks.
 func (w *work) reset() {
 	const keep = 1024
-	if len(w.dirty)+len(w.notify) > keep {
+	if len(w.dirty)+len(w.notify)+len(w.facts) > keep {
 		*w = newWork()
 		return
 	}
 	clear(w.dirty)
 	clear(w.notify)
+	clear(w.facts)
 	w.since = time.Time{}
 }
 
@@ -283,6 +287,10 @@ func (b *Builder) step(ctx context.Context) {
 		b.sweep(time.Now())
 	}
 	b.metrics.targets.Set(float64(len(b.targets)))
+	// First: what is new of a class that a follower has left is not for it.
+	for who := range w.facts {
+		who.FactChanged()
+	}
 	for s, keys := range w.notify {
 		s.Changed(keys)
 	}
@@ -307,7 +315,7 @@ func (b *Builder) apply(w *work, changes []mesh.Change) {
 			w.dirty[t] = struct{}{}
 		}
 		for who := range b.followers[f] {
-			who.FactChanged()
+			w.facts[who] = struct{}{}
 		}
 	}
 	slices.Sort(vips)
@@ -340,7 +348,7 @@ func (b *Builder) serve(w *work, r request) {
 			b.followers[r.fact] = map[Follower]struct{}{}
 		}
 		b.followers[r.fact][r.follower] = struct{}{}
-		r.follower.FactChanged()
+		w.facts[r.follower] = struct{}{}
 		return
 	case unfollow:
 		delete(b.followers[r.fact], r.follower)

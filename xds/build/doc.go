@@ -3,7 +3,8 @@
 // that changed.
 //
 // In: [mesh.Change] values through [Builder.Apply], and subscriptions. Out:
-// immutable [Value]s, and a call to each [Subscriber] whose targets changed.
+// immutable [Value]s, a call to each [Subscriber] whose targets changed, and one to each
+// [Follower] of a fact that is another.
 // Next: xds/delta sends them, xds/server owns the streams; controllers/status
 // subscribes to findings.
 //

@@ -43,7 +43,7 @@ func (s *Stream) Holding(k build.Key) (Holding, bool) {
 
 func (s *subscription) holding(t translate.Type) Holding {
 	h := Holding{Key: s.key(t), Sent: s.sent, Acknowledged: s.acked, At: s.ackedAt, Rejected: s.rejected}
-	if t == translate.Endpoints { // see Stream.version
+	if t == translate.Endpoints { // see ofCluster
 		h.Sent, h.Acknowledged = own(h.Sent), own(h.Acknowledged)
 		if h.Rejected != nil {
 			h.Rejected = &Rejection{Version: own(h.Rejected.Version), Message: h.Rejected.Message}

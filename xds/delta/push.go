@@ -35,7 +35,8 @@ type Resource struct {
 }
 
 // Next is the next response to send; nil when there is none until the next
-// call of Request, Dirty or Rebind. The effects are to be carried out first.
+// call of Request, Dirty, Rebind or Remind, or until the set of all scopes is
+// another. The effects are to be carried out first.
 // What Next returns is taken to be sent.
 func (s *Stream) Next(src Source) (*Push, Effects) {
 	s.imply(src)
@@ -106,8 +107,8 @@ const (
 	send
 )
 
-// judge says what becomes of a load assignment that is sent for a cluster of the version
-// of, or of another resource.
+// judge says what becomes of what is queued. of is the version of the cluster that a load
+// assignment goes with; empty for all else.
 func (s *Stream) judge(t translate.Type, sub *subscription, of string, src Source) (*build.Value, verdict) {
 	if sub.why == 0 {
 		return nil, idle
@@ -162,8 +163,7 @@ func own(version string) string {
 	return version
 }
 
-// is reports whether a version on a stream is that of the value, for a cluster of the
-// version of.
+// is reports whether a version on a stream is that of the value; of is as for judge.
 func is(version string, t translate.Type, v *build.Value, of string) bool {
 	if t != translate.Endpoints {
 		return version == v.Version
@@ -265,8 +265,8 @@ func (s *Stream) waits(t translate.Type) bool {
 }
 
 // Waits reports whether there may be something to send. Where it says no there is
-// nothing until the next call of Request, Dirty or Rebind, or until the set of all
-// scopes is another.
+// nothing until the next call of Request, Dirty, Rebind or Remind, or until the set of
+// all scopes is another.
 func (s *Stream) Waits() bool {
 	for t := range s.types {
 		if s.waits(translate.Type(t)) || len(s.types[t].gone) > 0 {
@@ -453,6 +453,9 @@ func (s *Stream) sent(p *pushing) *Push {
 	}
 	s.nonce++
 	subs := &s.types[p.t]
+	if cap(p.parts) > 2*len(p.parts) { // they are kept until the proxy answers
+		p.parts = slices.Clone(p.parts)
+	}
 	subs.unacked = append(subs.unacked, response{nonce: s.nonce, parts: p.parts, since: p.since})
 	for _, what := range p.parts {
 		if what.sub != nil {

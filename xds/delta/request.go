@@ -33,7 +33,7 @@ func (s *Stream) Request(req *discovery.DeltaDiscoveryRequest) Effects {
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		s.unsubscribed(t, name)
 	}
-	s.expect(subs, len(req.GetResourceNamesSubscribe()))
+	s.expect(t, len(req.GetResourceNamesSubscribe()))
 	all := first && wild(t) && len(req.GetResourceNamesSubscribe()) == 0
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == Wildcard && wild(t) {
@@ -50,8 +50,12 @@ func (s *Stream) Request(req *discovery.DeltaDiscoveryRequest) Effects {
 }
 
 // expect makes room for names that are new, as most of many are.
-func (s *Stream) expect(subs *subscriptions, names int) {
+func (s *Stream) expect(t translate.Type, names int) {
 	names = min(names, s.limits.Names)
+	if names == 0 || t == translate.Scope {
+		return
+	}
+	subs := &s.types[t]
 	if len(subs.names) == 0 {
 		subs.names = make(map[string]*subscription, names)
 	}

@@ -146,7 +146,11 @@ func (w *world) serve(p *proxy) bool {
 		w.carryOut(p, p.stream.Request(r))
 		return true
 	}
+	waits := p.stream.Waits()
 	push, effects := p.stream.Next(w.source)
+	if push != nil && !waits && push.Type != translate.Scope {
+		p.fail("%v is sent, of which nothing was to be seen", push.Type)
+	}
 	w.carryOut(p, effects)
 	if push == nil {
 		return len(p.toward) > 0 || len(effects.Subscribe) > 0

@@ -371,7 +371,7 @@ func (s *Stream) drop(t translate.Type, sub *subscription) {
 	if sub.why&explicit != 0 {
 		subs.explicit--
 	}
-	sub.why = 0
+	sub.why, sub.searched = 0, nil
 	s.absolve(sub)
 	s.print ^= print(sub.key(t))
 	delete(subs.names, sub.name)

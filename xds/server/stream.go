@@ -37,6 +37,7 @@ type stream struct {
 	// left out last; 0: never.
 	distinct int
 	moved    atomic.Bool   // the stream's pod or its node is another
+	told     atomic.Bool   // the builder follows these for the stream
 	wake     chan struct{} // one pending wake-up
 	// workload is the stream's pod as it was taken in last.
 	workload atomic.Pointer[mesh.Workload]
@@ -98,9 +99,10 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 // Changed notes which keys have new values. It is called by the builder.
 func (st *stream) Changed(keys []build.Key) {
 	st.in.Lock()
+	before := len(st.dirty)
 	st.dirty = append(st.dirty, keys...)
-	if len(st.dirty) > manyKeys && len(st.dirty) > 2*st.distinct {
-		// The writer waits for a proxy that does not read.
+	if before > 0 && len(st.dirty) > max(severalKeys, 2*st.distinct) {
+		// The writer may wait for a proxy that does not read.
 		st.dirty = distinct(st.dirty)
 		st.distinct = len(st.dirty)
 	}
@@ -126,6 +128,7 @@ func (st *stream) FactChanged() {
 		return
 	}
 	st.moved.Store(true)
+	st.told.Store(true)
 	st.signal()
 }
 
@@ -265,7 +268,7 @@ func (st *stream) next() (push *delta.Push, more bool) {
 	more = st.state.Waits()
 	unanswered := st.state.Unanswered(translate.Cluster)
 	st.lock.Unlock()
-	st.reminder.watch(unanswered, st.signal)
+	st.reminder.watch(unanswered, st)
 	st.carryOut(effects)
 	return push, more
 }
@@ -275,8 +278,8 @@ const (
 	fewKeys = 64
 	// keptKeys are as many as there is room kept for.
 	keptKeys = 8
-	// manyKeys are more than most proxies hold.
-	manyKeys = 4096
+	// severalKeys are more than come before a writer that waits for nothing looks.
+	severalKeys = 256
 )
 
 // takeIn takes in what the builder says.
@@ -284,7 +287,7 @@ func (st *stream) takeIn() {
 	st.in.Lock()
 	st.taking, st.dirty, st.distinct = st.dirty, st.taking, 0
 	st.in.Unlock()
-	if st.moved.Swap(false) {
+	if st.moved.Swap(false) || !st.told.Load() {
 		st.follow()
 	}
 	if len(st.taking) == 0 {
@@ -409,15 +412,15 @@ type reminder struct {
 // Clusters warm in milliseconds once their endpoints are there.
 const late = 5 * time.Second
 
-// watch has wake called when the answer is late.
-func (r *reminder) watch(unanswered int, wake func()) {
+// watch has the stream's writer woken when the answer is late.
+func (r *reminder) watch(unanswered int, st *stream) {
 	if unanswered == r.unanswered {
 		return
 	}
 	r.unanswered = unanswered
 	r.stop()
 	if unanswered > 0 {
-		r.at, r.timer = time.Now().Add(late), time.AfterFunc(late, wake)
+		r.at, r.timer = time.Now().Add(late), time.AfterFunc(late, st.signal)
 	}
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -23,8 +24,23 @@ func TestWhoReadsNothingHasNothingPileUp(t *testing.T) {
 		st.request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL(), ResourceNamesUnsubscribe: name})
 	}
 	st.in.Lock()
-	defer st.in.Unlock()
 	if n := len(st.dirty); n > 1000 {
 		t.Errorf("of %d names that the proxy has no more, %d are still to be looked at", times, n)
+	}
+	st.in.Unlock()
+
+	const held = 300
+	for i := range times { // they change again and again
+		st.Changed([]build.Key{{Type: translate.Cluster, Name: fmt.Sprint(i % held)}})
+	}
+	st.in.Lock()
+	defer st.in.Unlock()
+	if n := len(st.dirty); n > 2*severalKeys+2*held {
+		t.Errorf("%d keys are to be looked at, of %d that there are", n, held)
+	}
+	for i := range held {
+		if k := (build.Key{Type: translate.Cluster, Name: fmt.Sprint(i)}); !slices.Contains(st.dirty, k) {
+			t.Fatalf("%v is not to be looked at", k)
+		}
 	}
 }

@@ -242,8 +242,8 @@ func (t *tally) started(pod mesh.Name, uid string) bool {
 
 // stream counts a stream's pod.
 func (t *tally) stream(st *stream, known, next concerns) {
-	pod := st.proxy.pod
 	st.lock.Lock()
+	pod := st.proxy.pod
 	c := t.class(st.state, known, next)
 	st.unsettled(func(h *delta.Holding) {
 		if !ownCertificate(h.Key) {
