@@ -18,6 +18,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/go-logr/logr"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // memoryLimit is from where on this program's garbage is collected all the same.
@@ -49,6 +52,7 @@ func main() {
 	// would be waited for as though it were the control plane's work.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(memoryLimit)
+	ctrllog.SetLogger(logr.Discard()) // what starts the API server complains after 30 s without one
 	if err := command(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
