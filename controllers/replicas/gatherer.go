@@ -187,6 +187,8 @@ type replica struct {
 	ready   bool
 }
 
+// replicas are those of the mesh of which FactChanged tells. Built is that only a moment
+// later, of which nobody would tell.
 func (g *Gatherer) replicas() map[string]replica {
 	return behind(g.options.Builder.Snapshot(), g.options.Service, g.options.Self)
 }

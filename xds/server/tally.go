@@ -278,8 +278,8 @@ func (t *tally) next() {
 	t.touched = t.touched[:0]
 }
 
-// unsettled calls f with what the proxy may not have as it is built now. The
-// caller holds the lock.
+// unsettled calls f with what the proxy may not have as it is built now, with one
+// thing perhaps more than once. The caller holds the lock.
 func (st *stream) unsettled(f func(*delta.Holding)) {
 	st.in.Lock()
 	for _, keys := range [...][]build.Key{st.dirty, st.taking} {
