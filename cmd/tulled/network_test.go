@@ -190,12 +190,13 @@ func (r *relay) redirect(to string) {
 
 // freePorts are addresses on the loopback whose ports nobody has, at any address. They
 // are below those that connections are given (net.ipv4.ip_local_port_range begins at
-// 32768): packages are tested side by side.
+// 32768) and above those that the tests of xds/translate take: packages are tested side by
+// side.
 func freePorts(t *testing.T, count int) []string {
 	t.Helper()
 	var out []string
 	for range 100 * count {
-		port := 12000 + rand.IntN(20000)
+		port := 24000 + rand.IntN(8000)
 		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
 			continue

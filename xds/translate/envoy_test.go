@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,12 +156,19 @@ func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
 	}
 }
 
-// freePort is one that nobody listens at, below those that connections are given
-// (net.ipv4.ip_local_port_range begins at 32768): packages are tested side by side.
+// lastPort is the one that freePort gave last.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(rand.Int32N(8000)) }
+
+// freePort is one that nobody listens at, and that no other call gives. They are above the
+// proxy's own, which a Gateway does not listen at, and below those that connections are given
+// (net.ipv4.ip_local_port_range begins at 32768) and the tests of cmd/tulled take, which may
+// run at the same time.
 func freePort(t *testing.T) int {
 	t.Helper()
-	for range 100 {
-		port := 12000 + rand.IntN(20000)
+	for range 8000 {
+		port := 16000 + int(lastPort.Add(1))%8000
 		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
 		if err == nil {
 			l.Close()
