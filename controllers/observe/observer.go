@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -49,6 +51,10 @@ type Options struct {
 	// which kinds of gateways are as if missing, and "configmaps", before which
 	// BackendTLSPolicy is, and every ConfigMap. nil: it may.
 	May func(ctx context.Context, resource string) (bool, error)
+	// Served names the kinds that the API server has in a version of the Gateway API's
+	// group, none where it has none. nil: each that is missing is tried, for which a mapper
+	// reads all that the group has.
+	Served func(ctx context.Context, version schema.GroupVersion) ([]string, error)
 	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
 	// API server has it; may be nil.
 	OnKind func(client.Object) error
@@ -60,6 +66,7 @@ type Observer struct {
 	applier mesh.Applier
 	root    string
 	may     func(context.Context, string) (bool, error)
+	served  func(context.Context, schema.GroupVersion) ([]string, error)
 	onKind  func(client.Object) error
 	log     logr.Logger
 	watches []watch
@@ -99,7 +106,7 @@ func New(o Options) *Observer {
 	if may == nil {
 		may = func(context.Context, string) (bool, error) { return true, nil }
 	}
-	return &Observer{applier: o.Applier, root: root, may: may, onKind: onKind, log: o.Log, synced: make(chan struct{})}
+	return &Observer{applier: o.Applier, root: root, may: may, served: o.Served, onKind: onKind, log: o.Log, synced: make(chan struct{})}
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
@@ -160,7 +167,21 @@ func (o *Observer) Watch(ctx context.Context, informers, keys cache.Informers) e
 
 // watchMissing attaches to the kinds that are there by now.
 func (o *Observer) watchMissing(ctx context.Context) error {
+	served := map[schema.GroupVersion][]string{}
 	for kind, obj := range o.missing {
+		if o.served != nil {
+			version := versionOf(obj)
+			if _, asked := served[version]; !asked {
+				kinds, err := o.served(ctx, version)
+				if err != nil {
+					return fmt.Errorf("asking for the kinds of %s: %w", version, err)
+				}
+				served[version] = kinds
+			}
+			if !slices.Contains(served[version], kindOf(obj)) {
+				continue
+			}
+		}
 		resource := map[mesh.Kind]string{mesh.KindGateway: "secrets", mesh.KindClass: "secrets", mesh.KindBackendTLS: "configmaps"}[kind]
 		if resource != "" {
 			switch may, err := o.may(ctx, resource); {
@@ -185,6 +206,19 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 		o.arrived = append(o.arrived, obj)
 	}
 	return o.watchBundles(ctx)
+}
+
+// versionOf is the version of the Gateway API in which the kind is watched.
+func versionOf(obj client.Object) schema.GroupVersion {
+	if _, ok := obj.(*gatewayv1beta1.ReferenceGrant); ok {
+		return gatewayv1beta1.SchemeGroupVersion
+	}
+	return gatewayv1.SchemeGroupVersion
+}
+
+func kindOf(obj any) string {
+	name := fmt.Sprintf("%T", obj)
+	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
 // needed are the kinds that only a kind of the Gateway API needs.
@@ -255,8 +289,7 @@ func (o *Observer) await(ctx context.Context) error {
 }
 
 func (o *Observer) watch(ctx context.Context, informers cache.Informers, obj client.Object, h toolscache.ResourceEventHandler) error {
-	kind := strings.TrimPrefix(fmt.Sprintf("%T", obj), "*")
-	kind = kind[strings.LastIndexByte(kind, '.')+1:]
+	kind := kindOf(obj)
 	informer, err := informers.GetInformer(ctx, obj, cache.BlockUntilSynced(false))
 	switch {
 	case apimeta.IsNoMatchError(err) && kind == "ServiceCIDR":

@@ -3,6 +3,8 @@ package observe
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +19,8 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/tulle-mesh/tulle/config/v1alpha1"
 	"github.com/tulle-mesh/tulle/xds/mesh"
@@ -52,11 +56,6 @@ type stubInformers struct {
 }
 
 func newStubInformers() *stubInformers { return &stubInformers{byKind: map[string]*stubInformer{}} }
-
-func kindOf(obj any) string {
-	name := fmt.Sprintf("%T", obj)
-	return name[strings.LastIndexByte(name, '.')+1:]
-}
 
 func (s *stubInformers) GetInformer(_ context.Context, obj client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
 	kind := kindOf(obj)
@@ -289,6 +288,33 @@ func TestOnlyServiceCIDRMayBeMissing(t *testing.T) {
 		if fails && !strings.Contains(err.Error(), "apply Tulle's CRDs first") {
 			t.Errorf("the error does not say what to do: %v", err)
 		}
+	}
+}
+
+// To try a kind that is missing costs a mapper a look at all kinds of the group: it is tried
+// when the API server says that it has it, of which each version is asked once.
+func TestKindsOfTheGatewayAPIAreTriedWhenTheyAreServed(t *testing.T) {
+	in, asked := newStubInformers(), 0
+	has := map[schema.GroupVersion][]string{}
+	o := New(Options{Applier: newModel(), Log: logr.Discard(), Served: func(_ context.Context, v schema.GroupVersion) ([]string, error) {
+		asked++
+		return has[v], nil
+	}})
+	if err := o.Watch(t.Context(), in, in.keys()); err != nil {
+		t.Fatal(err)
+	}
+	if asked != 2 || in.byKind["HTTPRoute"] != nil || in.byKind["ReferenceGrant"] != nil {
+		t.Errorf("asked %d times, want once for each of 2 versions; watched: %v", asked, slices.Sorted(maps.Keys(in.byKind)))
+	}
+	has[gatewayv1.SchemeGroupVersion], has[gatewayv1beta1.SchemeGroupVersion] = []string{"HTTPRoute", "ReferenceGrant"}, []string{"HTTPRoute", "GRPCRoute"}
+	if err := o.watchMissing(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if in.byKind["HTTPRoute"] == nil || in.byKind["ReferenceGrant"] != nil || in.byKind["GRPCRoute"] != nil {
+		t.Errorf("watched in another version than it is served in, or not at all: %v", slices.Sorted(maps.Keys(in.byKind)))
+	}
+	if _, missing := o.missing[mesh.KindHTTPRoute]; missing || len(o.missing) != 7 {
+		t.Errorf("still looked for: %v", o.missing)
 	}
 }
 

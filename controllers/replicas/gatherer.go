@@ -57,6 +57,7 @@ type Gatherer struct {
 	// unsettled says that the last verdicts may become others by time alone, or
 	// by a change of which no report tells.
 	unsettled bool
+	last      basis // of those verdicts, while that is so
 
 	lock     sync.Mutex
 	verdicts map[mesh.Ref]acks.Verdict // nil until all replicas were heard, or given up
@@ -88,6 +89,17 @@ func (g *Gatherer) FactChanged() {
 	case g.moved <- struct{}{}:
 	default:
 	}
+}
+
+// basis is what verdicts are made of: of the same, they are the same.
+type basis struct {
+	mesh    *mesh.Snapshot
+	reports map[string]*acks.Report // by replica
+	missing []string                // replicas
+}
+
+func (b basis) equals(c basis) bool {
+	return b.mesh == c.mesh && maps.Equal(b.reports, c.reports) && slices.Equal(b.missing, c.missing)
 }
 
 // member is one replica.
@@ -270,21 +282,26 @@ func ask(ctx context.Context, source Source, version string, released []string) 
 // how long to rest.
 func (g *Gatherer) merge(members map[string]*member) time.Duration {
 	start := time.Now()
-	reports := map[string]*acks.Report{}
-	var missing []string
+	now := basis{mesh: g.options.Builder.Built(), reports: map[string]*acks.Report{}}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		switch m := members[name]; {
 		case time.Since(m.heard) < silence && m.report != nil:
-			reports[name] = m.report
+			now.reports[name] = m.report
 		case time.Since(m.heard) < silence && m.required:
 			g.unsettled = true
 			return mergeGap // it is heard for the first time in a moment
 		case m.required:
-			missing = append(missing, name)
+			now.missing = append(now.missing, name)
 		}
 	}
-	g.unsettled = len(missing) > 0
-	g.publish(acks.Merge(reports, missing, g.running(), g.stray()))
+	if !g.unsettled || !now.equals(g.last) {
+		g.unsettled = len(now.missing) > 0
+		g.publish(acks.Merge(now.reports, now.missing, uids(now.mesh), g.stray(now.mesh)))
+		g.last = now
+		if !g.unsettled {
+			g.last = basis{} // a mesh that is no more takes memory
+		}
+	}
 	release(members)
 	return max(mergeRest*time.Since(start), mergeGap)
 }
@@ -300,28 +317,28 @@ func running(s *mesh.Snapshot) iter.Seq[*mesh.Workload] {
 	}
 }
 
-// running is that by UID.
-func (g *Gatherer) running() map[string]mesh.Name {
+// uids are those pods, by UID.
+func uids(s *mesh.Snapshot) map[string]mesh.Name {
 	out := map[string]mesh.Name{}
-	for w := range running(g.options.Builder.Built()) {
+	for w := range running(s) {
 		out[w.UID] = w.Name
 	}
 	return out
 }
 
 // stray asks about pods, and remembers the answers for others of their kind.
-func (g *Gatherer) stray() func(mesh.Name) []mesh.Ref {
+func (g *Gatherer) stray(s *mesh.Snapshot) func(mesh.Name) []mesh.Ref {
 	type kind struct{ profile, namespace string }
-	snapshot, known := g.options.Builder.Built(), map[kind][]mesh.Ref{}
+	known := map[kind][]mesh.Ref{}
 	return func(n mesh.Name) []mesh.Ref {
 		g.unsettled = true
-		w, ok := snapshot.Workload(n)
+		w, ok := s.Workload(n)
 		if !ok {
 			return nil
 		}
-		k := kind{snapshot.Profile(w), w.Namespace}
+		k := kind{s.Profile(w), w.Namespace}
 		if _, ok := known[k]; !ok {
-			known[k] = g.options.Concerning(snapshot, w)
+			known[k] = g.options.Concerning(s, w)
 		}
 		return known[k]
 	}

@@ -175,6 +175,36 @@ func TestTheLeaderAddsUpWhatAllReplicasReport(t *testing.T) {
 	until(t, g, "the loss of a pod", func(v acks.Verdict) bool { return v.Concerned == 2 && v.Programmed == 1 })
 }
 
+// What is unsettled is looked at every second, and nothing is made of it but where something
+// is another than it was.
+func TestWhatConcernsUnknownPodsIsFoundOutOnce(t *testing.T) {
+	asked := 0
+	m := &fixedMesh{}
+	m.mesh, _ = mesh.New(&mesh.Config{}).Apply(pod("shop", "a", "1", true))
+	g := New(Options{Builder: m, Log: testr.New(t), Concerning: func(*mesh.Snapshot, *mesh.Workload) []mesh.Ref {
+		asked++
+		return []mesh.Ref{policy}
+	}})
+	members := map[string]*member{"tulled-0": {report: newSource("1").report, heard: time.Now()}}
+	merge := func(what string, want, concerned int) {
+		t.Helper()
+		g.merge(members)
+		if v, _ := g.Verdict(policy); asked != want || v.Concerned != concerned {
+			t.Errorf("%s: asked %d times and found %d pods, want %d and %d", what, asked, v.Concerned, want, concerned)
+		}
+	}
+	merge("a pod of which nothing is known", 1, 1)
+	merge("the same", 1, 1)
+	m.mesh, _ = m.mesh.Apply(pod("shop", "b", "2", true))
+	merge("another such pod", 2, 2)
+	members["tulled-0"].report = newSource("2", "1").report
+	merge("one is connected", 3, 2)
+	members["tulled-0"].report = newSource("3", "1", "2").report
+	merge("both are", 3, 2)
+	m.mesh, _ = m.mesh.Apply(pod("shop", "c", "3", true))
+	merge("a third", 4, 3)
+}
+
 func TestAReplicaIsToldOfPodsThatAnotherHas(t *testing.T) {
 	local, other := newSource("1", "1", "2"), newSource("1")
 	other.say("2", nil, acks.Absent{UID: "2", Pod: "shop/b", Waiting: []int{0}})
