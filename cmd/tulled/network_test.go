@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -188,20 +189,25 @@ func (r *relay) redirect(to string) {
 	r.to = to
 }
 
-// freePorts are addresses on the loopback whose ports nobody has, at any address. They
-// are below those that connections are given (net.ipv4.ip_local_port_range begins at
-// 32768) and above those that the tests of xds/translate take: packages are tested side by
-// side.
+// lastPort is the one that freePorts gave last.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(rand.Int32N(8000)) }
+
+// freePorts are addresses on the loopback whose ports nobody has, at any address, and that no
+// other call gives. They are below those that connections are given
+// (net.ipv4.ip_local_port_range begins at 32768) and above those that the tests of
+// xds/translate take: packages are tested side by side.
 func freePorts(t *testing.T, count int) []string {
 	t.Helper()
 	var out []string
-	for range 100 * count {
-		port := 24000 + rand.IntN(8000)
+	for range 8000 {
+		port := 24000 + int(lastPort.Add(1))%8000
 		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
 			continue
 		}
-		defer l.Close() // only when all are chosen: no two are the same
+		l.Close()
 		if out = append(out, fmt.Sprint("127.0.0.1:", port)); len(out) == count {
 			return out
 		}

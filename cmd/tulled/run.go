@@ -11,10 +11,7 @@ import (
 
 	"github.com/go-logr/logr"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/discovery"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -157,17 +154,14 @@ func (p *controlPlane) wireBuilder(context.Context) error {
 
 // wireObserver also has certificates and their authority follow the MeshConfig.
 func (p *controlPlane) wireObserver(ctx context.Context) error {
-	api, err := discovery.NewDiscoveryClientForConfigAndClient(p.manager.GetConfig(), p.manager.GetHTTPClient())
-	if err != nil {
-		return fmt.Errorf("making a client for the API server's kinds: %w", err)
-	}
 	p.observer = observe.New(observe.Options{
 		Applier: p.builder, RootNamespace: p.options.namespace, Log: p.log.WithName("observe"),
-		May: p.mayWatch, Served: served(api),
+		May: p.mayWatch,
 		OnKind: func(o client.Object) error { // called when all is wired
 			return errors.Join(p.status.WatchKind(o), p.gateways.WatchKind(o))
 		},
 	})
+	var err error
 	p.keys, err = observe.NewKeysCache(p.manager.GetConfig(), cache.Options{
 		HTTPClient: p.manager.GetHTTPClient(), Scheme: p.manager.GetScheme(), Mapper: p.manager.GetRESTMapper(),
 	})
@@ -177,7 +171,7 @@ func (p *controlPlane) wireObserver(ctx context.Context) error {
 	if err := p.manager.Add(runnable(p.keys.Start)); err != nil { // by itself it would be the leader's
 		return fmt.Errorf("adding the cache of keys: %w", err)
 	}
-	if err := p.observer.SetupWithManager(p.manager, p.keys); err != nil {
+	if err := p.observer.SetupWithManager(ctx, p.manager, p.keys); err != nil {
 		return err
 	}
 	informer, err := p.manager.GetCache().GetInformer(ctx, &v1alpha1.MeshConfig{})
@@ -215,24 +209,6 @@ func (p *controlPlane) mayWatch(ctx context.Context, resource string) (bool, err
 	}
 	err := p.manager.GetClient().Create(ctx, review)
 	return err == nil && review.Status.Allowed, err
-}
-
-// served are the kinds that the API server has in a version of a group.
-func served(api *discovery.DiscoveryClient) func(context.Context, schema.GroupVersion) ([]string, error) {
-	return func(ctx context.Context, version schema.GroupVersion) ([]string, error) {
-		list, err := api.ServerResourcesForGroupVersionWithContext(ctx, version.String())
-		if apierrors.IsNotFound(err) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		var kinds []string
-		for _, r := range list.APIResources {
-			kinds = append(kinds, r.Kind)
-		}
-		return kinds, nil
-	}
 }
 
 func (p *controlPlane) wireTrust(context.Context) error {

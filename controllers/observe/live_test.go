@@ -15,6 +15,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -134,7 +135,7 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 	if err := mgr.Add(keys); err != nil {
 		t.Fatal(err)
 	}
-	if err := observer.SetupWithManager(mgr, keys); err != nil {
+	if err := observer.SetupWithManager(t.Context(), mgr, keys); err != nil {
 		t.Fatal(err)
 	}
 	run(t, mgr)
@@ -228,6 +229,22 @@ func TestMeshFollowsARealAPIServer(t *testing.T) {
 		m.until(t, "Strict as the mesh's default", func(v *mesh.View) bool { return v.Config().MTLS == mesh.MTLSStrict })
 		create(t, direct, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Spec: corev1.NodeSpec{PodCIDR: "10.9.0.0/24", PodCIDRs: []string{"10.9.0.0/24"}}})
 		m.until(t, "the node's range", func(v *mesh.View) bool { return len(v.Config().PodRanges) == 1 })
+	})
+	t.Run("kinds that come later are seen", func(t *testing.T) {
+		crds, err := apitest.GatewayCRDs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := envtest.InstallCRDs(config, envtest.CRDInstallOptions{Paths: []string{crds}, ErrorIfPathMissing: true}); err != nil {
+			t.Fatal(err)
+		}
+		create(t, direct, &gatewayv1.HTTPRoute{ObjectMeta: shop("late")}, &gatewayv1beta1.ReferenceGrant{ObjectMeta: shop("late"), Spec: gatewayv1.ReferenceGrantSpec{
+			From: []gatewayv1.ReferenceGrantFrom{{Group: gatewayv1.GroupName, Kind: "HTTPRoute", Namespace: "far"}}, To: []gatewayv1.ReferenceGrantTo{{Kind: "Service"}},
+		}})
+		m.until(t, "a route and a grant", func(v *mesh.View) bool {
+			_, route := v.Route(mesh.Ref{Kind: mesh.KindHTTPRoute, Name: mesh.Name{Namespace: "shop", Name: "late"}})
+			return route && v.Granted(mesh.GrantFrom{Group: gatewayv1.GroupName, Kind: "HTTPRoute", Namespace: "far"}, mesh.GrantTo{Kind: "Service", Name: "web"}, "shop")
+		})
 	})
 	t.Run("a deletion is seen", func(t *testing.T) {
 		for _, o := range []client.Object{policy, aService("s0")} {

@@ -15,8 +15,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -51,10 +54,6 @@ type Options struct {
 	// which kinds of gateways are as if missing, and "configmaps", before which
 	// BackendTLSPolicy is, and every ConfigMap. nil: it may.
 	May func(ctx context.Context, resource string) (bool, error)
-	// Served names the kinds that the API server has in a version of the Gateway API's
-	// group, none where it has none. nil: each that is missing is tried, for which a mapper
-	// reads all that the group has.
-	Served func(ctx context.Context, version schema.GroupVersion) ([]string, error)
 	// OnKind is told of each kind of the Gateway API that is watched, as soon as the
 	// API server has it; may be nil.
 	OnKind func(client.Object) error
@@ -66,12 +65,14 @@ type Observer struct {
 	applier mesh.Applier
 	root    string
 	may     func(context.Context, string) (bool, error)
-	served  func(context.Context, schema.GroupVersion) ([]string, error)
 	onKind  func(client.Object) error
 	log     logr.Logger
 	watches []watch
 
 	informers cache.Informers
+	// api is asked which kinds there are; nil: each that is missing is tried, for which a
+	// mapper makes its table of all kinds of all groups anew.
+	api discovery.ServerResourcesInterfaceWithContext
 	// missing are kinds whose CRDs the cluster does not have yet, and arrived those
 	// that are watched and not yet told of. After the start they are await's.
 	missing map[mesh.Kind]client.Object
@@ -106,15 +107,19 @@ func New(o Options) *Observer {
 	if may == nil {
 		may = func(context.Context, string) (bool, error) { return true, nil }
 	}
-	return &Observer{applier: o.Applier, root: root, may: may, served: o.Served, onKind: onKind, log: o.Log, synced: make(chan struct{})}
+	return &Observer{applier: o.Applier, root: root, may: may, onKind: onKind, log: o.Log, synced: make(chan struct{})}
 }
 
 // SetupWithManager attaches the observer to the manager's cache, which must
 // have been made with [CacheOptions], and to a [NewKeysCache], and has the manager run it on every
-// replica, leader or not. It asks the API server which kinds it has.
-func (o *Observer) SetupWithManager(mgr manager.Manager, keys cache.Informers) error {
-	// Attaching does not wait for anything that a context could cut short.
-	if err := o.Watch(context.Background(), mgr.GetCache(), keys); err != nil {
+// replica, leader or not. It asks the API server which kinds it has, until the context ends.
+func (o *Observer) SetupWithManager(ctx context.Context, mgr manager.Manager, keys cache.Informers) error {
+	api, err := discovery.NewDiscoveryClientForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	if err != nil {
+		return fmt.Errorf("making a client that asks for kinds: %w", err)
+	}
+	o.api = api
+	if err := o.Watch(ctx, mgr.GetCache(), keys); err != nil {
 		return err
 	}
 	return mgr.Add(o)
@@ -167,20 +172,10 @@ func (o *Observer) Watch(ctx context.Context, informers, keys cache.Informers) e
 
 // watchMissing attaches to the kinds that are there by now.
 func (o *Observer) watchMissing(ctx context.Context) error {
-	served := map[schema.GroupVersion][]string{}
+	served := o.served(ctx)
 	for kind, obj := range o.missing {
-		if o.served != nil {
-			version := versionOf(obj)
-			if _, asked := served[version]; !asked {
-				kinds, err := o.served(ctx, version)
-				if err != nil {
-					return fmt.Errorf("asking for the kinds of %s: %w", version, err)
-				}
-				served[version] = kinds
-			}
-			if !slices.Contains(served[version], kindOf(obj)) {
-				continue
-			}
+		if !served(obj) {
+			continue
 		}
 		resource := map[mesh.Kind]string{mesh.KindGateway: "secrets", mesh.KindClass: "secrets", mesh.KindBackendTLS: "configmaps"}[kind]
 		if resource != "" {
@@ -206,6 +201,33 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 		o.arrived = append(o.arrived, obj)
 	}
 	return o.watchBundles(ctx)
+}
+
+// served reports whether the API server has a kind, as far as it is known. It asks once for
+// each version of the group.
+func (o *Observer) served(ctx context.Context) func(client.Object) bool {
+	known := map[schema.GroupVersion]func(kind string) bool{}
+	return func(obj client.Object) bool {
+		version := versionOf(obj)
+		if known[version] == nil {
+			known[version] = o.kinds(ctx, version)
+		}
+		return known[version](kindOf(obj))
+	}
+}
+
+// kinds reports which kinds a version has; all, to be tried, where that cannot be said.
+func (o *Observer) kinds(ctx context.Context, version schema.GroupVersion) func(string) bool {
+	if o.api == nil {
+		return func(string) bool { return true }
+	}
+	list, err := o.api.ServerResourcesForGroupVersionWithContext(ctx, version.String())
+	if err != nil {
+		return func(string) bool { return !apierrors.IsNotFound(err) }
+	}
+	return func(kind string) bool {
+		return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Kind == kind })
+	}
 }
 
 // versionOf is the version of the Gateway API in which the kind is watched.

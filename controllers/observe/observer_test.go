@@ -2,8 +2,8 @@ package observe
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,9 +13,12 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -291,30 +294,79 @@ func TestOnlyServiceCIDRMayBeMissing(t *testing.T) {
 	}
 }
 
-// To try a kind that is missing costs a mapper a look at all kinds of the group: it is tried
-// when the API server says that it has it, of which each version is asked once.
+// stubAPI has kinds in versions.
+type stubAPI struct {
+	discovery.ServerResourcesInterfaceWithContext
+	has   map[string][]string
+	fails error
+	asked []string
+}
+
+func (a *stubAPI) ServerResourcesForGroupVersionWithContext(_ context.Context, version string) (*metav1.APIResourceList, error) {
+	a.asked = append(a.asked, version)
+	if a.fails != nil {
+		return nil, a.fails
+	}
+	if a.has[version] == nil {
+		return nil, apierrors.NewNotFound(schema.GroupResource{}, version)
+	}
+	list := &metav1.APIResourceList{}
+	for _, kind := range a.has[version] {
+		list.APIResources = append(list.APIResources, metav1.APIResource{Kind: kind})
+	}
+	return list, nil
+}
+
+// To try a kind that is missing costs a table of all kinds of all groups: it is tried when the
+// API server says that it has it, or cannot be asked.
 func TestKindsOfTheGatewayAPIAreTriedWhenTheyAreServed(t *testing.T) {
-	in, asked := newStubInformers(), 0
-	has := map[schema.GroupVersion][]string{}
-	o := New(Options{Applier: newModel(), Log: logr.Discard(), Served: func(_ context.Context, v schema.GroupVersion) ([]string, error) {
-		asked++
-		return has[v], nil
-	}})
+	in, api := newStubInformers(), &stubAPI{has: map[string][]string{}}
+	o := New(Options{Applier: newModel(), Log: logr.Discard()})
+	o.api = api
+	watched := func() []string {
+		return slices.DeleteFunc([]string{"GRPCRoute", "HTTPRoute", "ReferenceGrant"}, func(kind string) bool { return in.byKind[kind] == nil })
+	}
 	if err := o.Watch(t.Context(), in, in.keys()); err != nil {
 		t.Fatal(err)
 	}
-	if asked != 2 || in.byKind["HTTPRoute"] != nil || in.byKind["ReferenceGrant"] != nil {
-		t.Errorf("asked %d times, want once for each of 2 versions; watched: %v", asked, slices.Sorted(maps.Keys(in.byKind)))
+	if len(api.asked) != 2 || len(watched()) > 0 {
+		t.Errorf("asked for %v, want each of 2 versions once; watched: %v", api.asked, watched())
 	}
-	has[gatewayv1.SchemeGroupVersion], has[gatewayv1beta1.SchemeGroupVersion] = []string{"HTTPRoute", "ReferenceGrant"}, []string{"HTTPRoute", "GRPCRoute"}
+	api.has[gatewayv1.SchemeGroupVersion.String()], api.has[gatewayv1beta1.SchemeGroupVersion.String()] = []string{"HTTPRoute", "ReferenceGrant"}, []string{"HTTPRoute", "GRPCRoute"}
 	if err := o.watchMissing(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if in.byKind["HTTPRoute"] == nil || in.byKind["ReferenceGrant"] != nil || in.byKind["GRPCRoute"] != nil {
-		t.Errorf("watched in another version than it is served in, or not at all: %v", slices.Sorted(maps.Keys(in.byKind)))
+	if got := watched(); !slices.Equal(got, []string{"HTTPRoute"}) {
+		t.Errorf("watched: %v, want that which is served in the version in which it is watched", got)
 	}
 	if _, missing := o.missing[mesh.KindHTTPRoute]; missing || len(o.missing) != 7 {
 		t.Errorf("still looked for: %v", o.missing)
+	}
+	api.fails = apierrors.NewServiceUnavailable("")
+	if err := o.watchMissing(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(o.missing) > 0 {
+		t.Errorf("not tried: %v", o.missing)
+	}
+}
+
+func TestKindsAreAskedForByTheirNames(t *testing.T) {
+	in := newStubInformers()
+	o := New(Options{Applier: newModel(), Log: logr.Discard()})
+	o.api = &stubAPI{} // all are missing
+	if err := o.Watch(t.Context(), in, in.keys()); err != nil {
+		t.Fatal(err)
+	}
+	s := runtime.NewScheme()
+	if err := errors.Join(gatewayv1.Install(s), gatewayv1beta1.Install(s)); err != nil {
+		t.Fatal(err)
+	}
+	for _, obj := range o.missing {
+		kinds, _, err := s.ObjectKinds(obj)
+		if err != nil || kinds[0] != versionOf(obj).WithKind(kindOf(obj)) {
+			t.Errorf("%s of %s is asked for, of %v, %v", kindOf(obj), versionOf(obj), kinds, err)
+		}
 	}
 }
 

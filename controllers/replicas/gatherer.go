@@ -45,7 +45,7 @@ type Options struct {
 	Service mesh.Name
 	Peers   Peers
 	// Concerning are the objects that may concern a pod of which nothing is
-	// known.
+	// known: of the same mesh the same.
 	Concerning func(*mesh.Snapshot, *mesh.Workload) []mesh.Ref
 	Log        logr.Logger
 }
@@ -57,7 +57,7 @@ type Gatherer struct {
 	// unsettled says that the last verdicts may become others by time alone, or
 	// by a change of which no report tells.
 	unsettled bool
-	last      basis // of those verdicts, while that is so
+	last      basis // of those verdicts
 
 	lock     sync.Mutex
 	verdicts map[mesh.Ref]acks.Verdict // nil until all replicas were heard, or given up
@@ -93,7 +93,7 @@ func (g *Gatherer) FactChanged() {
 
 // basis is what verdicts are made of: of the same, they are the same.
 type basis struct {
-	mesh    *mesh.Snapshot
+	mesh    mesh.Revision
 	reports map[string]*acks.Report // by replica
 	missing []string                // replicas
 }
@@ -282,7 +282,8 @@ func ask(ctx context.Context, source Source, version string, released []string) 
 // how long to rest.
 func (g *Gatherer) merge(members map[string]*member) time.Duration {
 	start := time.Now()
-	now := basis{mesh: g.options.Builder.Built(), reports: map[string]*acks.Report{}}
+	built := g.options.Builder.Built()
+	now := basis{mesh: built.Revision(), reports: map[string]*acks.Report{}}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		switch m := members[name]; {
 		case time.Since(m.heard) < silence && m.report != nil:
@@ -294,13 +295,10 @@ func (g *Gatherer) merge(members map[string]*member) time.Duration {
 			now.missing = append(now.missing, name)
 		}
 	}
-	if !g.unsettled || !now.equals(g.last) {
+	if !now.equals(g.last) {
 		g.unsettled = len(now.missing) > 0
-		g.publish(acks.Merge(now.reports, now.missing, uids(now.mesh), g.stray(now.mesh)))
+		g.publish(acks.Merge(now.reports, now.missing, uids(built), g.stray(built)))
 		g.last = now
-		if !g.unsettled {
-			g.last = basis{} // a mesh that is no more takes memory
-		}
 	}
 	release(members)
 	return max(mergeRest*time.Since(start), mergeGap)

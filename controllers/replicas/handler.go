@@ -25,7 +25,7 @@ const maxQuestion = 4 << 20
 // Source makes reports: a *server.Server of xds/server.
 type Source interface {
 	// Report waits until there is a report of another version, or the context
-	// ends; then it is the last one.
+	// ends; then it is the last one. A report is never changed.
 	Report(ctx context.Context, version string, released []string) (*acks.Report, error)
 }
 

@@ -203,6 +203,13 @@ func TestWhatConcernsUnknownPodsIsFoundOutOnce(t *testing.T) {
 	merge("both are", 3, 2)
 	m.mesh, _ = m.mesh.Apply(pod("shop", "c", "3", true))
 	merge("a third", 4, 3)
+	members["tulled-1"] = &member{heard: time.Now(), required: true}
+	merge("a replica that is heard for the first time in a moment", 4, 3)
+	members["tulled-1"].heard = time.Time{}
+	merge("it is not", 5, 3)
+	if v, _ := g.Verdict(policy); !slices.Equal(v.Missing, []string{"tulled-1"}) {
+		t.Errorf("missing: %v, want tulled-1", v.Missing)
+	}
 }
 
 func TestAReplicaIsToldOfPodsThatAnotherHas(t *testing.T) {

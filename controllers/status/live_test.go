@@ -220,7 +220,7 @@ func followsTheBuilder(t *testing.T, config *rest.Config) {
 	if err := mgr.Add(keys); err != nil {
 		t.Fatal(err)
 	}
-	if err := observer.SetupWithManager(mgr, keys); err != nil {
+	if err := observer.SetupWithManager(t.Context(), mgr, keys); err != nil {
 		t.Fatal(err)
 	}
 	if err := status.SetupWithManager(mgr); err != nil {

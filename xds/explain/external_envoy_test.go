@@ -43,7 +43,7 @@ func (g generator) outside(i int, addresses []netip.Prefix, ca []byte) *mesh.Ext
 		e.Addresses = []netip.Prefix{pick(g, addresses)}
 	}
 	ranges := len(e.Addresses) > 0 && !e.Addresses[0].IsSingleIP()
-	if ranges || g.chance(80) && e.Resolution == mesh.ResolveNone {
+	if ranges || g.chance(60) && e.Resolution == mesh.ResolveNone {
 		e.Resolution = mesh.ResolveNone
 		e.Hosts = []string{pick(g, []string{"*.outside.test", "*.test", "*.b.outside.test"})}
 	}

@@ -44,7 +44,11 @@ func decide(t *testing.T, tokens bool, seen ...string) {
 	}
 	t.Logf("%d decisions in %s: %v", n, time.Since(began).Round(time.Second/10), count)
 	for _, what := range seen {
-		if n >= 1000 && count[what] < n/1000 {
+		least := n / 400
+		if strings.HasPrefix(what, "ended") {
+			least = n / 1000 // one port in some is of TLS that ends
+		}
+		if n >= 1000 && count[what] < least {
 			t.Errorf("%d of %d decisions are %q: the test shows little", count[what], n, what)
 		}
 	}
