@@ -12,35 +12,39 @@ import (
 )
 
 // absent is what is left of a stream whose pod is still there: what its proxy
-// acknowledged last, which it goes on doing. It keeps subscribing to what the
-// proxy holds, so that it can be told what the proxy would hold now.
+// acknowledged last, which it goes on doing. The stream's subscriber goes on subscribing to
+// what the proxy holds, so that it can be told what the proxy would hold now.
 type absent struct {
-	pod  mesh.Name
-	uid  string
-	left time.Time
-	held []delta.Holding
+	pod        mesh.Name
+	uid        string
+	left       time.Time
+	held       []delta.Holding
+	subscriber *subscriber
 }
 
-var _ build.Subscriber = (*absent)(nil)
-
-// Changed does nothing: nobody is there to be sent anything.
-func (*absent) Changed([]build.Key) {}
-
+// keys are what is still subscribed to.
 func (a *absent) keys() []build.Key {
 	out := make([]build.Key, 0, len(a.held))
 	for i := range a.held {
-		if k := a.held[i].Key; !ownCertificate(k) { // or it would be issued for nobody
+		if k := a.held[i].Key; lasts(k) {
 			out = append(out, k)
 		}
 	}
 	return out
 }
 
+// lasts reports whether a subscription outlasts the stream: not that to the proxy's own
+// certificate, which would be issued for nobody, to those of operators, with their keys, and
+// to all scopes, which are not among what is held.
+func lasts(k build.Key) bool {
+	return !ownCertificate(k) && !operators(k) && k != build.AllScopes
+}
+
 // remember takes the stream from those that count, and keeps what its proxy holds,
-// unless the pod is gone or has another stream here. Both are done in one moment: a
-// count between them would take the pod for connected, and forget what is kept, or for
-// one of which nothing is known. It comes before the stream's own subscriptions end.
-func (s *Server) remember(st *stream) {
+// unless the pod is gone or has another stream here: false then. Both are done in one
+// moment: a count between them would take the pod for connected, and forget what is kept, or
+// for one of which nothing is known.
+func (s *Server) remember(st *stream) bool {
 	defer s.acks.note()
 	a := st.remains()
 	s.lock.Lock()
@@ -49,15 +53,15 @@ func (s *Server) remember(st *stream) {
 	rest := slices.DeleteFunc(slices.Clone(s.byPod[uid]), func(other *stream) bool { return other == st })
 	if len(rest) > 0 {
 		s.byPod[uid] = rest
-		return // of the two streams the newer counts
+		return false // of the two streams the newer counts
 	}
 	delete(s.byPod, uid)
 	if a == nil || s.stopped {
-		return
+		return false
 	}
 	s.forget(uid)
 	s.absent[uid] = a
-	s.options.Builder.Subscribe(a, a.keys()...)
+	return true
 }
 
 // remains are what its proxy holds as the stream ends; nil if there is nothing, or the
@@ -71,9 +75,9 @@ func (st *stream) remains() *absent {
 	if !st.state.Known() {
 		return nil
 	}
-	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now()}
+	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now(), subscriber: st.subscriber}
 	for h := range st.state.Holdings() {
-		if h.Key.Type != translate.Secret || !operators(h.Key.Name) {
+		if !operators(h.Key) {
 			a.held = append(a.held, h)
 		}
 	}
@@ -87,7 +91,7 @@ func (st *stream) remains() *absent {
 func (s *Server) forget(uid string) {
 	if a := s.absent[uid]; a != nil {
 		delete(s.absent, uid)
-		s.options.Builder.Unsubscribe(a, a.keys()...)
+		s.options.Builder.Unsubscribe(a.subscriber, a.keys()...)
 	}
 }
 
@@ -104,8 +108,7 @@ func (s *Server) release(uids []string) {
 	}
 }
 
-// operators reports whether a secret's name is of a certificate of an operator's, with its
-// key.
-func operators(secret string) bool {
-	return strings.HasPrefix(secret, translate.PrefixCertificate) || strings.HasPrefix(secret, translate.PrefixEnded)
+// operators reports whether the key is of a certificate of an operator's, with its key.
+func operators(k build.Key) bool {
+	return k.Type == translate.Secret && (strings.HasPrefix(k.Name, translate.PrefixCertificate) || strings.HasPrefix(k.Name, translate.PrefixEnded))
 }

@@ -56,12 +56,14 @@ type harness struct {
 // countingBuilder is a builder that knows what is subscribed to.
 type countingBuilder struct {
 	*build.Builder
-	lock sync.Mutex
-	keys map[build.Subscriber]map[build.Key]bool
+	lock  sync.Mutex
+	keys  map[build.Subscriber]map[build.Key]bool
+	asked int // how often Subscribe was called
 }
 
 func (b *countingBuilder) Subscribe(s build.Subscriber, keys ...build.Key) {
 	b.lock.Lock()
+	b.asked++
 	if b.keys[s] == nil {
 		b.keys[s] = map[build.Key]bool{}
 	}
@@ -82,6 +84,12 @@ func (b *countingBuilder) Unsubscribe(s build.Subscriber, keys ...build.Key) {
 	}
 	b.lock.Unlock()
 	b.Builder.Unsubscribe(s, keys...)
+}
+
+func (b *countingBuilder) calls() int {
+	b.lock.Lock()
+	defer b.lock.Unlock()
+	return b.asked
 }
 
 func (b *countingBuilder) subscribers() int {

@@ -28,6 +28,9 @@ type stream struct {
 	node     mesh.Fact // the pod's, which it had before it could connect and stays on
 	opened   time.Time
 	log      logr.Logger
+	// subscriber is the stream's while it serves, and then perhaps what is remembered of
+	// it is that.
+	subscriber *subscriber
 
 	// What the builder says, until the writer takes it in.
 	in     sync.Mutex
@@ -89,6 +92,8 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 			gateway: gatewayOf(w), account: translate.ForEgress(w.Namespace, w.ServiceAccount),
 		},
 	}
+	st.subscriber = &subscriber{}
+	st.subscriber.to.Store(st)
 	st.workload.Store(w)
 	b := st.proxy.binding()
 	b.Ahead, b.EagerScopes = s.siblings.known(st.proxy.profile)
@@ -96,8 +101,21 @@ func newStream(s *Server, rpc discovery.AggregatedDiscoveryService_DeltaAggregat
 	return st
 }
 
-// Changed notes which keys have new values. It is called by the builder.
-func (st *stream) Changed(keys []build.Key) {
+// subscriber is who subscribes to what a proxy holds. It lives on with what is remembered of
+// the proxy after its stream, so that nothing is subscribed to anew for that.
+type subscriber struct{ to atomic.Pointer[stream] } // nil: nobody is there to be sent anything
+
+var _ build.Subscriber = (*subscriber)(nil)
+
+// Changed has the stream take note. It is called by the builder.
+func (s *subscriber) Changed(keys []build.Key) {
+	if st := s.to.Load(); st != nil {
+		st.changed(keys)
+	}
+}
+
+// changed notes which keys have new values.
+func (st *stream) changed(keys []build.Key) {
 	st.in.Lock()
 	before := len(st.dirty)
 	st.dirty = append(st.dirty, keys...)
@@ -228,12 +246,16 @@ func (st *stream) leave() {
 	st.turn.Lock()
 	defer st.turn.Unlock()
 	st.left = true
-	st.server.remember(st)
+	remembered := st.server.remember(st)
+	st.subscriber.to.Store(nil)
 	st.lock.Lock()
 	keys := st.state.Close()
 	st.lock.Unlock()
+	if remembered {
+		keys = slices.DeleteFunc(keys, lasts)
+	}
 	if len(keys) > 0 {
-		st.server.options.Builder.Unsubscribe(st, keys...)
+		st.server.options.Builder.Unsubscribe(st.subscriber, keys...)
 	}
 }
 
@@ -362,11 +384,11 @@ func (st *stream) checkNode(r *discovery.DeltaDiscoveryRequest) {
 func (st *stream) carryOut(e delta.Effects) {
 	b := st.server.options.Builder
 	if len(e.Unsubscribe) > 0 {
-		b.Unsubscribe(st, e.Unsubscribe...)
+		b.Unsubscribe(st.subscriber, e.Unsubscribe...)
 		st.server.acks.note() // what they say may concern the proxy no longer
 	}
 	if len(e.Subscribe) > 0 {
-		b.Subscribe(st, e.Subscribe...)
+		b.Subscribe(st.subscriber, e.Subscribe...)
 	}
 	if len(e.Asked) > 0 {
 		st.server.siblings.learn(st.proxy.profile, e.Asked)

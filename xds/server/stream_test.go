@@ -20,7 +20,7 @@ func TestWhoReadsNothingHasNothingPileUp(t *testing.T) {
 	for i := range times {
 		name := []string{fmt.Sprintf("svc|shop/x%d|80", i)}
 		st.request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL(), ResourceNamesSubscribe: name})
-		st.Changed([]build.Key{{Type: translate.Cluster, Name: name[0], For: "shop"}})
+		st.changed([]build.Key{{Type: translate.Cluster, Name: name[0], For: "shop"}})
 		st.request(&discovery.DeltaDiscoveryRequest{TypeUrl: translate.Cluster.URL(), ResourceNamesUnsubscribe: name})
 	}
 	st.in.Lock()
@@ -31,7 +31,7 @@ func TestWhoReadsNothingHasNothingPileUp(t *testing.T) {
 
 	const held = 300
 	for i := range times { // they change again and again
-		st.Changed([]build.Key{{Type: translate.Cluster, Name: fmt.Sprint(i % held)}})
+		st.changed([]build.Key{{Type: translate.Cluster, Name: fmt.Sprint(i % held)}})
 	}
 	st.in.Lock()
 	defer st.in.Unlock()

@@ -10,6 +10,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 
 	"github.com/tulle-mesh/tulle/xds/acks"
+	"github.com/tulle-mesh/tulle/xds/build"
 	"github.com/tulle-mesh/tulle/xds/mesh"
 	"github.com/tulle-mesh/tulle/xds/translate"
 )
@@ -168,6 +169,32 @@ func TestAPodWhoseStreamEndedStaysConcernedByWhatItHolds(t *testing.T) {
 	r := h.reported("that it is back", programmed(2, 1))
 	if len(r.Absent) != 0 {
 		t.Errorf("%+v is still absent", r.Absent)
+	}
+}
+
+func TestWhatAProxyHeldIsNotSubscribedToAnewWhenItsStreamEnds(t *testing.T) {
+	h := newHarness(t, nil)
+	a := h.begin("web")
+	h.builder.Apply(mesh.Put(deny(1, "/a", web)))
+	a.rules()
+	h.reported("that the policy is programmed", programmed(1, 1))
+	calls := h.builder.calls()
+	a.close()
+	h.reported("that it is absent", func(r *acks.Report, _ acks.Object) bool { return len(r.Absent) == 1 })
+	eventually(t, "the end of what is only the stream's", func() bool {
+		return !h.builder.wanted(func(k build.Key) bool { return k == build.AllScopes || ownCertificate(k) })
+	})
+	if got := h.builder.calls(); got != calls {
+		t.Errorf("it was subscribed %d times", got-calls)
+	}
+	if !h.builder.wanted(func(k build.Key) bool { return k.Type == translate.Route && k.Name == translate.RouteInbound }) {
+		t.Error("its routes are not subscribed to any more")
+	}
+	if _, err := h.server.Report(t.Context(), "", []string{"uid-web"}); err != nil {
+		t.Fatal(err)
+	}
+	if n := h.builder.subscribers(); n > 0 {
+		t.Errorf("%d subscribe still, after it was forgotten", n)
 	}
 }
 
