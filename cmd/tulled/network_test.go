@@ -189,10 +189,11 @@ func (r *relay) redirect(to string) {
 	r.to = to
 }
 
-// lastPort is the one that freePorts gave last.
-var lastPort atomic.Int32
-
-func init() { lastPort.Store(rand.Int32N(8000)) }
+// freePorts gives those from the first on, in turn.
+var (
+	firstPort = rand.IntN(8000)
+	lastPort  atomic.Int32
+)
 
 // freePorts are addresses on the loopback whose ports nobody has, at any address, and that no
 // other call gives. They are below those that connections are given
@@ -202,7 +203,7 @@ func freePorts(t *testing.T, count int) []string {
 	t.Helper()
 	var out []string
 	for range 8000 {
-		port := 24000 + int(lastPort.Add(1))%8000
+		port := 24000 + (firstPort+int(lastPort.Add(1)))%8000
 		l, err := net.Listen("tcp", fmt.Sprint(":", port))
 		if err != nil {
 			continue

@@ -18,7 +18,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -206,7 +205,7 @@ func (o *Observer) watchMissing(ctx context.Context) error {
 // served reports whether the API server has a kind, as far as it is known. It asks once for
 // each version of the group.
 func (o *Observer) served(ctx context.Context) func(client.Object) bool {
-	known := map[schema.GroupVersion]func(kind string) bool{}
+	known := map[metav1.GroupVersion]func(kind string) bool{}
 	return func(obj client.Object) bool {
 		version := versionOf(obj)
 		if known[version] == nil {
@@ -217,7 +216,7 @@ func (o *Observer) served(ctx context.Context) func(client.Object) bool {
 }
 
 // kinds reports which kinds a version has; all, to be tried, where that cannot be said.
-func (o *Observer) kinds(ctx context.Context, version schema.GroupVersion) func(string) bool {
+func (o *Observer) kinds(ctx context.Context, version metav1.GroupVersion) func(string) bool {
 	if o.api == nil {
 		return func(string) bool { return true }
 	}
@@ -231,11 +230,11 @@ func (o *Observer) kinds(ctx context.Context, version schema.GroupVersion) func(
 }
 
 // versionOf is the version of the Gateway API in which the kind is watched.
-func versionOf(obj client.Object) schema.GroupVersion {
+func versionOf(obj client.Object) metav1.GroupVersion {
 	if _, ok := obj.(*gatewayv1beta1.ReferenceGrant); ok {
-		return gatewayv1beta1.SchemeGroupVersion
+		return gatewayv1beta1.GroupVersion
 	}
-	return gatewayv1.SchemeGroupVersion
+	return gatewayv1.GroupVersion
 }
 
 func kindOf(obj any) string {

@@ -332,7 +332,7 @@ func TestKindsOfTheGatewayAPIAreTriedWhenTheyAreServed(t *testing.T) {
 	if len(api.asked) != 2 || len(watched()) > 0 {
 		t.Errorf("asked for %v, want each of 2 versions once; watched: %v", api.asked, watched())
 	}
-	api.has[gatewayv1.SchemeGroupVersion.String()], api.has[gatewayv1beta1.SchemeGroupVersion.String()] = []string{"HTTPRoute", "ReferenceGrant"}, []string{"HTTPRoute", "GRPCRoute"}
+	api.has[gatewayv1.GroupVersion.String()], api.has[gatewayv1beta1.GroupVersion.String()] = []string{"HTTPRoute", "ReferenceGrant"}, []string{"HTTPRoute", "GRPCRoute"}
 	if err := o.watchMissing(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func TestKindsAreAskedForByTheirNames(t *testing.T) {
 	}
 	for _, obj := range o.missing {
 		kinds, _, err := s.ObjectKinds(obj)
-		if err != nil || kinds[0] != versionOf(obj).WithKind(kindOf(obj)) {
+		if err != nil || kinds[0] != schema.GroupVersion(versionOf(obj)).WithKind(kindOf(obj)) {
 			t.Errorf("%s of %s is asked for, of %v, %v", kindOf(obj), versionOf(obj), kinds, err)
 		}
 	}

@@ -156,10 +156,11 @@ func runEnvoy(t *testing.T, b *bootstrap.Bootstrap, at string) {
 	}
 }
 
-// lastPort is the one that freePort gave last.
-var lastPort atomic.Int32
-
-func init() { lastPort.Store(rand.Int32N(8000)) }
+// freePort gives those from the first on, in turn.
+var (
+	firstPort = rand.IntN(8000)
+	lastPort  atomic.Int32
+)
 
 // freePort is one that nobody listens at, and that no other call gives. They are above the
 // proxy's own, which a Gateway does not listen at, and below those that connections are given
@@ -168,7 +169,7 @@ func init() { lastPort.Store(rand.Int32N(8000)) }
 func freePort(t *testing.T) int {
 	t.Helper()
 	for range 8000 {
-		port := 16000 + int(lastPort.Add(1))%8000
+		port := 16000 + (firstPort+int(lastPort.Add(1)))%8000
 		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
 		if err == nil {
 			l.Close()
