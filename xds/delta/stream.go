@@ -389,7 +389,7 @@ func (s *Stream) absolve(sub *subscription) {
 	delete(s.refused, sub)
 }
 
-// Close gives the keys to unsubscribe when the stream ends.
+// Close gives all keys that the stream subscribes to, when it ends.
 func (s *Stream) Close() []build.Key {
 	var out []build.Key
 	for t := range s.types {

@@ -33,9 +33,9 @@ func (a *absent) keys() []build.Key {
 	return out
 }
 
-// lasts reports whether a subscription outlasts the stream: not that to the proxy's own
-// certificate, which would be issued for nobody, to those of operators, with their keys, and
-// to all scopes, which are not among what is held.
+// lasts reports whether a subscription outlasts its stream. That to the proxy's own
+// certificate does not, or it would be issued for nobody, nor those to certificates of
+// operators, with their keys, and to all scopes. Of these only the first is among what is held.
 func lasts(k build.Key) bool {
 	return !ownCertificate(k) && !operators(k) && k != build.AllScopes
 }
@@ -53,7 +53,7 @@ func (s *Server) remember(st *stream) bool {
 	rest := slices.DeleteFunc(slices.Clone(s.byPod[uid]), func(other *stream) bool { return other == st })
 	if len(rest) > 0 {
 		s.byPod[uid] = rest
-		return false // of the two streams the newer counts
+		return false // the other counts
 	}
 	delete(s.byPod, uid)
 	if a == nil || s.stopped {
@@ -77,7 +77,7 @@ func (st *stream) remains() *absent {
 	}
 	a := &absent{pod: st.peer.Pod, uid: st.peer.UID, left: st.server.options.Now(), subscriber: st.subscriber}
 	for h := range st.state.Holdings() {
-		if !operators(h.Key) {
+		if lasts(h.Key) || ownCertificate(h.Key) {
 			a.held = append(a.held, h)
 		}
 	}

@@ -98,7 +98,7 @@ func (b *countingBuilder) subscribers() int {
 	return len(b.keys)
 }
 
-// wanted reports whether a stream subscribes to such a key.
+// wanted reports whether a stream, or what is remembered of one, subscribes to such a key.
 func (b *countingBuilder) wanted(such func(build.Key) bool) bool {
 	b.lock.Lock()
 	defer b.lock.Unlock()

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -173,7 +172,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if !stop() { // stopped: wait until that is done
 		g.Stop()
 		s.writers.Wait()
-		s.release(slices.Collect(maps.Keys(s.absent)))
+		s.lock.Lock()
+		defer s.lock.Unlock()
+		for uid := range s.absent {
+			s.forget(uid)
+		}
 		return nil
 	}
 	return fmt.Errorf("serving proxies: %w", err)

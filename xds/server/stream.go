@@ -28,8 +28,8 @@ type stream struct {
 	node     mesh.Fact // the pod's, which it had before it could connect and stays on
 	opened   time.Time
 	log      logr.Logger
-	// subscriber is the stream's while it serves, and then perhaps what is remembered of
-	// it is that.
+	// subscriber is the stream's while it serves, and then that of what is remembered of it,
+	// if anything is.
 	subscriber *subscriber
 
 	// What the builder says, until the writer takes it in.
@@ -247,7 +247,7 @@ func (st *stream) leave() {
 	defer st.turn.Unlock()
 	st.left = true
 	remembered := st.server.remember(st)
-	st.subscriber.to.Store(nil)
+	st.subscriber.to.Store(nil) // only now: as long as it counts it is told
 	st.lock.Lock()
 	keys := st.state.Close()
 	st.lock.Unlock()

@@ -174,7 +174,11 @@ func TestAPodWhoseStreamEndedStaysConcernedByWhatItHolds(t *testing.T) {
 
 func TestWhatAProxyHeldIsNotSubscribedToAnewWhenItsStreamEnds(t *testing.T) {
 	h := newHarness(t, nil)
+	h.builder.Apply(mesh.Put(endsTLS()), mesh.Put(operatorsCertificate(t, 1)))
 	a := h.begin("web")
+	const secret = translate.PrefixEnded + "shop/web"
+	a.subscribe(translate.Secret, secret)
+	a.until("the operator's certificate", a.has(translate.Secret, secret))
 	h.builder.Apply(mesh.Put(deny(1, "/a", web)))
 	a.rules()
 	h.reported("that the policy is programmed", programmed(1, 1))
@@ -182,7 +186,7 @@ func TestWhatAProxyHeldIsNotSubscribedToAnewWhenItsStreamEnds(t *testing.T) {
 	a.close()
 	h.reported("that it is absent", func(r *acks.Report, _ acks.Object) bool { return len(r.Absent) == 1 })
 	eventually(t, "the end of what is only the stream's", func() bool {
-		return !h.builder.wanted(func(k build.Key) bool { return k == build.AllScopes || ownCertificate(k) })
+		return !h.builder.wanted(func(k build.Key) bool { return k == build.AllScopes || ownCertificate(k) || operators(k) })
 	})
 	if got := h.builder.calls(); got != calls {
 		t.Errorf("it was subscribed %d times", got-calls)
