@@ -22,7 +22,7 @@ const (
 
 	stormStreams = 20 // that open within stormWindow begin a storm
 	stormWindow  = time.Second
-	stormLasts   = 10 * time.Second // after the last such stream
+	stormLasts   = 5 * time.Second // after the last such stream
 )
 
 // garbage gives the garbage collector room by what is in use, and more while many proxies
