@@ -8,26 +8,35 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
+	"strings"
+	"sync"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // bare is the least that a control plane can be: a gRPC server over TLS, with
-// default options, that answers the first request of each type with one small
-// resource, and keeps nothing. What a stream costs it is what a stream costs. It is
-// this program itself, as a process of its own.
+// default options but for windows of a fixed size, that answers the first request of each type with one small
+// resource for each name, and passes on what it is told to those who have asked for
+// that name. It keeps nothing else, translates nothing, and does not look at what is
+// acknowledged. What a stream and a message cost it is what they cost. It is this
+// program itself, as a process of its own.
 type bare struct {
 	traffic      *traffic
 	xds, scraped string // addresses
 }
+
+// bareWorks are those that can be done to it.
+var bareWorks = []string{"connect", "idle", "move"}
 
 // serveBare is the argument that makes this program be it.
 const serveBare = "serve-bare"
@@ -53,7 +62,7 @@ func (p *bare) address() string                       { return p.xds }
 func (p *bare) dial(int) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})), //nolint:gosec // it is this program
-		grpc.WithStatsHandler(p.traffic), grpc.WithNoProxy(),
+		grpc.WithStatsHandler(p.traffic), grpc.WithNoProxy(), grpc.WithStaticStreamWindowSize(receiveWindow), grpc.WithStaticConnWindowSize(receiveWindow),
 	}
 }
 
@@ -68,23 +77,64 @@ func (p *bare) begin(s *sidecar) error {
 			return err
 		}
 	}
-	return nil
+	names := make([]string, 0, len(s.calls))
+	for _, i := range s.calls {
+		names = append(names, serviceName(i))
+	}
+	return s.ask(urlEndpoints, names...)
 }
 
 func (p *bare) follow(*sidecar, *discovery.DeltaDiscoveryResponse) error { return nil }
 func (p *bare) complete(*sidecar) error                                  { return nil }
-func (p *bare) endpoints(int) slot                                       { return slot{} }
+func (p *bare) endpoints(service int) slot                               { return slot{urlEndpoints, serviceName(service)} }
 func (p *bare) added(int, string) (slot, string)                         { return slot{}, "" }
 func (p *bare) policies() bool                                           { return false }
 func (p *bare) metrics() (string, string)                                { return "http://" + p.scraped, "" }
 
-// bareServer answers.
-type bareServer struct {
-	discovery.UnimplementedAggregatedDiscoveryServiceServer
+// assignment is about as many bytes as the endpoints of a service that Tulle sends.
+const assignment = 350
+
+// tell has the control plane hear of an endpoint's new address, which it is told by
+// nobody else.
+func (p *bare) tell(ctx context.Context, service int, address string) error {
+	content := address + strings.Repeat(" ", assignment-len(address))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.scraped+"/"+serviceName(service), strings.NewReader(content))
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	return response.Body.Close()
 }
 
-// DeltaAggregatedResources answers the first request of each type.
-func (bareServer) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+// bareServer answers, and passes on.
+type bareServer struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	lock  sync.Mutex
+	asked map[string][]chan<- *discovery.Resource // by name: of streams that are up, or were
+}
+
+// DeltaAggregatedResources answers the first request of each type, and sends what
+// the stream has asked for and is told.
+func (s *bareServer) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	told, answers := make(chan *discovery.Resource, 16), make(chan *discovery.DeltaDiscoveryResponse, 3)
+	go func() {
+		for {
+			var r *discovery.DeltaDiscoveryResponse
+			select {
+			case <-stream.Context().Done():
+				return
+			case r = <-answers:
+			case one := <-told:
+				r = &discovery.DeltaDiscoveryResponse{TypeUrl: urlEndpoints, Nonce: "2", Resources: []*discovery.Resource{one}}
+			}
+			if stream.Send(r) != nil {
+				return
+			}
+		}
+	}()
 	for {
 		r, err := stream.Recv()
 		if err != nil {
@@ -93,16 +143,41 @@ func (bareServer) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryS
 		if r.GetResponseNonce() != "" {
 			continue
 		}
-		err = stream.Send(&discovery.DeltaDiscoveryResponse{
-			TypeUrl: r.GetTypeUrl(), Nonce: "1", Resources: []*discovery.Resource{{Name: "one", Version: "1"}},
-		})
-		if err != nil {
-			return err
+		answer := &discovery.DeltaDiscoveryResponse{TypeUrl: r.GetTypeUrl(), Nonce: "1"}
+		if len(r.GetResourceNamesSubscribe()) == 0 {
+			answer.Resources = []*discovery.Resource{{Name: "one", Version: "1"}}
+		}
+		s.lock.Lock()
+		for _, name := range r.GetResourceNamesSubscribe() {
+			s.asked[name] = append(s.asked[name], told)
+			answer.Resources = append(answer.Resources, &discovery.Resource{Name: name, Version: "1"})
+		}
+		s.lock.Unlock()
+		answers <- answer
+	}
+}
+
+// ServeHTTP passes on to who asked for it what it is told of the name that is the
+// path.
+func (s *bareServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	content, err := io.ReadAll(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	name := r.URL.Path[1:]
+	one := &discovery.Resource{Name: name, Version: "2", Resource: &anypb.Any{TypeUrl: urlEndpoints, Value: content}}
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	for _, told := range s.asked[name] {
+		select {
+		case told <- one:
+		default: // its stream has ended
 		}
 	}
 }
 
-// runBare serves on two addresses: streams, and that it is ready.
+// runBare serves on two addresses: streams; and that it is ready, and what it is told.
 func runBare(ctx context.Context, xds, ready string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -117,13 +192,14 @@ func runBare(ctx context.Context, xds, ready string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
+	server := grpc.NewServer(grpc.StaticStreamWindowSize(receiveWindow), grpc.StaticConnWindowSize(receiveWindow), grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
 	})))
-	discovery.RegisterAggregatedDiscoveryServiceServer(server, bareServer{})
+	streams := &bareServer{asked: map[string][]chan<- *discovery.Resource{}}
+	discovery.RegisterAggregatedDiscoveryServiceServer(server, streams)
 	context.AfterFunc(ctx, server.Stop)
 	go func() {
-		_ = http.ListenAndServe(ready, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) //nolint:gosec // until this process ends
+		_ = http.ListenAndServe(ready, streams) //nolint:gosec // until this process ends
 	}()
 	return server.Serve(l)
 }

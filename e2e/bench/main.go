@@ -87,7 +87,7 @@ func command(ctx context.Context, args []string) error {
 	f.StringVar(&o.tulled, "tulled", os.Getenv("TULLED"), "program of Tulle's control plane")
 	f.StringVar(&o.istiod, "istiod", os.Getenv("ISTIOD"), "program of Istio's control plane (pilot-discovery)")
 	f.StringVar(&o.root, "root", "..", "folder of Tulle's sources")
-	f.StringVar(&o.planes, "planes", "tulle", "control planes, one after the other: tulle, istiod (debounce off), istiod-default, bare (a gRPC server over TLS that does nothing, for connect and idle)")
+	f.StringVar(&o.planes, "planes", "tulle", "control planes, one after the other: tulle, istiod (debounce off), istiod-default, bare (a gRPC server over TLS that passes on what it is told, for connect, idle and move)")
 	f.StringVar(&o.manners, "manners", "called,all", "what sidecars subscribe to: what they call, or everything")
 	f.StringVar(&o.works, "works", "", "works to do (all): "+strings.Join(workNames(), ", "))
 	f.IntVar(&o.changes, "changes", 30, "changes of the works that do one after the other")
@@ -123,7 +123,7 @@ func bench(ctx context.Context, o options) (err error) {
 	all := &results{When: time.Now().UTC(), Size: o.size, CPUs: runtime.NumCPU()}
 	for _, name := range strings.Split(o.planes, ",") {
 		for _, manner := range strings.Split(o.manners, ",") {
-			if strings.HasPrefix(name, "istiod") && manner == "called" || name == "bare" && manner == "all" {
+			if strings.HasPrefix(name, "istiod") && manner == "called" {
 				continue // it knows no such manner
 			}
 			found, err := one(ctx, o, name, manner, filepath.Join(scratch, name+"-"+manner))
@@ -197,7 +197,7 @@ func one(ctx context.Context, o options, name, manner, scratch string) (found []
 	ready.Resident, ready.Peak = memory(process.pid())
 	found = append(found, ready)
 	for _, work := range works() {
-		if o.works != "" && !slices.Contains(strings.Split(o.works, ","), work.name) || name == "bare" && work.name != "connect" && work.name != "idle" {
+		if o.works != "" && !slices.Contains(strings.Split(o.works, ","), work.name) || name == "bare" && !slices.Contains(bareWorks, work.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s, %s: %s: %s\n", name, manner, work.name, work.what)

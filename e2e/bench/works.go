@@ -102,6 +102,9 @@ func (r *run) moveOne(ctx context.Context, service, endpoint, stuck int) (*expec
 	e := r.board.expect(r.plane.endpoints(service), []byte(address), len(r.callers[service])-stuck)
 	err := r.world.move(ctx, serviceName(service), endpoint, address)
 	e.from = time.Now()
+	if p, ok := r.plane.(*bare); ok && err == nil {
+		err = p.tell(ctx, service, address)
+	}
 	return e, err
 }
 
