@@ -19,8 +19,8 @@ type Snapshot struct {
 	config     *Config
 	trust      *TrustBundle
 	services   tree[*Service]  // namespace/name
-	slices     tree[*Slice]    // namespace/name
-	byService  tree[*Slice]    // namespace/service/name
+	slices     tree[*Slice]    // namespace/service/name
+	sliceOf    tree[string]    // the service, by namespace/name
 	workloads  tree[*Workload] // namespace/name
 	addresses  tree[*Workload] // address/namespace/name of a pod that has not ended
 	vips       tree[Name]      // address:port of a service
@@ -74,7 +74,7 @@ func (t tree[T]) prefix(prefix string) []T {
 func New(c *Config) *Snapshot {
 	return &Snapshot{
 		config: c, trust: &TrustBundle{}, sniffing: (&Snapshot{services: newTree[*Service]()}).sniff(),
-		services: newTree[*Service](), slices: newTree[*Slice](), byService: newTree[*Slice](),
+		services: newTree[*Service](), slices: newTree[*Slice](), sliceOf: newTree[string](),
 		workloads: newTree[*Workload](), addresses: newTree[*Workload](), vips: newTree[Name](),
 		profiles: newTree[*Profile](), policies: newTree[*Policy](),
 		splits: newTree[*Split](), byRoot: newTree[*Split](), nodes: newTree[*Node](),
@@ -263,25 +263,30 @@ func (s *Service) VIPs() []string {
 
 func (s *Snapshot) setSlice(f facts, c Change) {
 	key := c.name.String()
-	old, had := s.slices.get(key)
+	service, had := s.sliceOf.get(key)
+	old, _ := s.slices.get(sliceKey(c.name, service))
 	now, has, equal := same(old, had, c)
 	if equal {
 		return
 	}
 	if had {
-		f.add(FactEndpoints, old.Namespace+"/"+old.Service)
-		if !has || old.Service != now.Service { // endpoints move often
-			s.byService.delete(old.Namespace + "/" + old.Service + "/" + old.Name.Name)
-		}
+		f.add(FactEndpoints, c.name.Namespace+"/"+service)
+	}
+	if had && (!has || service != now.Service) {
+		s.slices.delete(sliceKey(c.name, service))
+		s.sliceOf.delete(key)
 	}
 	if has {
-		f.add(FactEndpoints, now.Namespace+"/"+now.Service)
-		s.byService.put(now.Namespace+"/"+now.Service+"/"+now.Name.Name, now)
-		s.slices.put(key, now)
-	} else {
-		s.slices.delete(key)
+		f.add(FactEndpoints, c.name.Namespace+"/"+now.Service)
+		s.slices.put(sliceKey(c.name, now.Service), now)
+		if !had || service != now.Service { // endpoints move often, slices hardly ever
+			s.sliceOf.put(key, now.Service)
+		}
 	}
 }
+
+// sliceKey sorts slices by their service.
+func sliceKey(n Name, service string) string { return n.Namespace + "/" + service + "/" + n.Name }
 
 func (s *Snapshot) setWorkload(f facts, c Change) {
 	key := c.name.String()

@@ -91,7 +91,7 @@ func (v *View) ServiceAt(vip netip.AddrPort) (*Service, ServicePort, bool) {
 // Slices are the parts of a service's endpoints, sorted by name.
 func (v *View) Slices(service Name) []*Slice {
 	v.read(FactEndpoints, service.String())
-	return v.s.byService.prefix(service.String() + "/")
+	return v.s.slices.prefix(service.String() + "/")
 }
 
 // Workload returns the workload with the name.
