@@ -81,7 +81,6 @@ type Options struct {
 const (
 	maxReceive        = 4 << 20
 	receiveWindow     = 64 << 10
-	readBuffer        = 4 << 10 // of each connection, for as long as it lasts
 	streamsPerConn    = 16
 	handshakeTimeout  = 10 * time.Second
 	keepaliveInterval = 30 * time.Second
@@ -158,7 +157,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		// size costs a ping and its answer for each acknowledgement.
 		grpc.StaticStreamWindowSize(receiveWindow),
 		grpc.StaticConnWindowSize(receiveWindow),
-		grpc.ReadBufferSize(readBuffer),
+		grpc.ReadBufferSize(0),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: clientPings, PermitWithoutStream: true}),
 	}
