@@ -44,8 +44,8 @@ const leaseTimeout = 5 * time.Second
 // newLease is the lock of the namespace's control plane, held under a name that
 // no other process has.
 func newLease(config *rest.Config, namespace, pod string, log logr.Logger) (*patientLease, error) {
-	config = rest.AddUserAgent(config, "leader-election")
-	config.Timeout = leaseTimeout
+	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
+	config.Timeout = leaseTimeout // which would end the watches of others, too
 	client, err := coordination.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for leader election: %w", err)

@@ -8,6 +8,7 @@ import (
 	"github.com/go-logr/logr/testr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
@@ -104,4 +105,15 @@ func TestLeaderStaysOnlyWhileNobodyAnswers(t *testing.T) {
 			t.Error("it believes that it leads beside the other")
 		}
 	})
+}
+
+// A time-out of all requests would end the watches of all caches, time and again.
+func TestTheTimeOutOfTheLeaseIsOfNothingElse(t *testing.T) {
+	config := &rest.Config{Host: "https://10.0.0.1", UserAgent: "tulled"}
+	if _, err := newLease(config, "tulle-system", "tulled-1", testr.New(t)); err != nil {
+		t.Fatal(err)
+	}
+	if config.Timeout != 0 || config.UserAgent != "tulled" {
+		t.Errorf("other clients have a time-out of %v, and call themselves %q", config.Timeout, config.UserAgent)
+	}
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/tulle-mesh/tulle/controllers/trust"
 	"github.com/tulle-mesh/tulle/xds/explain"
 )
@@ -151,6 +153,7 @@ func TestLive(t *testing.T) {
 	t.Run("a service that was never called answers", m.testLate)
 	t.Run("a policy refuses plaintext and other identities", m.testPolicy)
 	t.Run("a split moves traffic", m.testSplit)
+	t.Run("watches last", m.testWatches)
 	t.Run("a leader without its API server goes on serving proxies", m.testAway)
 	t.Run("a killed control plane resends nothing unchanged", func(t *testing.T) { m.testRestart(t, syscall.SIGKILL) })
 	t.Run("a stopped control plane ends well and resends nothing unchanged", func(t *testing.T) { m.testRestart(t, syscall.SIGTERM) })
@@ -305,6 +308,31 @@ func (m *lab) testPolicy(t *testing.T) {
 	}
 	m.explained(t, explain.Allowed, "rule callers of MeshPolicy shop/reviews allows it", true)
 	m.explained(t, explain.Denied, "port 8080 takes mesh mTLS alone (Strict), and the caller has none", false)
+}
+
+// testWatches sees that what is watched is watched by one request for as long as that may
+// last, some minutes: each new one is work for all concerned, and a change that falls in
+// between comes later.
+func (m *lab) testWatches(t *testing.T) {
+	time.Sleep(leaseTimeout + time.Second) // the shortest time-out that there is
+	content, err := kubernetes.NewForConfigOrDie(m.config).RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for line := range strings.Lines(string(content)) {
+		if !strings.Contains(line, `verb="WATCH"`) || !strings.Contains(line, `resource="meshpolicies"`) {
+			continue
+		}
+		found = found || strings.HasPrefix(line, "apiserver_longrunning_requests{")
+		// They are counted as they end; one that comes early is refused.
+		if strings.HasPrefix(line, "apiserver_request_total{") && strings.Contains(line, `code="200"`) {
+			t.Errorf("a watch has ended: %s", line)
+		}
+	}
+	if !found {
+		t.Error("the API server does not say that policies are watched")
+	}
 }
 
 // explained asks what becomes of a call of web's to reviews, or of one from outside of
