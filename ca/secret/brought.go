@@ -38,6 +38,8 @@ func (s *Source) String() string { return "Secret " + s.name.String() }
 
 // Brought reads the Secret.
 func (s *Source) Brought(ctx context.Context) (ca.Brought, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
 	secret := &corev1.Secret{}
 	switch err := s.reader.Get(ctx, s.name, secret); {
 	case apierrors.IsNotFound(err):

@@ -8,11 +8,13 @@ package secret
 import (
 	"context"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -38,6 +40,15 @@ const (
 	managedByTulle     = "tulle"
 	componentLabel     = "app.kubernetes.io/component"
 	componentIdentity  = "certificate-authority"
+)
+
+const (
+	// requestTime bounds one request. An answer that takes longer than ten seconds would say
+	// too little of what time it is, by which certificates are made.
+	requestTime = 5 * time.Second
+	// watchTime is how long a watch lasts at least, and half of how long at most, as those of
+	// caches do. After each the Secret is read anew.
+	watchTime = 5 * time.Minute
 )
 
 // A watch of the one object by its name is allowed by its name; creating cannot
@@ -78,6 +89,8 @@ func (s *Store) Create(ctx context.Context, content ca.Stored) (ca.Stored, error
 		Type: corev1.SecretTypeOpaque,
 	}
 	fill(secret, content)
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
 	if err := s.client.Create(ctx, secret); err != nil {
 		return ca.Stored{}, s.wrap("create", err)
 	}
@@ -95,6 +108,8 @@ func (s *Store) Update(ctx context.Context, content ca.Stored) (ca.Stored, error
 		return ca.Stored{}, s.wrap("update", ca.ErrConflict)
 	}
 	fill(secret, content)
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
 	if err := s.client.Update(ctx, secret); err != nil {
 		return ca.Stored{}, s.wrap("update", err)
 	}
@@ -103,7 +118,8 @@ func (s *Store) Update(ctx context.Context, content ca.Stored) (ca.Stored, error
 
 // Watch tells about changes of the Secret.
 func (s *Store) Watch(ctx context.Context) (<-chan struct{}, error) {
-	events, err := s.client.Watch(ctx, &corev1.SecretList{},
+	lasts := int64(wait.Jitter(watchTime, 1).Seconds())
+	events, err := s.client.Watch(ctx, &corev1.SecretList{}, &client.ListOptions{Raw: &metav1.ListOptions{TimeoutSeconds: &lasts}},
 		client.InNamespace(s.name.Namespace), client.MatchingFields{metav1.ObjectNameField: s.name.Name})
 	if err != nil {
 		return nil, s.wrap("watch", err)
@@ -131,6 +147,8 @@ func (s *Store) Watch(ctx context.Context) (<-chan struct{}, error) {
 }
 
 func (s *Store) get(ctx context.Context) (*corev1.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
 	secret := &corev1.Secret{}
 	if err := s.client.Get(ctx, s.name, secret); err != nil {
 		return nil, s.wrap("get", err)

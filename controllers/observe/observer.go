@@ -113,7 +113,7 @@ func New(o Options) *Observer {
 // have been made with [CacheOptions], and to a [NewKeysCache], and has the manager run it on every
 // replica, leader or not. It asks the API server which kinds it has, until the context ends.
 func (o *Observer) SetupWithManager(ctx context.Context, mgr manager.Manager, keys cache.Informers) error {
-	api, err := discovery.NewDiscoveryClientForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	api, err := discovery.NewDiscoveryClientForConfig(mgr.GetConfig()) // which has a time-out, as its requests have no context
 	if err != nil {
 		return fmt.Errorf("making a client that asks for kinds: %w", err)
 	}
