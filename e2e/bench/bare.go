@@ -24,12 +24,12 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// bare is the least that a control plane can be: a gRPC server over TLS, with windows of
-// a fixed size and no read buffer beside TLS' own, that answers the first request of
-// each type with one small resource for each name, and passes on what it is told to
-// those who have asked for that name. It keeps nothing else, translates nothing, and
-// does not look at what is acknowledged. What a stream and a message cost it is what
-// they cost. It is this program itself, as a process of its own.
+// bare is the least that a control plane can be: a gRPC server over TLS, with default
+// options but for windows of a fixed size, that answers the first request of each type
+// with one small resource for each name, and passes on what it is told to those who
+// have asked for that name. It keeps nothing else, translates nothing, and does not
+// look at what is acknowledged. What a stream and a message cost it is what they cost.
+// It is this program itself, as a process of its own.
 type bare struct {
 	traffic      *traffic
 	xds, scraped string // addresses
@@ -196,7 +196,7 @@ func runBare(ctx context.Context, xds, ready string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.ReadBufferSize(0), grpc.StaticStreamWindowSize(receiveWindow), grpc.StaticConnWindowSize(receiveWindow), grpc.Creds(credentials.NewTLS(&tls.Config{
+	server := grpc.NewServer(grpc.StaticStreamWindowSize(receiveWindow), grpc.StaticConnWindowSize(receiveWindow), grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
 	})))
 	streams := &bareServer{asked: map[string][]chan<- *discovery.Resource{}}

@@ -157,7 +157,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		// size costs a ping and its answer for each acknowledgement.
 		grpc.StaticStreamWindowSize(receiveWindow),
 		grpc.StaticConnWindowSize(receiveWindow),
-		grpc.ReadBufferSize(0),
+		grpc.ReadBufferSize(0), // TLS has its own, which holds a whole record
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: clientPings, PermitWithoutStream: true}),
 	}
