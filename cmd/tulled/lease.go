@@ -45,7 +45,7 @@ const leaseTimeout = 5 * time.Second
 // no other process has.
 func newLease(config *rest.Config, namespace, pod string, log logr.Logger) (*patientLease, error) {
 	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
-	config.Timeout = leaseTimeout // which would end the watches of others, too
+	config.Timeout = leaseTimeout // of this copy alone: it ends watches, too
 	client, err := coordination.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for leader election: %w", err)

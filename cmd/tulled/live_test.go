@@ -319,19 +319,13 @@ func (m *lab) testWatches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := false
-	for line := range strings.Lines(string(content)) {
-		if !strings.Contains(line, `verb="WATCH"`) || !strings.Contains(line, `resource="meshpolicies"`) {
-			continue
-		}
-		found = found || strings.HasPrefix(line, "apiserver_longrunning_requests{") && strings.HasSuffix(line, " 1\n")
-		// They are counted as they end; one that comes early is refused.
-		if strings.HasPrefix(line, "apiserver_request_total{") && strings.Contains(line, `code="200"`) {
-			t.Errorf("a watch has ended: %s", line)
-		}
+	const policies, watches = `resource="meshpolicies"`, `verb="WATCH"`
+	if n := sum(t, bytes.NewReader(content), "apiserver_longrunning_requests", policies, watches); n != 1 {
+		t.Errorf("the API server says that policies are watched by %v requests", n)
 	}
-	if !found {
-		t.Error("the API server does not say that policies are watched")
+	// They are counted as they end; one that comes early is refused.
+	if n := sum(t, bytes.NewReader(content), "apiserver_request_total", policies, watches, `code="200"`); n != 0 {
+		t.Errorf("%v watches have ended", n)
 	}
 }
 

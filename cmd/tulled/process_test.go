@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -153,18 +154,28 @@ func (r *replica) sample(t *testing.T, name, label string) float64 {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var sum float64
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+	return sum(t, resp.Body, name, label)
+}
+
+// sum is a metric's value in what a process says of itself, over all labels that contain
+// each of the texts.
+func sum(t *testing.T, metrics io.Reader, name string, labels ...string) (total float64) {
+	t.Helper()
+	for lines := bufio.NewScanner(metrics); lines.Scan(); {
 		line := lines.Text()
-		if rest, ok := strings.CutPrefix(line, name); ok && strings.Contains(rest, label) && strings.IndexAny(rest, "{ ") == 0 {
+		rest, ok := strings.CutPrefix(line, name)
+		for _, label := range labels {
+			ok = ok && strings.Contains(rest, label)
+		}
+		if ok && strings.IndexAny(rest, "{ ") == 0 {
 			v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
 			if err != nil {
 				t.Fatal(err)
 			}
-			sum += v
+			total += v
 		}
 	}
-	return sum
+	return total
 }
 
 // settled is nil when so many proxies are connected and have all of what they
