@@ -98,44 +98,33 @@ const assignment = 350
 // nobody else.
 func (p *bare) tell(ctx context.Context, service int, address string) error {
 	content := address + strings.Repeat(" ", assignment-len(address))
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.scraped+"/"+serviceName(service), strings.NewReader(content))
+	response, err := ask(ctx, http.MethodPost, "http://"+p.scraped+"/"+serviceName(service), strings.NewReader(content))
 	if err != nil {
 		return err
 	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("telling of a move: %s", response.Status)
-	}
-	return nil
+	return response.Body.Close()
 }
 
 // bareServer answers, and passes on.
 type bareServer struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	lock  sync.Mutex
-	asked map[string][]chan<- *discovery.Resource // by name: of streams that are up, or were
+	asked map[string][]chan<- *discovery.DeltaDiscoveryResponse // by name: of streams that are up, or were
 }
 
 // DeltaAggregatedResources answers the first request of each type, and sends what
 // the stream has asked for and is told.
 func (s *bareServer) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	told, answers := make(chan *discovery.Resource, 16), make(chan *discovery.DeltaDiscoveryResponse, 3)
+	ctx, send := stream.Context(), make(chan *discovery.DeltaDiscoveryResponse, 16)
 	go func() {
 		for {
-			var r *discovery.DeltaDiscoveryResponse
 			select {
-			case <-stream.Context().Done():
+			case <-ctx.Done():
 				return
-			case r = <-answers:
-			case one := <-told:
-				r = &discovery.DeltaDiscoveryResponse{TypeUrl: urlEndpoints, Nonce: "2", Resources: []*discovery.Resource{one}}
-			}
-			if stream.Send(r) != nil {
-				return
+			case r := <-send:
+				if stream.Send(r) != nil {
+					return
+				}
 			}
 		}
 	}()
@@ -153,11 +142,15 @@ func (s *bareServer) DeltaAggregatedResources(stream discovery.AggregatedDiscove
 		}
 		s.lock.Lock()
 		for _, name := range r.GetResourceNamesSubscribe() {
-			s.asked[name] = append(s.asked[name], told)
+			s.asked[name] = append(s.asked[name], send)
 			answer.Resources = append(answer.Resources, &discovery.Resource{Name: name, Version: "1"})
 		}
 		s.lock.Unlock()
-		answers <- answer
+		select {
+		case send <- answer:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -170,12 +163,14 @@ func (s *bareServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := r.URL.Path[1:]
-	one := &discovery.Resource{Name: name, Version: "2", Resource: &anypb.Any{TypeUrl: urlEndpoints, Value: content}}
+	told := &discovery.DeltaDiscoveryResponse{TypeUrl: urlEndpoints, Nonce: "2", Resources: []*discovery.Resource{
+		{Name: name, Version: "2", Resource: &anypb.Any{TypeUrl: urlEndpoints, Value: content}},
+	}}
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	for _, told := range s.asked[name] {
+	for _, send := range s.asked[name] {
 		select {
-		case told <- one:
+		case send <- told:
 		default: // its stream has ended
 		}
 	}
@@ -199,7 +194,7 @@ func runBare(ctx context.Context, xds, ready string) error {
 	server := grpc.NewServer(grpc.StaticStreamWindowSize(receiveWindow), grpc.StaticConnWindowSize(receiveWindow), grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
 	})))
-	streams := &bareServer{asked: map[string][]chan<- *discovery.Resource{}}
+	streams := &bareServer{asked: map[string][]chan<- *discovery.DeltaDiscoveryResponse{}}
 	discovery.RegisterAggregatedDiscoveryServiceServer(server, streams)
 	context.AfterFunc(ctx, server.Stop)
 	go func() {

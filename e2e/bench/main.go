@@ -288,11 +288,7 @@ func (r *run) profile(ctx context.Context, folder, name string) (wait func()) {
 }
 
 func download(ctx context.Context, url, file string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := ask(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}

@@ -130,13 +130,23 @@ func (r *results) table(out io.Writer) error {
 	return w.Flush()
 }
 
-// scrape is the sum of a metric over its labels.
-func scrape(ctx context.Context, url, metric string) (float64, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// ask is a request whose answer, which the caller closes, is 200.
+func ask(ctx context.Context, method, url string, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	response, err := http.DefaultClient.Do(request)
+	if err == nil && response.StatusCode != http.StatusOK {
+		_ = response.Body.Close()
+		return nil, fmt.Errorf("%s %s: %s", method, url, response.Status)
+	}
+	return response, err
+}
+
+// scrape is the sum of a metric over its labels.
+func scrape(ctx context.Context, url, metric string) (float64, error) {
+	response, err := ask(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
 	}
